@@ -1,0 +1,31 @@
+"""Bytes on disk: layout, integrity, reading and writing rows, order.
+
+``open`` and ``create`` return a ``Cache``; the format is in docs/format.md.
+"""
+
+from . import order, publish
+from .commit import CommitRecord, ImageFacts
+from .errors import PhistillError, UsageError
+from .info import CacheInfo, Segment, TeacherInfo
+from .reader import ArrayReader
+from .split import HELDOUT, TRAIN, Split
+from .store import Cache, create, open
+
+__all__ = [
+    "HELDOUT",
+    "TRAIN",
+    "ArrayReader",
+    "Cache",
+    "CacheInfo",
+    "CommitRecord",
+    "ImageFacts",
+    "PhistillError",
+    "Segment",
+    "Split",
+    "TeacherInfo",
+    "UsageError",
+    "create",
+    "open",
+    "order",
+    "publish",
+]

@@ -1,0 +1,72 @@
+"""The zarr metadata of a cache's groups and arrays.
+
+zarr makes the documents (in memory), so that what we publish is what zarr would have written; the
+values are encoded and decoded by ``shard`` and ``reader``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from .document import canonical, parse, seal, unseal
+from .errors import CorruptCache
+
+
+def array_document(
+    num_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any], shard_rows: int
+) -> bytes:
+    """zarr.json of an array (num_rows, *row_shape) with one row per inner chunk.
+
+    Inner codecs are bytes (little-endian) and crc32c: float16 features do not compress, and
+    without a checksum zarr returns flipped bits as data. Fill is NaN for floats and 0 for integers.
+    """
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+
+    documents: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(documents)
+    zarr.create_array(
+        store,
+        shape=(num_rows, *row_shape),
+        dtype=dtype,
+        chunks=(shard_rows, *row_shape),
+        serializer=ShardingCodec(
+            chunk_shape=(1, *row_shape),
+            codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+        ),
+        filters=None,
+        compressors=None,
+        fill_value=np.nan if dtype.kind == "f" else 0,
+        zarr_format=3,
+    )
+    return bytes(documents["zarr.json"].to_bytes())
+
+
+def group_document(attributes: dict[str, Any] | None = None) -> bytes:
+    """zarr.json of a group; ``attributes`` go sealed under ``phistill``."""
+    content = {"phistill": seal(attributes)} if attributes is not None else {}
+    return json.dumps(
+        {"zarr_format": 3, "node_type": "group", "attributes": content}, indent=2, sort_keys=True
+    ).encode()
+
+
+def group_attributes(data: bytes, what: str) -> dict[str, Any]:
+    """The unsealed ``phistill`` attributes of a group's zarr.json."""
+    document = parse(data, what)
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    if not isinstance(attributes, dict) or "phistill" not in attributes:
+        raise CorruptCache(f"{what} is not a phistill cache: it has no 'phistill' attributes.")
+    return unseal(attributes["phistill"], what)
+
+
+def same_array(data: bytes, expected: bytes, what: str) -> None:
+    """Raise CorruptCache when an array's zarr.json says something else than it must."""
+    if canonical(parse(data, what)) != canonical(parse(expected, what)):
+        raise CorruptCache(
+            f"{what} does not describe the array that the cache's settings ask for: it was edited "
+            "or belongs to another cache."
+        )

@@ -1,0 +1,231 @@
+"""What a cache says of itself: frozen value objects with a symmetric dict form.
+
+``CacheInfo`` is the root's attributes, ``TeacherInfo`` a teacher's. Both are valid by construction
+and refuse unknown keys, so that a file of a later format is refused instead of half understood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+
+from . import names
+from .errors import CorruptCache, UsageError
+
+FORMAT = 1
+"""Version of the layout in docs/format.md."""
+
+MAX_SHARD_ROWS = 2**16
+MAX_ROW_BYTES = 2**31
+"""An array that claims more than this per row is refused before anything is allocated."""
+
+DTYPES = {
+    names.PIXELS: np.dtype("uint8"),
+    "patches": np.dtype("float16"),
+    "summary": np.dtype("float32"),
+    "registers": np.dtype("float16"),
+}
+
+
+def _checked(cls: type, record: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise CorruptCache(f"{what} is not a JSON object.")
+    known = {entry.name for entry in fields(cls)}
+    unknown, missing = set(record) - known, known - set(record)
+    if unknown or missing:
+        raise CorruptCache(
+            f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
+            "it was written by another version of phistill, or is damaged."
+        )
+    return dict(record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Rows that were added together. Starts at a shard boundary, padded to whole shards."""
+
+    start: int
+    """First row; a multiple of shard_rows."""
+    num_rows: int
+    """Rows that exist; the padding after them does not."""
+    index_sha256: str
+    """Of the segment's parquet table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        return cls(**_checked(cls, record, "a segment"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheInfo:
+    """Settings that all shards of a cache share."""
+
+    seed: int
+    """Of the row permutation, the split and every view."""
+    shard_rows: int
+    """Rows per shard, a power of two: the unit of commit."""
+    holdout: float
+    """Fraction of images held out, unless the index has a split column."""
+    pixel_size: int
+    """Side of the stored student pixels; 0 when none are stored."""
+    views: tuple[dict[str, Any], ...]
+    """One per stored view of an image, as the pipeline describes them."""
+    decode: dict[str, Any]
+    """How an image becomes RGB, as the pipeline describes it."""
+    segments: tuple[Segment, ...] = ()
+    teachers: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise CorruptCache(
+                f"the cache has format {self.format}; this phistill reads format {FORMAT}."
+            )
+        rows = self.shard_rows
+        if not 0 < rows <= MAX_SHARD_ROWS or rows & (rows - 1):
+            raise UsageError(
+                f"shard_rows={rows} must be a power of two, at most {MAX_SHARD_ROWS:,}."
+            )
+        if not 0.0 <= self.holdout < 1.0:
+            raise UsageError(f"holdout={self.holdout} must be at least 0 and below 1.")
+        if not 0 <= self.pixel_size <= 8192:
+            raise UsageError(f"pixel_size={self.pixel_size} must be between 0 and 8192.")
+        if not self.views:
+            raise UsageError("a cache needs at least one view.")
+
+    @property
+    def num_rows(self) -> int:
+        """Length of every array: the end of the last segment, padding between segments counted."""
+        return self.segments[-1].start + self.segments[-1].num_rows if self.segments else 0
+
+    @property
+    def num_shards(self) -> int:
+        return math.ceil(self.num_rows / self.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row and row after the last that really exist in a shard."""
+        start = shard * self.shard_rows
+        for segment in self.segments:
+            end = segment.start + segment.num_rows
+            if segment.start <= start < end:
+                return start, min(start + self.shard_rows, end)
+        raise UsageError(f"shard {shard} does not exist; the cache has {self.num_shards} shards.")
+
+    def shards(self) -> list[int]:
+        """Every shard that holds rows."""
+        return [
+            shard
+            for segment in self.segments
+            for shard in range(
+                segment.start // self.shard_rows,
+                math.ceil((segment.start + segment.num_rows) / self.shard_rows),
+            )
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        record["views"] = list(self.views)
+        record["segments"] = [segment.to_dict() for segment in self.segments]
+        record["teachers"] = list(self.teachers)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        found = record.get("format") if isinstance(record, Mapping) else None
+        if found != FORMAT:
+            raise CorruptCache(f"the cache has format {found!r}; this phistill reads {FORMAT}.")
+        values = _checked(cls, record, "the cache's root")
+        values["segments"] = tuple(Segment.from_dict(entry) for entry in values["segments"])
+        values["teachers"] = tuple(values["teachers"])
+        values["views"] = tuple(values["views"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherInfo:
+    """What a teacher is and which arrays it has."""
+
+    name: str
+    grid: tuple[int, int]
+    """(h, w) of the patch tokens; row-major, T = h * w."""
+    widths: dict[str, int]
+    """Vector width per kind: patches C, summary D, registers C."""
+    num_registers: int = 0
+    rows_per_forward: int = 1
+    """Rows in one forward pass. Fixed with the teacher, because it can change the last bit."""
+    spec: str = ""
+    """The text that builds the teacher again, ``SOURCE:MODEL?options``. Not part of what it is."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What must be equal for features to be comparable: source, model, revision, weights_sha256,
+    preprocessing, layer, dtype, autocast."""
+
+    def __post_init__(self) -> None:
+        names.check_teacher_name(self.name)
+        unknown = set(self.widths) - set(names.KINDS)
+        if unknown or "patches" not in self.widths:
+            raise UsageError(
+                f"teacher {self.name}: kinds {sorted(self.widths)} must hold 'patches' "
+                f"and nothing but {list(names.KINDS)}."
+            )
+        sizes = [*self.grid, *self.widths.values(), self.rows_per_forward]
+        if min(sizes) < 1 or self.num_registers < 0:
+            raise UsageError(f"teacher {self.name}: sizes must be positive: {self}.")
+        for kind in self.kinds:
+            if math.prod(self.row_shape(kind)) * DTYPES[kind].itemsize > MAX_ROW_BYTES:
+                raise UsageError(f"teacher {self.name}: a row of {kind} exceeds 2 GiB.")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kind in names.KINDS if kind in self.widths)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def width(self, kind: str) -> int:
+        """Vector width of a kind; UsageError lists what the teacher has."""
+        if kind not in self.widths:
+            raise UsageError(f"teacher {self.name} has no {kind}; it has {', '.join(self.kinds)}.")
+        return self.widths[kind]
+
+    def row_shape(self, kind: str) -> tuple[int, ...]:
+        """Shape of one row: patches (T, C), summary (D,), registers (G, C)."""
+        width = self.width(kind)
+        return {
+            "patches": (self.num_tokens, width),
+            "summary": (width,),
+            "registers": (self.num_registers, width),
+        }[kind]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all kinds."""
+        return sum(math.prod(self.row_shape(k)) * DTYPES[k].itemsize for k in self.kinds)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Identity with the shapes that follow from it."""
+        return {
+            **self.identity,
+            "grid": list(self.grid),
+            "widths": dict(self.widths),
+            "num_registers": self.num_registers,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        record = asdict(self)
+        record["grid"] = list(self.grid)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        values = _checked(cls, record, "a teacher's attributes")
+        values["grid"] = tuple(values["grid"])
+        return cls(**values)

@@ -1,0 +1,94 @@
+"""Publishing a file so that a reader sees all of it or none of it, whatever is killed when.
+
+A file is written under a temporary name beside its place, flushed to the disk, renamed, and the
+folder that holds its name is flushed too. POSIX rename is atomic; without the two fsync a power
+cut can leave a name that points at nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .errors import PhistillError
+
+TEMPORARY_SUFFIX = ".partial"
+"""One writer owns a file at a time, so the temporary name can be fixed: a repeated write reuses it
+and nothing is left behind."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class PublishError(PhistillError, OSError):
+    """The file system refused the bytes; the message says which and how many."""
+
+
+def publish_bytes(path: Path, data: Buffer) -> None:
+    """Publish one buffer as the whole content of ``path``."""
+    publish_chunks(path, (data,))
+
+
+def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
+    """Publish the concatenation of ``chunks`` as the whole content of ``path``.
+
+    Raises PublishError naming the path and the bytes that were to be written.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    buffers = [memoryview(chunk).cast("B") for chunk in chunks]
+    num_bytes = sum(buffer.nbytes for buffer in buffers)
+    try:
+        make_folder(path.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            for buffer in buffers:
+                write_all(descriptor, buffer)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        _forget(temporary)
+        raise PublishError(
+            f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
+            "Free some space or check the disk, then run the same command again: "
+            "it goes on where it stopped."
+        ) from error
+
+
+def write_all(descriptor: int, buffer: memoryview) -> None:
+    """``os.write`` may write less than asked for; write until nothing is left."""
+    while buffer.nbytes:
+        buffer = buffer[os.write(descriptor, buffer) :]
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents, each flushed into the folder that names it."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush the names in ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def leftovers(root: Path) -> Iterator[Path]:
+    """Temporary files below ``root`` that a killed writer left behind."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if name.endswith(TEMPORARY_SUFFIX))
+
+
+def _forget(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # the disk that refused the write may refuse this too; the next writer reuses it

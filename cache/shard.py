@@ -1,0 +1,85 @@
+"""One shard as bytes: zarr v3 ``sharding_indexed`` with one row per inner chunk.
+
+Layout (little-endian), n rows of b bytes in a shard made for ``shard_rows``:
+
+    row 0 | crc32c | row 1 | crc32c | ... | index | crc32c
+
+The index has ``shard_rows`` pairs (offset, nbytes) of uint64; a pair of 2^64 - 1 means that the
+row is not stored. Inner codecs are ``[bytes, crc32c]``, index codecs the same, index at the end.
+"""
+
+from __future__ import annotations
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CorruptCache
+
+CRC_BYTES = 4
+ENTRY_BYTES = 16
+ABSENT = np.uint64(2**64 - 1)
+
+
+def index_bytes(shard_rows: int) -> int:
+    """Bytes of the encoded index, its checksum included."""
+    return shard_rows * ENTRY_BYTES + CRC_BYTES
+
+
+def encode_shard(rows: NDArray[np.generic], shard_rows: int) -> NDArray[np.uint8]:
+    """Encode ``rows`` (n, ...), n <= shard_rows, as the bytes zarr would write.
+
+    Returns uint8 (n * (b + 4) + shard_rows * 16 + 4,).
+    """
+    num_rows = rows.shape[0]
+    if not 0 < num_rows <= shard_rows:
+        raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows}.")
+    little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+    flat = little.reshape(num_rows, -1).view(np.uint8)  # (n, b)
+    row_bytes = flat.shape[1]
+    body_bytes = num_rows * (row_bytes + CRC_BYTES)
+    encoded = np.empty(body_bytes + index_bytes(shard_rows), np.uint8)
+    body = encoded[:body_bytes].reshape(num_rows, row_bytes + CRC_BYTES)
+    body[:, :row_bytes] = flat
+    checksums = np.array([google_crc32c.value(row) for row in flat], dtype="<u4")
+    body[:, row_bytes:] = checksums.view(np.uint8).reshape(num_rows, CRC_BYTES)
+
+    entries = np.full((shard_rows, 2), ABSENT, dtype="<u8")
+    entries[:num_rows, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(row_bytes + CRC_BYTES)
+    entries[:num_rows, 1] = row_bytes + CRC_BYTES
+    tail = encoded[body_bytes:]
+    tail[:-CRC_BYTES] = entries.view(np.uint8).reshape(-1)
+    tail[-CRC_BYTES:] = np.array([google_crc32c.value(tail[:-CRC_BYTES])], "<u4").view(np.uint8)
+    return encoded
+
+
+def decode_index(
+    tail: NDArray[np.uint8], shard_rows: int, file_bytes: int, row_bytes: int, what: str
+) -> NDArray[np.int64]:
+    """Offsets (shard_rows,) of the rows, -1 where a row is not stored.
+
+    ``tail`` is the last ``index_bytes(shard_rows)`` bytes of a file of ``file_bytes``. Raises
+    CorruptCache naming ``what`` when the checksum is wrong or an entry points outside the file.
+    """
+    if tail.size != index_bytes(shard_rows):
+        raise CorruptCache(f"{what} has {file_bytes:,} bytes, too few for its index.")
+    stored = int(tail[-CRC_BYTES:].view("<u4")[0])
+    if google_crc32c.value(tail[:-CRC_BYTES]) != stored:
+        raise CorruptCache(f"{what}: the shard index does not match its checksum.")
+    entries = tail[:-CRC_BYTES].view("<u8").reshape(shard_rows, 2)
+    present = entries[:, 0] != ABSENT
+    end = file_bytes - index_bytes(shard_rows)
+    bad = present & (
+        (entries[:, 1] != row_bytes + CRC_BYTES)
+        | (entries[:, 0] > np.uint64(max(end - row_bytes - CRC_BYTES, 0)))
+    )
+    if bad.any():
+        raise CorruptCache(f"{what}: the shard index points outside the file.")
+    return np.where(present, entries[:, 0], np.uint64(0)).astype(np.int64) - (~present).astype(
+        np.int64
+    )
+
+
+def matches(row: NDArray[np.uint8], checksum: int) -> bool:
+    """Whether a row's bytes (b,) have this crc32c."""
+    return bool(google_crc32c.value(row) == checksum)

@@ -1,0 +1,365 @@
+"""A cache as an object: what it holds, which rows may be used, and how shards get in.
+
+Everything that is believed comes from two places: the root's attributes (segments, teachers) and
+the commit records. A file that no record names does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from . import lock, names
+from .arrays import array_document, group_attributes, group_document, same_array
+from .commit import CommitRecord, ImageFacts
+from .document import MAX_DOCUMENT_BYTES
+from .errors import CacheMismatch, CorruptCache, IncompleteCache, MissingRow, UsageError
+from .files import LocalFiles
+from .info import DTYPES, CacheInfo, Segment, TeacherInfo
+from .reader import ArrayReader
+from .shard import encode_shard
+from .split import HELDOUT, TRAIN, Split, is_heldout
+
+INDEX_COLUMNS = ("row", "id", "view", "uri", "offset", "length")
+"""Columns every index has; ``label`` and ``split`` may follow."""
+
+
+def open(path: str | Path) -> Cache:
+    """Open an existing cache; UsageError when there is none at ``path``."""
+    root = Path(path)
+    if not (root / names.ROOT).is_file():
+        raise UsageError(
+            f"{root} is not a cache: it has no {names.ROOT}. "
+            f"Make one with `phistill extract IMAGES --cache {root} --teacher ...`."
+        )
+    return Cache(root)
+
+
+def create(path: str | Path, info: CacheInfo, index: pa.Table) -> Cache:
+    """Create a cache whose first segment is ``index`` (INDEX_COLUMNS, one line per row).
+
+    The root is published last: a killed ``create`` leaves a folder that is not a cache yet.
+    """
+    root = Path(path)
+    if (root / names.ROOT).exists():
+        raise UsageError(f"{root} already exists. Choose another path, or extract into it.")
+    if not index.num_rows:
+        raise UsageError("a cache needs at least one image.")
+    files = LocalFiles(root)
+    segment = _publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
+    info = replace(info, segments=(segment,))
+    files.publish(names.metadata(names.TEACHERS), [group_document()])
+    if info.pixel_size:
+        files.publish(names.metadata(names.PIXELS), [_pixels_document(info)])
+    files.publish(names.ROOT, [group_document(info.to_dict())])
+    return Cache(root)
+
+
+class Cache:
+    """A cache on a local file system. Cheap to open; picklable (opened again by path)."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        self.files = LocalFiles(root)
+        self._commits: dict[str, dict[int, CommitRecord]] = {}
+        self.refresh()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
+        return Cache, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r}, rows={self.num_rows}, teachers={list(self.teachers)})"
+
+    def refresh(self) -> None:
+        """Read the root's attributes again."""
+        data = self.files.read(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES)
+        attributes = group_attributes(data, str(self.path / names.ROOT))
+        try:
+            self.info = CacheInfo.from_dict(attributes)
+        except (TypeError, KeyError, AttributeError, UsageError) as error:
+            raise CorruptCache(f"{self.path / names.ROOT} does not describe a cache.") from error
+
+    # -- what it holds ---------------------------------------------------------------------------
+
+    @property
+    def num_rows(self) -> int:
+        """Length of every array; rows between segments are padding and never committed."""
+        return self.info.num_rows
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return self.info.teachers
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Everything that has shards: the pixels, then each teacher."""
+        return ((names.PIXELS,) if self.info.pixel_size else ()) + self.teachers
+
+    def teacher(self, name: str) -> TeacherInfo:
+        """A teacher's shapes and fingerprint; UsageError lists the teachers there are."""
+        if name not in self.teachers:
+            known = ", ".join(self.teachers) or "none yet"
+            raise UsageError(f"{self.path} has no teacher {name!r}; it has: {known}.")
+        path = names.metadata(names.group(name))
+        attributes = group_attributes(
+            self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES), str(self.path / path)
+        )
+        return TeacherInfo.from_dict(attributes)
+
+    def shapes(self, owner: str) -> dict[str, tuple[int, ...]]:
+        """Row shape of each kind an owner stores."""
+        if owner == names.PIXELS:
+            if not self.info.pixel_size:
+                raise UsageError(f"{self.path} stores no pixels; it was made with pixel_size=0.")
+            return {names.PIXELS: (self.info.pixel_size, self.info.pixel_size, 3)}
+        teacher = self.teacher(owner)
+        return {kind: teacher.row_shape(kind) for kind in teacher.kinds}
+
+    def index(self) -> pa.Table:
+        """One line per row, ascending: row, id, view, uri, offset, length, label?, split?."""
+        tables = []
+        for number, segment in enumerate(self.info.segments):
+            path = names.index(number)
+            data = self.files.read(path)
+            if hashlib.sha256(data).hexdigest() != segment.index_sha256:
+                raise CorruptCache(f"{self.path / path} is not the index the cache was made with.")
+            tables.append(pq.read_table(io.BytesIO(data)))
+        return pa.concat_tables(tables, promote_options="default")
+
+    # -- what is committed -----------------------------------------------------------------------
+
+    def commits(self, owner: str) -> dict[int, CommitRecord]:
+        """Commit records by shard. Records already read are kept; new ones are looked up."""
+        known = self._commits.setdefault(owner, {})
+        folder = names.commits(owner)
+        for name in self.files.list(folder):
+            stem, dot, suffix = name.partition(".")
+            if not (dot and suffix == "json" and stem.isdigit()) or int(stem) in known:
+                continue
+            record = self._read_commit(owner, int(stem), f"{folder}/{name}")
+            known[record.shard] = record
+        return dict(known)
+
+    def _read_commit(self, owner: str, shard: int, path: str) -> CommitRecord:
+        data = self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)
+        record = CommitRecord.from_bytes(data, str(self.path / path))
+        start, stop = self.info.shard_range(shard)
+        expected = (owner, shard, start, stop - start)
+        if (record.owner, record.shard, record.start, record.num_rows) != expected:
+            raise CorruptCache(f"{self.path / path} is the record of another shard.")
+        return record
+
+    def missing_shards(self, owner: str) -> list[int]:
+        """Shards of an owner that are not committed yet, ascending."""
+        done = self.commits(owner)
+        return [shard for shard in self.info.shards() if shard not in done]
+
+    def require_complete(self, teachers: Sequence[str] | None = None) -> None:
+        """Raise IncompleteCache, naming the command that goes on, when shards are missing."""
+        for owner in (*self.owners,) if teachers is None else (*self._pixels, *teachers):
+            if missing := len(self.missing_shards(owner)):
+                total = len(self.info.shards())
+                raise IncompleteCache(
+                    f"{self.path} is unfinished: {owner} has {total - missing} of {total} shards. "
+                    f"Finish it with `phistill extract IMAGES --cache {self.path}`."
+                )
+
+    def rows(
+        self, teachers: Sequence[str] | None = None, split: Split = "train"
+    ) -> NDArray[np.int64]:
+        """Rows (n,), ascending, that are committed and accepted for the pixels and every teacher.
+
+        ``teachers=None`` asks for all of them. ``split`` is ``train``, ``heldout`` or ``all``.
+        """
+        if split not in (TRAIN, HELDOUT, "all"):
+            raise UsageError(f"split={split!r} is not known; choose train, heldout or all.")
+        chosen = self.teachers if teachers is None else tuple(teachers)
+        usable = np.ones(self.num_rows, bool)
+        for owner in (*self._pixels, *chosen):
+            self.shapes(owner)
+            accepted = np.zeros(self.num_rows, bool)
+            for record in self.commits(owner).values():
+                accepted[record.start : record.start + record.num_rows] = record.accepted
+            usable &= accepted
+        if split != "all":
+            usable &= self._heldout((*self._pixels, *chosen)) == (split == HELDOUT)
+        return np.flatnonzero(usable).astype(np.int64)
+
+    @property
+    def _pixels(self) -> tuple[str, ...]:
+        return (names.PIXELS,) if self.info.pixel_size else ()
+
+    def _heldout(self, owners: Sequence[str]) -> NDArray[np.bool_]:
+        """(num_rows,) True where a row is held out; rows that no owner committed are False."""
+        heldout = np.zeros(self.num_rows, bool)
+        index = self.index()
+        if "split" in index.column_names:
+            given = np.array(index["split"].to_pylist(), dtype=object)
+            heldout[index["row"].to_numpy()] = given == HELDOUT
+            return heldout
+        for owner in owners[:1]:
+            for record in self.commits(owner).values():
+                for slot, sha256 in enumerate(record.images.sha256):
+                    if sha256 is not None:
+                        heldout[record.start + slot] = is_heldout(
+                            sha256, seed=self.info.seed, fraction=self.info.holdout
+                        )
+        return heldout
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def reader(self, owner: str, kind: str) -> ArrayReader:
+        """A reader of one array; the array's zarr.json must say what the settings say."""
+        shapes = self.shapes(owner)
+        if kind not in shapes:
+            raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
+        dtype = DTYPES[kind]
+        path = names.metadata(names.array(owner, kind))
+        expected = array_document(self.num_rows, shapes[kind], dtype, self.info.shard_rows)
+        same_array(self.files.read(path, max_bytes=2**20), expected, str(self.path / path))
+        return ArrayReader(
+            self.path,
+            owner,
+            kind,
+            row_shape=shapes[kind],
+            dtype=dtype,
+            shard_rows=self.info.shard_rows,
+            num_rows=self.num_rows,
+            commits=lambda: self.commits(owner),
+        )
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the cache for writing; LockHeld names who has it."""
+        return lock.writing(self.path)
+
+    def add_teacher(self, teacher: TeacherInfo) -> None:
+        """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
+        if teacher.name in self.teachers:
+            raise UsageError(f"{self.path} already has a teacher {teacher.name!r}.")
+        for kind in teacher.kinds:
+            document = array_document(
+                self.num_rows, teacher.row_shape(kind), DTYPES[kind], self.info.shard_rows
+            )
+            self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
+        self.files.publish(
+            names.metadata(names.group(teacher.name)), [group_document(teacher.to_dict())]
+        )
+        info = replace(self.info, teachers=(*self.teachers, teacher.name))
+        self.files.publish(names.ROOT, [group_document(info.to_dict())])
+        self.info = info
+
+    def commit_shard(
+        self,
+        owner: str,
+        shard: int,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        images: ImageFacts,
+        reasons: Mapping[int, str],
+        environment: Mapping[str, str],
+    ) -> CommitRecord:
+        """Write a shard whole: every file, each durable before the next, then the commit record.
+
+        ``arrays`` maps each kind to (n, *row_shape), n the rows that exist in the shard.
+        """
+        start, stop = self.info.shard_range(shard)
+        shapes = self.shapes(owner)
+        if set(arrays) != set(shapes):
+            raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
+        self._same_images(owner, shard, images)
+        files: dict[str, tuple[int, str]] = {}
+        for kind, values in arrays.items():
+            wanted = (stop - start, *shapes[kind])
+            if values.shape != wanted or values.dtype != DTYPES[kind]:
+                raise ValueError(
+                    f"{owner}/{kind}, shard {shard}: got {values.dtype} {values.shape}, "
+                    f"wanted {DTYPES[kind]} {wanted}."
+                )
+            relative = names.shard(owner, kind, shard, values.ndim)
+            encoded = encode_shard(values, self.info.shard_rows)
+            self.files.publish(relative, [encoded.data])
+            files[relative] = (encoded.nbytes, hashlib.sha256(encoded).hexdigest())
+        record = CommitRecord(
+            owner=owner,
+            shard=shard,
+            start=start,
+            num_rows=stop - start,
+            files=files,
+            images=images,
+            reasons=dict(sorted(reasons.items())),
+            environment=dict(environment),
+        )
+        self.files.publish(names.commit(owner, shard), [record.to_bytes()])
+        self._commits.setdefault(owner, {})[shard] = record
+        return record
+
+    def _same_images(self, owner: str, shard: int, images: ImageFacts) -> None:
+        """A row must come from the same bytes for every owner, or features pair wrongly."""
+        for other in self.owners:
+            if other == owner or shard not in self.commits(other):
+                continue
+            stored = self.commits(other)[shard].images
+            if stored != images:
+                slot = next(
+                    slot
+                    for slot in range(len(images.sha256))
+                    if (stored.sha256[slot], stored.box[slot])
+                    != (images.sha256[slot], images.box[slot])
+                )
+                row = shard * self.info.shard_rows + slot
+                raise CacheMismatch(
+                    f"row {row}: {owner} was given an image with sha256 {images.sha256[slot]}, "
+                    f"{other} was extracted from {stored.sha256[slot]}. The images changed since; "
+                    "extract into a new cache."
+                )
+
+    def write_small(self, relative: str, data: bytes) -> None:
+        """Publish a small file below the cache (statistics, normalizers)."""
+        self.files.publish(relative, [data])
+
+    def digest(self) -> str:
+        """sha256 (hex) over every file's path and content, the lock left out."""
+        total = hashlib.sha256()
+        for relative in self.files.walk():
+            if relative != names.LOCK:
+                content = hashlib.sha256(self.files.read(relative)).hexdigest()
+                total.update(f"{relative}\0{content}\n".encode())
+        return total.hexdigest()
+
+
+def _pixels_document(info: CacheInfo) -> bytes:
+    shape = (info.pixel_size, info.pixel_size, 3)
+    return array_document(info.num_rows, shape, DTYPES[names.PIXELS], info.shard_rows)
+
+
+def _publish_index(
+    files: LocalFiles, index: pa.Table, *, number: int, start: int, shard_rows: int
+) -> Segment:
+    """Write a segment's table, a row group per shard, and describe it."""
+    if missing := set(INDEX_COLUMNS) - set(index.column_names):
+        raise ValueError(f"the index lacks the columns {sorted(missing)}.")
+    rows = index["row"].to_numpy()
+    if not np.array_equal(rows, np.arange(start, start + index.num_rows)):
+        raise ValueError(f"the index must list the rows {start}.. in order.")
+    sink = io.BytesIO()
+    pq.write_table(index, sink, row_group_size=shard_rows, compression="zstd")
+    data = sink.getvalue()
+    files.publish(names.index(number), [data])
+    return Segment(
+        start=start, num_rows=index.num_rows, index_sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+__all__ = ["Cache", "MissingRow", "create", "open"]

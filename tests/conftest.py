@@ -1,0 +1,118 @@
+"""Small real caches for every room's tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import phistill.cache as store
+from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
+
+
+def small_index(num_rows: int) -> pa.Table:
+    """An index of ``num_rows`` invented images, one view each."""
+    return pa.table(
+        {
+            "row": np.arange(num_rows),
+            "id": [f"image-{row:05d}" for row in range(num_rows)],
+            "view": np.zeros(num_rows, np.int32),
+            "uri": ["images.parquet"] * num_rows,
+            "offset": np.arange(num_rows),
+            "length": np.full(num_rows, -1),
+            "label": [f"class-{row % 3}" for row in range(num_rows)],
+        }
+    )
+
+
+def facts(start: int, num_rows: int) -> ImageFacts:
+    """Facts of invented images: the sha256 of the row's number."""
+    return ImageFacts(
+        sha256=tuple(
+            hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, start + num_rows)
+        ),
+        size=((8, 8),) * num_rows,
+        box=((0, 0, 8, 8),) * num_rows,
+    )
+
+
+def random_features(
+    generator: np.random.Generator, teacher: TeacherInfo, num_rows: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Gaussian features with channels of different mean and scale."""
+    features = {}
+    for kind in teacher.kinds:
+        shape = teacher.row_shape(kind)
+        scale = np.linspace(0.5, 2.0, shape[-1])
+        values = generator.standard_normal((num_rows, *shape)) * scale + scale
+        features[kind] = values.astype(np.float32 if kind == "summary" else np.float16)
+    return features
+
+
+CacheFactory = Callable[..., Cache]
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> CacheFactory:
+    """``make_cache(num_rows=, teachers=, ...)`` writes a finished cache and opens it.
+
+    ``teachers`` are TeacherInfo; ``features(name, kind, start, values)`` may replace the values of
+    a shard; ``rejects`` are global rows that every owner rejects.
+    """
+
+    def make(
+        *,
+        num_rows: int = 50,
+        shard_rows: int = 16,
+        pixel_size: int = 8,
+        holdout: float = 0.2,
+        seed: int = 0,
+        rejects: Sequence[int] = (),
+        teachers: Sequence[TeacherInfo] | None = None,
+        features: Callable[[str, str, int, Any], Any] | None = None,
+        name: str = "small.cache",
+    ) -> Cache:
+        if teachers is None:
+            teachers = (
+                TeacherInfo(name="a", grid=(2, 2), widths={"patches": 12, "summary": 6}),
+                TeacherInfo(name="b", grid=(3, 3), widths={"patches": 7}),
+            )
+        info = CacheInfo(
+            seed=seed,
+            shard_rows=shard_rows,
+            holdout=holdout,
+            pixel_size=pixel_size,
+            views=({"kind": "resize"},),
+            decode={},
+        )
+        cache = store.create(tmp_path / name, info, small_index(num_rows))
+        for teacher in teachers:
+            cache.add_teacher(teacher)
+        generator = np.random.default_rng(seed)
+        for shard in cache.info.shards():
+            start, stop = cache.info.shard_range(shard)
+            num = stop - start
+            reasons = {row - start: "invented" for row in rejects if start <= row < stop}
+            common: dict[str, Any] = {
+                "images": facts(start, num),
+                "reasons": reasons,
+                "environment": {},
+            }
+            pixels = generator.integers(0, 256, (num, pixel_size, pixel_size, 3), np.uint8)
+            cache.commit_shard("pixels", shard, {"pixels": pixels}, **common)
+            for teacher in teachers:
+                arrays = random_features(generator, teacher, num)
+                if features is not None:
+                    arrays = {
+                        kind: features(teacher.name, kind, start, values)
+                        for kind, values in arrays.items()
+                    }
+                cache.commit_shard(teacher.name, shard, arrays, **common)
+        return cache
+
+    return make
