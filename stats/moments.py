@@ -1,0 +1,211 @@
+"""Count, mean and scatter of feature vectors: sums that merge exactly.
+
+Vectors come in blocks. A block is centred on a pilot, the mean of a few of its own rows, before
+its second moments are taken, because the product of uncentred float32 features loses everything
+when the mean is large. Block products are float32 (or float64 when exact), sums over blocks are
+float64. With m_k the mean of block k, d_k its distance from the pilot and m the total mean,
+
+    scatter = sum_k P_k - sum_k n_k d_k d_k^T + sum_k n_k (m_k - m)(m_k - m)^T
+
+where P_k = sum (x - pilot_k)(x - pilot_k)^T: no pilot has to be good, and none is shared, so a
+block gives the same numbers wherever and whenever it is processed.
+
+n vectors, c width, b rows of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from ..cache.errors import DegenerateMoments, UsageError
+
+BLOCK_VECTORS = 8192
+"""Rows of one product: long enough that adding its (c, c) result in float64 costs a few percent,
+short enough that a float32 block of width 1024 is 32 MiB and its rounding stays near 1e-8."""
+
+PILOT_VECTORS = 64
+"""Rows whose mean is the pilot; any pilot within some standard deviations of the mean will do."""
+
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+FLOAT64_EPS = float(np.finfo(np.float64).eps)
+_SMALLEST_SQUARE = 1e-30  # a float32 sum of squares below this has met subnormal numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and scatter of n feature vectors, in float64.
+
+    scatter is sum_i (x_i - mean)(x_i - mean)^T: a sum, not an average, so that
+    two disjoint blocks merge exactly. eps is the rounding of the products it was summed from: the
+    float32 epsilon, or the float64 epsilon for exact moments.
+    """
+
+    n: int
+    mean: Float[np.ndarray, " c"]
+    scatter: Float[np.ndarray, "c c"]
+    eps: float = FLOAT64_EPS
+
+    def __post_init__(self) -> None:
+        if self.n < 0 or self.scatter.shape != 2 * self.mean.shape:
+            raise UsageError(
+                f"Moments of n={self.n}, mean {self.mean.shape}, scatter {self.scatter.shape}: "
+                "n must not be negative, mean must be (c,) and scatter (c, c)."
+            )
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge two disjoint blocks (Chan, Golub, LeVeque 1983, Eq. 1.5)."""
+        if self.width != other.width:
+            raise UsageError(
+                f"Moments of width {self.width} and {other.width} cannot be added. "
+                "They belong to different teachers or token kinds."
+            )
+        if self.n == 0 or other.n == 0:
+            return other if self.n == 0 else self
+        n = self.n + other.n
+        delta = other.mean - self.mean  # (c,)
+        mean = self.mean + delta * (other.n / n)
+        scatter = np.outer(delta, delta * (self.n * other.n / n))  # (c, c)
+        scatter += self.scatter
+        scatter += other.scatter
+        return Moments(n, mean, scatter, max(self.eps, other.eps))
+
+    @property
+    def width(self) -> int:
+        """c, the length of one vector."""
+        return len(self.mean)
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "c c"]:
+        """Population covariance, scatter / n."""
+        if self.n < 1:
+            raise UsageError("The covariance of n=0 vectors does not exist. Give at least one.")
+        return self.scatter / self.n
+
+    @property
+    def variance(self) -> Float[np.ndarray, " c"]:
+        """Population variance of each channel, scatter_cc / n."""
+        if self.n < 1:
+            raise UsageError("The variance of n=0 vectors does not exist. Give at least one.")
+        return np.diagonal(self.scatter) / self.n
+
+    @classmethod
+    def zero(cls, width: int) -> Moments:
+        """The moments of nothing, which add to others without changing them."""
+        return cls(0, np.zeros(width), np.zeros((width, width)))
+
+    @classmethod
+    def of(
+        cls,
+        x: Shaped[np.ndarray, "... c"],
+        *,
+        mask: Shaped[np.ndarray, "*batch"] | None = None,
+        exact: bool = False,
+    ) -> Moments:
+        """Moments of all vectors along the last axis, those where mask is False left out.
+
+        exact takes float64 products, otherwise they are float32. Raises DegenerateMoments for NaN
+        or infinite values.
+        """
+        if x.ndim < 2:
+            raise UsageError(f"x has shape {x.shape}; vectors need two axes or more, (..., c).")
+        vectors = x.reshape(-1, x.shape[-1]) if mask is None else x[np.asarray(mask, dtype=bool)]
+        accumulator = Accumulator(vectors.shape[-1], exact=exact)
+        for start in range(0, len(vectors), BLOCK_VECTORS):
+            accumulator.add(vectors[start : start + BLOCK_VECTORS])
+        return accumulator.moments()
+
+
+def merge(parts: Iterable[Moments], width: int) -> Moments:
+    """The sum of disjoint moments, added from left to right."""
+    total = Moments.zero(width)
+    for part in parts:
+        total = total + part
+    return total
+
+
+class Accumulator:
+    """Adds blocks of vectors and gives their Moments."""
+
+    def __init__(self, width: int, *, exact: bool = False) -> None:
+        self.width = width
+        self.exact = exact
+        self._counts: list[int] = []
+        self._means: list[Float[np.ndarray, " c"]] = []
+        self._offsets: list[Float[np.ndarray, " c"]] = []
+        self._products = np.zeros((width, width))
+
+    def add(self, block: Shaped[np.ndarray, "b c"]) -> None:
+        """Add one block of finite vectors of any float or integer type.
+
+        Raises DegenerateMoments when the block holds NaN or infinity.
+        """
+        if block.ndim != 2 or block.shape[1] != self.width:
+            raise UsageError(f"A block of shape {block.shape} must be (b, {self.width}).")
+        if len(block) == 0:
+            return
+        if self.exact or block.dtype.itemsize > 4:
+            pilot, sums, products = self._centred(block, np.float64)
+        else:
+            pilot, sums, products = self._centred(block, np.float32)
+            if _left_float32(products):
+                pilot, sums, products = self._centred(block, np.float64)
+        if not np.isfinite(np.diagonal(products)).all():
+            raise DegenerateMoments(_where_not_finite(block))
+        offset = sums / len(block)
+        self._counts.append(len(block))
+        self._means.append(pilot + offset)
+        self._offsets.append(offset)
+        self._products += products
+
+    def _centred(
+        self, block: Shaped[np.ndarray, "b c"], dtype: type[np.float32] | type[np.float64]
+    ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], Shaped[np.ndarray, "c c"]]:
+        """Pilot and sum (float64) of the centred block, and its products in dtype."""
+        stride = max(1, len(block) // PILOT_VECTORS)
+        with np.errstate(over="ignore", invalid="ignore"):  # found in the diagonal by the caller
+            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
+            centred = np.subtract(block, pilot, dtype=dtype)
+            # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
+            products = centred.T @ centred
+            sums = np.ones(len(block), dtype=dtype) @ centred
+        return pilot.astype(np.float64), sums.astype(np.float64), products
+
+    def moments(self) -> Moments:
+        """Moments of everything added so far."""
+        n = sum(self._counts)
+        eps = FLOAT64_EPS if self.exact else FLOAT32_EPS
+        if n == 0:
+            return Moments(0, np.zeros(self.width), np.zeros((self.width, self.width)), eps)
+        counts = np.array(self._counts, dtype=np.float64)[:, None]
+        means = np.stack(self._means)
+        offsets = np.stack(self._offsets)
+        mean = means[0] + np.sum(counts * (means - means[0]), axis=0) / n
+        between = means - mean
+        scatter = self._products + (counts * between).T @ between - (counts * offsets).T @ offsets
+        return Moments(n, mean, (scatter + scatter.T) / 2, eps)
+
+
+def _left_float32(products: Float[np.ndarray, "c c"]) -> bool:
+    """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
+    squares = np.diagonal(products)
+    return not np.isfinite(squares).all() or bool(
+        np.any((squares < _SMALLEST_SQUARE) & (squares > 0))
+    )
+
+
+def _where_not_finite(block: Shaped[np.ndarray, "b c"]) -> str:
+    bad = ~np.isfinite(block)
+    if not bad.any():
+        return (
+            f"The squares of values up to {np.max(np.abs(block)):.3g} do not fit into float64. "
+            "Scale the features down."
+        )
+    row, channel = (int(i) for i in np.argwhere(bad)[0])
+    return (
+        f"{int(bad.any(axis=1).sum())} of {len(block)} vectors hold NaN or infinity, the first at "
+        f"vector {row}, channel {channel}. Features must be finite."
+    )
