@@ -1,0 +1,114 @@
+"""From the text ``[NAME=]SOURCE:MODEL[?key=value&...]`` to a teacher.
+
+Sources are entry points in the group ``phistill.teachers``; ours are found the same way as a
+user's own. ``module:package.module:function`` calls a function without any registration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Self
+from urllib.parse import parse_qsl
+
+from ..cache.errors import PhistillError, TeacherError, UsageError
+from ..cache.names import check_teacher_name
+from .contract import Teacher
+
+GROUP = "phistill.teachers"
+MODULE = "module"
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSpec:
+    """A parsed teacher argument."""
+
+    name: str
+    source: str
+    model: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse ``[NAME=]SOURCE:MODEL[?key=value&...]``; UsageError shows the grammar.
+
+        NAME defaults to the last part of MODEL with unusual letters replaced.
+        """
+        body, _, query = text.partition("?")
+        name, equals, rest = body.partition("=")
+        source, colon, model = (rest if equals else body).partition(":")
+        if not colon or not source or not model:
+            raise UsageError(
+                f"teacher {text!r} is not [NAME=]SOURCE:MODEL[?key=value&...], "
+                f"for example demo:clip. Sources: {', '.join(known_sources())}."
+            )
+        try:
+            options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        except ValueError as error:
+            raise UsageError(
+                f"teacher {text!r}: options {query!r} are not key=value&..."
+            ) from error
+        if len(dict(options)) != len(options):
+            raise UsageError(f"teacher {text!r} gives an option twice.")
+        if not equals:
+            last = re.split(r"[/:]", model.rstrip("/"))[-1]
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-") or source
+        return cls(check_teacher_name(name), source, model, tuple(sorted(options)))
+
+    @property
+    def text(self) -> str:
+        """``SOURCE:MODEL?options``, which parses to the same teacher."""
+        query = "&".join(f"{key}={value}" for key, value in self.options)
+        return f"{self.source}:{self.model}" + (f"?{query}" if query else "")
+
+    def build(self) -> Teacher:
+        """Build the teacher; UsageError lists the sources when this one is unknown."""
+        builder = _builder(self.source, self.model)
+        model = self.model if self.source != MODULE else ""
+        try:
+            return builder(model, dict(self.options))
+        except PhistillError:
+            raise
+        except Exception as error:  # a library, a hub or a user's plug-in may raise anything
+            raise TeacherError(
+                f"teacher {self.text} could not be built: {type(error).__name__}: {error}"
+            ) from error
+
+
+def known_sources() -> list[str]:
+    """Names of the installed sources."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)} | {MODULE})
+
+
+def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
+    """UsageError listing the known options when an unknown one is given."""
+    if unknown := sorted(set(options) - set(known)):
+        raise UsageError(
+            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}."
+        )
+
+
+def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Teacher]:
+    if source == MODULE:
+        return _function(model)
+    for entry in entry_points(group=GROUP):
+        if entry.name == source:
+            loaded: Callable[[str, dict[str, str]], Teacher] = entry.load()
+            return loaded
+    raise UsageError(
+        f"teacher source {source!r} is not known; known are {', '.join(known_sources())}."
+    )
+
+
+def _function(target: str) -> Callable[..., Any]:
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise UsageError(f"module:{target} must be module:package.module:function.")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"module:{target} cannot be imported: {error}.") from error
+    return found
