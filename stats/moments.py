@@ -23,14 +23,13 @@ from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
 
-BLOCK_VECTORS = 8192
+BLOCK_VECTORS = 4096
 """Rows of one product: long enough that adding its (c, c) result in float64 costs a few percent,
-short enough that a float32 block of width 1024 is 32 MiB and its rounding stays near 1e-8."""
+short enough that a float32 block of width 1024 is 16 MiB and its rounding stays near 1e-7."""
 
 PILOT_VECTORS = 64
 """Rows whose mean is the pilot; any pilot within some standard deviations of the mean will do."""
 
-FLOAT32_EPS = float(np.finfo(np.float32).eps)
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 _SMALLEST_SQUARE = 1e-30  # a float32 sum of squares below this has met subnormal numbers
 
@@ -137,6 +136,7 @@ class Accumulator:
         self._means: list[Float[np.ndarray, " c"]] = []
         self._offsets: list[Float[np.ndarray, " c"]] = []
         self._products = np.zeros((width, width))
+        self._eps = FLOAT64_EPS
 
     def add(self, block: Shaped[np.ndarray, "b c"]) -> None:
         """Add one block of finite vectors of any float or integer type.
@@ -151,7 +151,7 @@ class Accumulator:
             pilot, sums, products = self._centred(block, np.float64)
         else:
             pilot, sums, products = self._centred(block, np.float32)
-            if _left_float32(products):
+            if _left_float32(block, pilot, products):
                 pilot, sums, products = self._centred(block, np.float64)
         if not np.isfinite(np.diagonal(products)).all():
             raise DegenerateMoments(_where_not_finite(block))
@@ -160,6 +160,7 @@ class Accumulator:
         self._means.append(pilot + offset)
         self._offsets.append(offset)
         self._products += products
+        self._eps = max(self._eps, float(np.finfo(products.dtype).eps))
 
     def _centred(
         self, block: Shaped[np.ndarray, "b c"], dtype: type[np.float32] | type[np.float64]
@@ -168,7 +169,8 @@ class Accumulator:
         stride = max(1, len(block) // PILOT_VECTORS)
         with np.errstate(over="ignore", invalid="ignore"):  # found in the diagonal by the caller
             pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            centred = np.subtract(block, pilot, dtype=dtype)
+            centred: Float[np.ndarray, "b c"] = block.astype(dtype)
+            centred -= pilot
             # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
             products = centred.T @ centred
             sums = np.ones(len(block), dtype=dtype) @ centred
@@ -177,24 +179,26 @@ class Accumulator:
     def moments(self) -> Moments:
         """Moments of everything added so far."""
         n = sum(self._counts)
-        eps = FLOAT64_EPS if self.exact else FLOAT32_EPS
         if n == 0:
-            return Moments(0, np.zeros(self.width), np.zeros((self.width, self.width)), eps)
+            return Moments.zero(self.width)
         counts = np.array(self._counts, dtype=np.float64)[:, None]
         means = np.stack(self._means)
         offsets = np.stack(self._offsets)
         mean = means[0] + np.sum(counts * (means - means[0]), axis=0) / n
         between = means - mean
         scatter = self._products + (counts * between).T @ between - (counts * offsets).T @ offsets
-        return Moments(n, mean, (scatter + scatter.T) / 2, eps)
+        return Moments(n, mean, (scatter + scatter.T) / 2, self._eps)
 
 
-def _left_float32(products: Float[np.ndarray, "c c"]) -> bool:
+def _left_float32(
+    block: Shaped[np.ndarray, "b c"],
+    pilot: Float[np.ndarray, " c"],
+    products: Float[np.ndarray, "c c"],
+) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
     squares = np.diagonal(products)
-    return not np.isfinite(squares).all() or bool(
-        np.any((squares < _SMALLEST_SQUARE) & (squares > 0))
-    )
+    tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
+    return not np.isfinite(squares).all() or bool(np.any(block[:, tiny] != pilot[tiny]))
 
 
 def _where_not_finite(block: Shaped[np.ndarray, "b c"]) -> str:
