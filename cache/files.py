@@ -38,7 +38,7 @@ class LocalFiles:
         """Write the whole file atomically and durably."""
         publish_chunks(self.path(relative), chunks)
 
-    def list(self, folder: str) -> list[str]:
+    def names_in(self, folder: str) -> list[str]:
         """Names directly inside ``folder``, sorted; empty when it does not exist."""
         try:
             return sorted(os.listdir(self.path(folder)))

@@ -23,7 +23,7 @@ MAX_SHARD_ROWS = 2**16
 MAX_ROW_BYTES = 2**31
 """An array that claims more than this per row is refused before anything is allocated."""
 
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     names.PIXELS: np.dtype("uint8"),
     "patches": np.dtype("float16"),
     "summary": np.dtype("float32"),

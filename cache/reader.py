@@ -55,7 +55,7 @@ _REPAIR = "Run `phistill verify` to see what else is damaged, then extract that 
 
 def read_fully(descriptor: int, out: NDArray[np.uint8], offset: int) -> None:
     """Fill ``out`` (b,) from ``offset``; EOFError when the file ends before."""
-    view = memoryview(out)
+    view = out.data
     while view.nbytes:
         count = os.preadv(descriptor, [view], offset)
         if count == 0:
@@ -133,7 +133,7 @@ class ArrayReader:
             if shard != current:
                 opened, current = self._shard(shard), shard
             row = flat[position]
-            count = os.preadv(opened.descriptor, [row, scratch], opened.offsets[slot])
+            count = os.preadv(opened.descriptor, [row.data, scratch.data], opened.offsets[slot])
             if count != self.row_bytes + CRC_BYTES:
                 self._read_again(opened, row, scratch, opened.offsets[slot], shard, slot)
             if check and not matches(row, int(stored[0])):

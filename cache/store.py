@@ -142,7 +142,7 @@ class Cache:
         """Commit records by shard. Records already read are kept; new ones are looked up."""
         known = self._commits.setdefault(owner, {})
         folder = names.commits(owner)
-        for name in self.files.list(folder):
+        for name in self.files.names_in(folder):
             stem, dot, suffix = name.partition(".")
             if not (dot and suffix == "json" and stem.isdigit()) or int(stem) in known:
                 continue
@@ -290,7 +290,7 @@ class Cache:
             relative = names.shard(owner, kind, shard, values.ndim)
             encoded = encode_shard(values, self.info.shard_rows)
             self.files.publish(relative, [encoded.data])
-            files[relative] = (encoded.nbytes, hashlib.sha256(encoded).hexdigest())
+            files[relative] = (encoded.nbytes, hashlib.sha256(encoded.data).hexdigest())
         record = CommitRecord(
             owner=owner,
             shard=shard,

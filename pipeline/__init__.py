@@ -1,0 +1,19 @@
+"""Images, views and teachers: stage one, writing the cache. The verb is ``extract``."""
+
+from .contract import Features, Preprocessing, Teacher
+from .extract import ExtractProgress, ExtractReport, extract
+from .settings import CacheSettings
+from .sources import open_source
+from .teachers import TeacherSpec
+
+__all__ = [
+    "CacheSettings",
+    "ExtractProgress",
+    "ExtractReport",
+    "Features",
+    "Preprocessing",
+    "Teacher",
+    "TeacherSpec",
+    "extract",
+    "open_source",
+]

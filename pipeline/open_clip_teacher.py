@@ -26,8 +26,8 @@ class OpenClipTeacher:
     """The image tower of an open_clip model.
 
     ``space="trunk"``: patches after the last norm and before the projection, summary the projected
-    image embedding. ``space="joint"``: patches and summary both projected into the space shared with
-    text and L2-normalised.
+    image embedding. ``space="joint"``: patches and summary both projected into the space shared
+    with text and L2-normalised.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class OpenClipTeacher:
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
         if hasattr(self.visual, "trunk"):  # a timm tower: SigLIP, EVA, MobileCLIP, ConvNeXt
-            patches, registers, final = timm_teacher.tokens(self.visual.trunk, images)
+            patches, _, final = timm_teacher.tokens(self.visual.trunk, images)
             summary = self.visual.head(self.visual.trunk.forward_head(final))
-            return Features(patches, summary, registers)
+            return Features(patches, summary)
         return self._vit(images)
 
     def _vit(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:

@@ -11,22 +11,22 @@ from jaxtyping import Float
 from ..cache.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing
 from .teachers import take_options
-from .weights import integer, load_weights, read_weights, seeded, weights_sha256
+from .weights import boolean, integer, load_weights, read_weights, seeded, weights_sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "norm", "summary", "weights", "random", "revision")
+OPTIONS = ("size", "layer", "norm", "summary", "registers", "weights", "random", "revision")
 SUMMARIES = ("head", "mean", "none")
 
 
 class TimmTeacher:
     """A timm model as a teacher.
 
-    ``layer`` counts blocks from the end (-1 is the last). ``norm`` applies the model's final norm to
+    ``layer`` counts blocks from the end (-1 is the last). ``norm`` applies the final norm to
     the patches. ``summary`` is ``head`` (what the model pools before its classifier), ``mean`` (of
-    the patches) or ``none``.
+    the patches) or ``none``. ``registers`` keeps the register tokens too.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class TimmTeacher:
         layer: int = -1,
         norm: bool = True,
         summary: str = "head",
+        registers: bool = False,
     ) -> None:
         if summary not in SUMMARIES:
             raise UsageError(
@@ -47,6 +48,7 @@ class TimmTeacher:
         self._preprocessing = preprocessing
         self._identity = dict(identity)
         self._layer, self._norm, self._summary = layer, norm, summary
+        self._registers = registers
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -73,7 +75,7 @@ class TimmTeacher:
             model: Any = self.model
             features = model.forward_features(images) if final is None else final
             summary = model.forward_head(features, pre_logits=True)
-        return Features(patches, summary, registers)
+        return Features(patches, summary, registers if self._registers else None)
 
 
 def tokens(
@@ -175,14 +177,15 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         preprocessing_of(net, size),
         {"source": "timm", "model": model},
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
-        norm=options.get("norm", "true") == "true",
+        norm=boolean(options, "norm", default=True),
+        registers=boolean(options, "registers", default=False),
         summary=options.get("summary", "none" if _is_dense(net) else "head"),
     )
 
 
 def preprocessing_of(net: nn.Module, size: int | None = None) -> Preprocessing:
     """What timm's pretrained config says, at ``size`` when given."""
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     config = resolve_data_config({}, model=net)
     _, height, width = config["input_size"]

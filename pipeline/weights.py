@@ -75,5 +75,13 @@ def integer(options: dict[str, str], key: str) -> int | None:
         raise UsageError(f"option {key}={options[key]!r} must be an integer.") from error
 
 
+def boolean(options: dict[str, str], key: str, *, default: bool) -> bool:
+    """An option as true or false."""
+    text = options.get(key, str(default).lower())
+    if text not in ("true", "false"):
+        raise UsageError(f"option {key}={text!r} must be true or false.")
+    return text == "true"
+
+
 def _some(names: list[str]) -> str:
     return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")) or "none"

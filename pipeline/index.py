@@ -1,0 +1,34 @@
+"""The index: which image is which row, in a seeded random order.
+
+Rows follow a random permutation of the images, so one shard is already a fair sample. All views of
+an image are consecutive rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from .sources import Entry
+
+
+def build_index(entries: Sequence[Entry], *, num_views: int, seed: int, start: int = 0) -> pa.Table:
+    """The table of a segment: row, id, view, uri, offset, length, and label and split if known."""
+    generator = np.random.Generator(np.random.PCG64([seed, start]))
+    order = generator.permutation(len(entries))
+    chosen = [entries[position] for position in np.repeat(order, num_views).tolist()]
+    columns = {
+        "row": pa.array(np.arange(start, start + len(chosen), dtype=np.int64)),
+        "id": pa.array([entry.id for entry in chosen], pa.string()),
+        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int32), len(entries))),
+        "uri": pa.array([entry.uri for entry in chosen], pa.string()),
+        "offset": pa.array([entry.offset for entry in chosen], pa.int64()),
+        "length": pa.array([entry.length for entry in chosen], pa.int64()),
+    }
+    if any(entry.label is not None for entry in entries):
+        columns["label"] = pa.array([entry.label for entry in chosen], pa.string())
+    if any(entry.split is not None for entry in entries):
+        columns["split"] = pa.array([entry.split for entry in chosen], pa.string())
+    return pa.table(columns)
