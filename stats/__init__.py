@@ -1,6 +1,6 @@
 """Statistics of cached features: moments, rotations, normalizers.
 
-Fit a normalizer from features at hand:
+``fit_stats`` takes those of a whole cache. Fit a normalizer from features at hand:
 
 >>> import numpy as np
 >>> x = np.random.default_rng(0).normal(size=(1000, 12))
@@ -9,7 +9,21 @@ Fit a normalizer from features at hand:
 True
 """
 
+from .fit import fit_stats, fitted, load_moments, load_row, stored_rows
 from .moments import Moments
 from .normalizer import METHODS, Normalizer
+from .row import StatsRow
+from .schedule import FitProgress
 
-__all__ = ["METHODS", "Moments", "Normalizer"]
+__all__ = [
+    "METHODS",
+    "FitProgress",
+    "Moments",
+    "Normalizer",
+    "StatsRow",
+    "fit_stats",
+    "fitted",
+    "load_moments",
+    "load_row",
+    "stored_rows",
+]

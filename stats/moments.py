@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
+from .energies import Energies
 
 BLOCK_VECTORS = 4096
 """Rows of one product: long enough that adding its (c, c) result in float64 costs a few percent,
@@ -127,11 +129,15 @@ def merge(parts: Iterable[Moments], width: int) -> Moments:
 
 
 class Accumulator:
-    """Adds blocks of vectors and gives their Moments."""
+    """Adds blocks of vectors and gives their Moments.
+
+    energies is the histogram of their squared distances to the mean of their own block.
+    """
 
     def __init__(self, width: int, *, exact: bool = False) -> None:
         self.width = width
         self.exact = exact
+        self.energies = Energies.zero()
         self._counts: list[int] = []
         self._means: list[Float[np.ndarray, " c"]] = []
         self._offsets: list[Float[np.ndarray, " c"]] = []
@@ -148,33 +154,19 @@ class Accumulator:
         if len(block) == 0:
             return
         if self.exact or block.dtype.itemsize > 4:
-            pilot, sums, products = self._centred(block, np.float64)
+            sums = _block_sums(block, np.float64)
         else:
-            pilot, sums, products = self._centred(block, np.float32)
-            if _left_float32(block, pilot, products):
-                pilot, sums, products = self._centred(block, np.float64)
-        if not np.isfinite(np.diagonal(products)).all():
+            sums = _block_sums(block, np.float32)
+            if _left_float32(block, sums):
+                sums = _block_sums(block, np.float64)
+        if not np.isfinite(np.diagonal(sums.products)).all():
             raise DegenerateMoments(_where_not_finite(block))
-        offset = sums / len(block)
         self._counts.append(len(block))
-        self._means.append(pilot + offset)
-        self._offsets.append(offset)
-        self._products += products
-        self._eps = max(self._eps, float(np.finfo(products.dtype).eps))
-
-    def _centred(
-        self, block: Shaped[np.ndarray, "b c"], dtype: type[np.float32] | type[np.float64]
-    ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], Shaped[np.ndarray, "c c"]]:
-        """Pilot and sum (float64) of the centred block, and its products in dtype."""
-        stride = max(1, len(block) // PILOT_VECTORS)
-        with np.errstate(over="ignore", invalid="ignore"):  # found in the diagonal by the caller
-            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            centred: Float[np.ndarray, "b c"] = block.astype(dtype)
-            centred -= pilot
-            # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
-            products = centred.T @ centred
-            sums = np.ones(len(block), dtype=dtype) @ centred
-        return pilot.astype(np.float64), sums.astype(np.float64), products
+        self._means.append(sums.pilot + sums.offset)
+        self._offsets.append(sums.offset)
+        self._products += sums.products
+        self._eps = max(self._eps, float(np.finfo(sums.products.dtype).eps))
+        self.energies = self.energies + Energies.of(sums.energies)
 
     def moments(self) -> Moments:
         """Moments of everything added so far."""
@@ -190,15 +182,40 @@ class Accumulator:
         return Moments(n, mean, (scatter + scatter.T) / 2, self._eps)
 
 
-def _left_float32(
-    block: Shaped[np.ndarray, "b c"],
-    pilot: Float[np.ndarray, " c"],
-    products: Float[np.ndarray, "c c"],
-) -> bool:
+class _BlockSums(NamedTuple):
+    """What one block contributes, products and energies in the type they were taken in."""
+
+    pilot: Float[np.ndarray, " c"]
+    offset: Float[np.ndarray, " c"]
+    products: Float[np.ndarray, "c c"]
+    energies: Float[np.ndarray, " b"]
+
+
+def _block_sums(
+    block: Shaped[np.ndarray, "b c"], dtype: type[np.float32] | type[np.float64]
+) -> _BlockSums:
+    """Centre on a pilot, and sum: pilot and offset in float64, products and energies in dtype."""
+    stride = max(1, len(block) // PILOT_VECTORS)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
+        pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
+        centred: Float[np.ndarray, "b c"] = block.astype(dtype)
+        centred -= pilot
+        # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
+        products = centred.T @ centred
+        offset = (np.ones(len(block), dtype=dtype) @ centred) / dtype(len(block))
+        # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
+        energies = np.einsum("bc,bc->b", centred, centred)
+        energies += offset @ offset - 2 * (centred @ offset)
+    return _BlockSums(
+        pilot.astype(np.float64), offset.astype(np.float64), products, np.maximum(energies, 0)
+    )
+
+
+def _left_float32(block: Shaped[np.ndarray, "b c"], sums: _BlockSums) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
-    squares = np.diagonal(products)
+    squares = np.diagonal(sums.products)
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
-    return not np.isfinite(squares).all() or bool(np.any(block[:, tiny] != pilot[tiny]))
+    return not np.isfinite(squares).all() or bool(np.any(block[:, tiny] != sums.pilot[tiny]))
 
 
 def _where_not_finite(block: Shaped[np.ndarray, "b c"]) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from threadpoolctl import threadpool_limits
 
 from ..cache.errors import DegenerateMoments, UsageError
+from .blas import one_blas_thread
 from .moments import FLOAT64_EPS, Moments
 from .rotation import rotation
 
@@ -89,7 +89,7 @@ class Normalizer:
             )
         _check_spread(moments)
         # One BLAS thread, so that the bits do not depend on how many cores a machine has.
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_blas_thread():
             return _FITS[method](moments, method, moments_digest, dict(options))
 
     @property

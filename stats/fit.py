@@ -1,0 +1,198 @@
+"""fit_stats: the statistics of a cache's features, and reading them back.
+
+Per array (a teacher's patches, summary or registers) the cache keeps partials, the merged moments
+with the line a person reads, and the PHI-S normalizer. What depends on rows that have changed since
+is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from .. import cache as store
+from ..cache import Cache
+from ..cache.errors import DegenerateMoments, MissingMoments, StaleMoments
+from .blas import one_blas_thread
+from .dispersion import dispersion
+from .groups import ArrayPlan, ArraySpec, PassOptions, array_key, plan_array, sample_rows
+from .moments import Moments
+from .normalizer import Normalizer, eigenbasis
+from .partials import forget_readers, moments_folder
+from .row import StatsRow, convergence, effective_rank
+from .schedule import ProgressCallback, run
+from .summary import Stored, Summary, moments_digest
+
+
+def fit_stats(
+    cache: Cache,
+    *,
+    teachers: Sequence[str] | None = None,
+    exact: bool = False,
+    tokens_per_image: int | None = None,
+    max_images: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[StatsRow]:
+    """Moments and PHI-S of every array of the named teachers (None: all); one row per array.
+
+    Only training rows that were accepted count. A run that was killed goes on with the partials it
+    left, a cache that grew costs its new shards, and nothing is done where nothing changed. exact
+    takes float64 products. tokens_per_image and max_images subsample by seed. workers and
+    scheduler say where it runs; see schedule.run. Raises IncompleteCache while shards are
+    missing, DegenerateMoments naming teacher and shard for NaN or features without spread.
+    """
+    options = PassOptions(
+        exact=exact, tokens_per_image=tokens_per_image, max_images=max_images, seed=seed
+    )
+    chosen = cache.teachers if teachers is None else tuple(teachers)
+    arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
+    cache.require_complete(chosen)
+    with cache.writing():
+        done = {array: _current_row(cache, *array, options) for array in arrays}
+        plans = [_plan(cache, *array, options) for array in arrays if done[array] is None]
+        try:
+            rows = run(
+                cache.path, plans, finish, workers=workers, scheduler=scheduler, progress=progress
+            )
+        finally:
+            forget_readers()
+    fresh = {(row.teacher, row.kind): row for row in rows}
+    return [row if (row := done[array]) is not None else fresh[array] for array in arrays]
+
+
+def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
+    plan = plan_array(cache, teacher, kind, options)
+    if not plan.groups:
+        raise DegenerateMoments(
+            f"teacher {teacher}, {kind}: no row is left to take statistics of. All "
+            f"{cache.num_rows} rows are rejected or held out; extract more images."
+        )
+    return plan
+
+
+def finish(root: Path, spec: ArraySpec, summary: Summary) -> StatsRow:
+    """Fit PHI-S, describe the array, and publish the normalizer and then the merged moments."""
+    moments = summary.moments
+    digest = moments_digest(moments)
+    cache = store.open(root)
+    try:
+        fitted = Normalizer.fit(moments, method="phi-s", moments_digest=digest)
+    except DegenerateMoments as error:
+        shards = f"{len(cache.commits(spec.teacher))} shards"
+        raise DegenerateMoments(
+            f"teacher {spec.teacher}, {spec.kind}, {shards}: {error}"
+        ) from error
+    with one_blas_thread():
+        row = _describe(cache, spec, summary, fitted)
+    cache.write_small(_normalizer_path(spec.teacher, spec.kind), fitted.to_bytes())
+    facts = {"key": spec.key, "options": asdict(spec.options), "row": row.to_dict()}
+    stored = Stored(summary, facts)
+    cache.write_small(_merged_path(spec.teacher, spec.kind), stored.to_bytes())
+    return row
+
+
+def _describe(cache: Cache, spec: ArraySpec, summary: Summary, fitted: Normalizer) -> StatsRow:
+    moments = summary.moments
+    std = np.sqrt(moments.variance)
+    angle = None
+    if spec.kind == "summary":
+        rows = sample_rows(cache.rows([spec.teacher], split="train"), spec.options)
+        angle = dispersion(cache.reader(spec.teacher, spec.kind), rows, moments.mean)
+    return StatsRow(
+        teacher=spec.teacher,
+        kind=spec.kind,
+        width=moments.width,
+        num_vectors=moments.n,
+        mean_min=float(moments.mean.min()),
+        mean_max=float(moments.mean.max()),
+        std_min=float(std.min()),
+        std_max=float(std.max()),
+        phi=fitted.scale,
+        effective_rank=effective_rank(eigenbasis(moments)[0]),
+        rotation=fitted.rotation or "",
+        num_rows=summary.num_rows,
+        outlier_share=summary.energies.top_share(),
+        dispersion=angle,
+        convergence=convergence(summary),
+    )
+
+
+def stored_rows(cache: Cache) -> list[StatsRow]:
+    """The row of every array of the cache, as fit_stats returned it."""
+    arrays = [(name, kind) for name in cache.teachers for kind in cache.teacher(name).kinds]
+    return [StatsRow.from_dict(_load(cache, *array).facts["row"]) for array in arrays]
+
+
+def load_row(cache: Cache, teacher: str, kind: str) -> StatsRow:
+    """The row of one array: its phi, and the dispersion of a summary; errors as load_moments."""
+    return StatsRow.from_dict(_load(cache, teacher, kind).facts["row"])
+
+
+def load_moments(cache: Cache, teacher: str, kind: str) -> Moments:
+    """The merged moments of one array.
+
+    Raises MissingMoments when fit_stats has not run, StaleMoments when rows changed since, and
+    UsageError for a teacher or kind the cache does not have.
+    """
+    return _load(cache, teacher, kind).summary.moments
+
+
+def fitted(
+    cache: Cache, teacher: str, kind: str, method: str = "phi-s", **options: float
+) -> Normalizer:
+    """A normalizer of one array: the stored one for phi-s, others fitted from the moments."""
+    moments = load_moments(cache, teacher, kind)
+    digest = moments_digest(moments)
+    path = cache.path / _normalizer_path(teacher, kind)
+    if method == "phi-s" and not options and path.is_file():
+        normalizer = Normalizer.from_bytes(path.read_bytes())
+        if normalizer.moments_digest == digest:
+            return normalizer
+    return Normalizer.fit(moments, method, moments_digest=digest, **options)
+
+
+def _current_row(cache: Cache, teacher: str, kind: str, options: PassOptions) -> StatsRow | None:
+    """The stored row when it is of these rows and options and its normalizer is there."""
+    try:
+        stored = _load(cache, teacher, kind)
+    except (MissingMoments, StaleMoments, store.errors.CorruptCache):
+        return None
+    same = stored.facts["options"] == asdict(options)
+    if not same or not (cache.path / _normalizer_path(teacher, kind)).is_file():
+        return None
+    return StatsRow.from_dict(stored.facts["row"])
+
+
+def _load(cache: Cache, teacher: str, kind: str) -> Stored:
+    cache.teacher(teacher).width(kind)  # UsageError for what the cache does not have
+    path = cache.path / _merged_path(teacher, kind)
+    again = f"Run `phistill fit-stats {cache.path}`."
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingMoments(
+            f"{cache.path} has no statistics of {teacher} {kind} yet. {again}"
+        ) from error
+    stored = Stored.from_bytes(data, str(path))
+    options = PassOptions(**stored.facts["options"])
+    if stored.facts["key"] != array_key(cache, teacher, kind, options):
+        raise StaleMoments(
+            f"The statistics of {teacher} {kind} in {cache.path} were taken of "
+            f"{stored.summary.num_rows} training rows, and its shards or split have changed since. "
+            f"{again}"
+        )
+    return stored
+
+
+def _merged_path(teacher: str, kind: str) -> str:
+    return f"{moments_folder(teacher, kind)}/merged.safetensors"
+
+
+def _normalizer_path(teacher: str, kind: str, method: str = "phi-s") -> str:
+    return f"teachers/{teacher}/normalizers/{kind}/{method}/normalizer.safetensors"

@@ -1,0 +1,120 @@
+"""One partial: the summary of one group of shards, computed once and kept beside the array.
+
+A partial lists the keys of the pieces it covers. If those are the pieces wanted now, it is used;
+if they are the first ones of them, the rest is added; otherwise it is computed again. Pieces are
+added from left to right, so all three ways give the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from .. import cache as store
+from ..cache import ArrayReader
+from ..cache.errors import CorruptCache, DegenerateMoments
+from .blas import one_blas_thread
+from .groups import ArraySpec, Group, Piece, sample_tokens
+from .moments import BLOCK_VECTORS, Accumulator
+from .summary import Stored, Summary
+
+
+def moments_folder(teacher: str, kind: str) -> str:
+    """Where an array's partials and merged moments lie, relative to the cache."""
+    return f"teachers/{teacher}/moments/{kind}"
+
+
+def partial_path(spec: ArraySpec, group: Group) -> str:
+    """The file of one partial, relative to the cache."""
+    return f"{moments_folder(spec.teacher, spec.kind)}/part-{group.number:06d}.safetensors"
+
+
+def compute_partial(root: Path, spec: ArraySpec, group: Group) -> Summary:
+    """The summary of a group: read if it is stored, otherwise computed and stored.
+
+    Runs anywhere that sees the cache: it takes a path and plain values, and opens what it needs.
+    The first group also carries a sketch at every doubling of its pieces.
+    """
+    keys = [piece.key for piece in group.pieces]
+    done, summary = _stored(root, spec, group, keys)
+    if done == len(keys):
+        return summary
+    reader = _reader(root, spec.teacher, spec.kind, spec.key)
+    with one_blas_thread():
+        for position, piece in enumerate(group.pieces[done:], start=done):
+            if group.number == 0 and position and position & (position - 1) == 0:
+                summary = summary.sketched()
+            summary = summary + _piece_summary(reader, spec, piece)
+    data = Stored(summary, {"pieces": keys}).to_bytes()
+    store.publish.publish_bytes(root / partial_path(spec, group), data)
+    return summary
+
+
+def stored_pieces(root: Path, spec: ArraySpec, group: Group) -> int:
+    """How many of a group's pieces its stored partial covers."""
+    return _stored(root, spec, group, [piece.key for piece in group.pieces])[0]
+
+
+def _stored(root: Path, spec: ArraySpec, group: Group, keys: list[str]) -> tuple[int, Summary]:
+    """Number of pieces that need no computing, and their summary."""
+    nothing = 0, Summary.zero(spec.width)
+    path = root / partial_path(spec, group)
+    try:
+        stored = Stored.from_bytes(path.read_bytes(), str(path))
+    except (FileNotFoundError, CorruptCache):
+        return nothing  # computed again: a partial is never the only copy of anything
+    covered = stored.facts.get("pieces")
+    if not isinstance(covered, list) or covered != keys[: len(covered)]:
+        return nothing
+    return len(covered), stored.summary
+
+
+@lru_cache(maxsize=32)
+def _reader(root: Path, teacher: str, kind: str, key: str) -> ArrayReader:
+    """One reader per array and state of the cache: making one reads every commit record."""
+    return store.open(root).reader(teacher, kind)
+
+
+def forget_readers() -> None:
+    """Close the files that partials were computed from."""
+    _reader.cache_clear()
+
+
+def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> Summary:
+    """Read the rows of a piece block by block; memory does not depend on the piece."""
+    accumulator = Accumulator(spec.width, exact=spec.options.exact)
+    tokens = int(np.prod(reader.row_shape[:-1]))
+    per_block = max(1, BLOCK_VECTORS // min(tokens, spec.options.tokens_per_image or tokens))
+    buffer = np.empty((min(per_block, len(piece.rows)), *reader.row_shape), reader.dtype)
+    for start in range(0, len(piece.rows), per_block):
+        rows = piece.rows[start : start + per_block]
+        values = reader.read(rows, out=buffer[: len(rows)]).reshape(len(rows), tokens, spec.width)
+        chosen = sample_tokens(rows, tokens, spec.options)
+        if chosen is not None:
+            values = np.take_along_axis(values, chosen[:, :, None], axis=1)
+        try:
+            accumulator.add(values.reshape(-1, spec.width))
+        except DegenerateMoments as error:
+            raise DegenerateMoments(_blame(spec, rows, values, error)) from error
+    return Summary(len(piece.rows), accumulator.moments(), accumulator.energies)
+
+
+def _blame(
+    spec: ArraySpec,
+    rows: Int[np.ndarray, " b"],
+    values: Shaped[np.ndarray, "b t c"],
+    error: DegenerateMoments,
+) -> str:
+    """Say which teacher, shard and row holds what no statistics can be made of."""
+    bad = rows[~np.isfinite(values).all(axis=(1, 2))]
+    if not bad.size:
+        return f"teacher {spec.teacher}, {spec.kind}, rows {rows[0]} to {rows[-1]}: {error}"
+    row = int(bad[0])
+    return (
+        f"teacher {spec.teacher}, {spec.kind}: row {row} (shard {row // spec.shard_rows}) holds "
+        f"NaN or infinity, and {bad.size} of the {rows.size} rows read with it do. "
+        "Features must be finite; extract this teacher again."
+    )

@@ -1,0 +1,154 @@
+"""Running the passes with dask: threads here, processes here, or any distributed cluster.
+
+One task per partial, then a tree of additions. Which groups are added in which order depends on
+the list of groups alone, so every scheduler gives the same bits. Groups 0, 1, 2-3, 4-7, ... are
+added as blocks, and between blocks a sketch is taken: the state after each doubling of the data.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask.callbacks
+
+from ..cache.errors import UsageError
+from .groups import ArrayPlan, ArraySpec
+from .partials import compute_partial
+from .row import StatsRow
+from .summary import Summary
+
+_dask: Any = dask
+"""dask without its partial annotations, which stop at every call."""
+
+Finish = Callable[[Path, ArraySpec, Summary], StatsRow]
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """How far fit_stats is, over all arrays."""
+
+    array: str
+    """The array of the group that was finished last, "teacher kind"."""
+    done_bytes: int
+    total_bytes: int
+    """Bytes of features whose statistics are wanted, those of stored partials included."""
+
+
+ProgressCallback = Callable[[FitProgress], None]
+
+
+def run(
+    root: Path,
+    plans: Sequence[ArrayPlan],
+    finish: Finish,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    progress: ProgressCallback | None,
+) -> list[StatsRow]:
+    """Compute every array's summary and hand it to `finish`, which runs as a task too.
+
+    workers=None uses threads of this process, workers=N that many processes, scheduler an address
+    of dask.distributed whose workers see the cache under the same path.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers={workers} must be at least 1.")
+    if workers is not None and scheduler is not None:
+        raise UsageError("workers and scheduler exclude each other: a cluster has its own workers.")
+    meter = _Meter(progress)
+    results = [_array_graph(root, plan, finish, meter) for plan in plans]
+    if scheduler is not None:
+        return _on_cluster(scheduler, results, meter)
+    kind, count = ("threads", _num_cores()) if workers is None else ("processes", workers)
+    with _dask.callbacks.Callback(posttask=lambda key, *_: meter.finished(key)):
+        return list(_dask.compute(*results, scheduler=kind, num_workers=count))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Meter:
+    """Turns names of finished tasks into progress."""
+
+    def __init__(self, progress: ProgressCallback | None) -> None:
+        self._progress = progress
+        self.tasks: list[Any] = []
+        self._open: dict[str, tuple[str, int]] = {}
+        self._done = 0
+        self._total = 0
+
+    def expect(self, task: Any, array: str, num_bytes: int) -> None:
+        self.tasks.append(task)
+        self._open[task.key] = (array, num_bytes)
+        self._total += num_bytes
+
+    def finished(self, key: str) -> None:
+        array, num_bytes = self._open.pop(key, ("", 0))
+        if array and self._progress is not None:
+            self._done += num_bytes
+            self._progress(FitProgress(array, self._done, self._total))
+
+
+def _array_graph(root: Path, plan: ArrayPlan, finish: Finish, meter: _Meter) -> Any:
+    """The delayed StatsRow of one array."""
+    spec = plan.spec
+    # A name that never repeats: a cluster would otherwise hand out results of an earlier run.
+    token = uuid.uuid4().hex
+    parts = []
+    for group in plan.groups:
+        key = f"partial-{token}-{group.number}"
+        # partial() keeps dask from looking for tasks inside the arguments.
+        call = _dask.delayed(partial(compute_partial, root, spec, group), name=f"f-{key}")
+        parts.append(call(dask_key_name=key))
+        meter.expect(parts[-1], spec.name, group.num_rows * spec.row_bytes)
+    total = parts[0]
+    start = 1
+    while start < len(parts):
+        block = _tree(parts[start : 2 * start])
+        total = _dask.delayed(_extend)(total, block)
+        start *= 2
+    return _dask.delayed(partial(finish, root, spec), name=f"finish-{token}")(total)
+
+
+def _tree(parts: list[Any]) -> Any:
+    """Add neighbours until one is left."""
+    while len(parts) > 1:
+        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        parts = [_dask.delayed(_add)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return parts[0]
+
+
+def _add(left: Summary, right: Summary) -> Summary:
+    return left + right
+
+
+def _extend(prefix: Summary, block: Summary) -> Summary:
+    """Add the next block of groups, after noting how things stood before it."""
+    return prefix.sketched() + block
+
+
+def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[StatsRow]:
+    try:
+        import distributed
+    except ImportError as error:
+        raise UsageError(
+            f"scheduler={address!r} needs dask.distributed. Install phistill[distributed]."
+        ) from error
+    api: Any = distributed
+    with api.Client(address, set_as_default=False) as client:
+        rows = client.compute(results)
+        parts = client.compute(meter.tasks)
+        waiting = api.as_completed([*parts, *rows])
+        del parts  # a partial that was added to the rest need not be kept
+        for future in waiting:
+            if future.status != "finished":
+                future.result()  # raises what the task raised
+            meter.finished(future.key)
+        return list(client.gather(rows))
