@@ -158,7 +158,7 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
     )
     rows = sample_rows(cache.rows([teacher], split="train"), options)
     shards, starts = np.unique(rows // spec.shard_rows, return_index=True)
-    rows_of = dict(zip(shards.tolist(), np.split(rows, starts[1:]), strict=True))
+    rows_of = dict(zip(shards.tolist(), np.split(rows, starts)[1:], strict=True))
     digests = {shard: record.digest for shard, record in cache.commits(teacher).items()}
     groups = []
     for number, members in _chunks(shards.tolist(), layout.shards_per_group):

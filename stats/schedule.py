@@ -145,7 +145,7 @@ def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[StatsRo
     with api.Client(address, set_as_default=False) as client:
         rows = client.compute(results)
         parts = client.compute(meter.tasks)
-        waiting = api.as_completed([*parts, *rows])
+        waiting = api.as_completed([*parts, *rows], loop=client.loop)
         del parts  # a partial that was added to the rest need not be kept
         for future in waiting:
             if future.status != "finished":
