@@ -29,6 +29,7 @@ from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
 from .shard import encode_shard
 from .split import HELDOUT, TRAIN, Split, is_heldout
+from .tables import read_table
 
 INDEX_COLUMNS = ("row", "id", "view", "uri", "offset", "length")
 """Columns every index has; ``label`` and ``split`` may follow."""
@@ -133,7 +134,7 @@ class Cache:
             data = self.files.read(path)
             if hashlib.sha256(data).hexdigest() != segment.index_sha256:
                 raise CorruptCache(f"{self.path / path} is not the index the cache was made with.")
-            tables.append(pq.read_table(io.BytesIO(data)))
+            tables.append(read_table(data))
         return pa.concat_tables(tables, promote_options="default")
 
     # -- what is committed -----------------------------------------------------------------------

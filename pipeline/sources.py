@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache.errors import SourceError, UsageError
+from ..cache.tables import read_row_group, read_table
 
 SUFFIXES = frozenset(
     f".{suffix}"
@@ -166,7 +167,7 @@ class ParquetSource:
         label = next((name for name in LABEL_COLUMNS if name in names), None)
         keys = "id" if "id" in names else None
         wanted = [name for name in (label, keys, "split" if "split" in names else None) if name]
-        data = pq.read_table(table, columns=[*wanted, *([column[0]] if paths else [])])
+        data = read_table(table, [*wanted, *([column[0]] if paths else [])])
         values = {name: data[name].to_pylist() for name in data.column_names}
         ids = [str(v) for v in values[keys]] if keys else _numbered(uri, data.num_rows, table)
         _refuse_duplicates(ids, str(table))
@@ -227,7 +228,7 @@ class ParquetSource:
         group = next(g for g in range(len(starts) - 1) if starts[g] <= row < starts[g + 1])
         if (uri, group) not in self._groups:
             name = self._columns[uri][0]
-            read = _retried(lambda: pq.ParquetFile(table).read_row_group(group, [name]), table)
+            read = _retried(lambda: read_row_group(table, group, [name]), table)
             self._groups[uri, group] = read[name]
             if len(self._groups) > CACHED_ROW_GROUPS:
                 self._groups.popitem(last=False)

@@ -1,4 +1,4 @@
-"""What long work shows while it runs: one line with a bar, the rate and the time left, on stderr."""
+"""What long work shows while it runs: a line with a bar, rate and time left, on stderr."""
 
 from __future__ import annotations
 
