@@ -1,0 +1,97 @@
+"""The whole of a run on small caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from phistill.cache import Cache
+from phistill.cache.errors import RunMismatch, UsageError
+from phistill.train import TrainConfig, evaluate, load_run, train
+from phistill.train.metrics import read_metrics
+
+Config = Callable[..., TrainConfig]
+
+
+def test_a_run_leaves_a_student_that_answers_for_every_teacher(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    result = train(fitted_cache, tmp_path / "run", make_config(num_steps=3))
+    assert result.num_steps == 3
+    assert result.in_memory
+    student = load_run(tmp_path / "run")
+    pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    found = student.predict(pixels)
+    shapes = {
+        f"{name}/{kind}": tuple(value.shape)
+        for name, kinds in found.items()
+        for kind, value in kinds.items()
+    }
+    assert shapes == {
+        "a/patches": (2, 4, 12),
+        "a/summary": (2, 6),
+        "b/patches": (2, 16, 7),
+        "c/patches": (2, 9, 8),
+        "c/summary": (2, 5),
+    }
+    assert [line["step"] for line in read_metrics(tmp_path / "run", "train")] == [1, 2, 3]
+
+
+def test_a_student_learns_what_can_be_learnt(
+    learnable_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    config = make_config(num_steps=120, batch_size=32, lr=1e-2, log_every=100)
+    train(learnable_cache, tmp_path / "run", config)
+    lines = evaluate(tmp_path / "run")
+    unexplained = {
+        (line.student, line.teacher): line.unexplained
+        for line in lines
+        if line.unexplained is not None
+    }
+    # A linear map of the pixels: far below 1 after 120 steps, above it before the first.
+    assert unexplained["trained", "a"] < 0.3
+    assert unexplained["untrained", "a"] > 0.9
+
+
+def test_the_same_config_gives_the_same_weights(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    first = train(fitted_cache, tmp_path / "one", make_config(num_steps=4))
+    second = train(fitted_cache, tmp_path / "two", make_config(num_steps=4))
+    assert first.losses == second.losses
+    assert first.checkpoint.read_bytes() == second.checkpoint.read_bytes()
+
+
+def test_another_config_in_the_same_folder_is_refused_with_the_difference(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=2))
+    with pytest.raises(RunMismatch, match=r"lr: 0.001 -> 0.5"):
+        train(fitted_cache, tmp_path / "run", make_config(num_steps=2, lr=0.5))
+    again = train(fitted_cache, tmp_path / "run", make_config(num_steps=2, log_every=7))
+    assert again.resumed_from == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": "phis"}, "phi-s"),
+        ({"teachers": ("dino",)}, "it has a, b, c"),
+        ({"student": "vit_tinny"}, "not a timm model"),
+        ({"summary_from": "class-per-teacher", "student_options": {"reg_tokens": 0}}, "prefix"),
+        ({"labels": ("nothing",)}, "leave no training row"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    changes: dict[str, object],
+    message: str,
+    fitted_cache: Cache,
+    make_config: Config,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(fitted_cache, tmp_path / "run", make_config(**changes))
+    assert not (tmp_path / "run" / "checkpoints").exists()

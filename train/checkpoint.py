@@ -1,0 +1,149 @@
+"""Checkpoints: published whole, named by their digest, believed only when it fits.
+
+STEP.safetensors holds every tensor (weights, optimizer, random state, normalizer matrices);
+STEP.json, written after it, holds the rest, the sha256 of the tensors and a digest of itself. A
+checkpoint without its JSON does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from ..cache import publish
+from ..cache.document import parse, seal, unseal
+from ..cache.errors import CorruptCache, CorruptCheckpoint, UsageError
+
+FORMAT = 1
+"""Version of the layout, raised when its tensors or fields change their meaning."""
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything a run needs to go on, or a student to be built from."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    """JSON values: config, targets, normalizers, state, score, ..."""
+
+
+def save(run: Path, checkpoint: Checkpoint) -> Path:
+    """Publish a checkpoint below a run folder; returns the path of its tensors."""
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()
+    }
+    data = safetensors.torch.save(tensors)
+    path = run / FOLDER / f"{checkpoint.step:08d}.safetensors"
+    publish.publish_bytes(path, data)
+    record = seal(
+        {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+            "facts": dict(checkpoint.facts),
+        }
+    )
+    publish.publish_bytes(path.with_suffix(".json"), json.dumps(record, indent=1).encode())
+    return path
+
+
+def steps(run: Path) -> list[int]:
+    """Steps that have a checkpoint, ascending; damaged ones too."""
+    folder = run / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+
+
+def load(run: Path, step: int) -> Checkpoint:
+    """One checkpoint; CorruptCheckpoint when a byte of it is not what was written."""
+    path = run / FOLDER / f"{step:08d}.safetensors"
+    record = _record(path.with_suffix(".json"))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror or error}).") from error
+    if len(data) != record["num_bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise CorruptCheckpoint(f"{path} does not match the digest in its JSON.")
+    if record["format"] != FORMAT:
+        raise UsageError(
+            f"{path} has checkpoint format {record['format']}, this version reads {FORMAT}."
+        )
+    return Checkpoint(int(record["step"]), safetensors.torch.load(data), record["facts"])
+
+
+def load_latest(run: Path) -> Checkpoint | None:
+    """The latest checkpoint that is whole, or None when there is none at all.
+
+    Warns about damaged ones that it passes over; CorruptCheckpoint when all are damaged.
+    """
+    found = steps(run)
+    for step in reversed(found):
+        try:
+            return load(run, step)
+        except CorruptCheckpoint as error:
+            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
+    if found:
+        raise CorruptCheckpoint(
+            f"none of the {len(found)} checkpoints in {run / FOLDER} is whole. "
+            "Remove the run folder and train again."
+        )
+    return None
+
+
+def load_best(run: Path) -> Checkpoint:
+    """The checkpoint with the lowest validation score; the latest when none was scored."""
+    scored = _scores(run)
+    if scored:
+        return load(run, min(scored, key=lambda step: (scored[step], -step)))
+    latest = load_latest(run)
+    if latest is None:
+        raise UsageError(f"{run} has no checkpoint. Train it with `phistill train`.")
+    return latest
+
+
+def prune(run: Path, keep: int) -> None:
+    """Keep the last ``keep`` checkpoints and the best; the JSON goes first, then the tensors."""
+    found, scored = steps(run), _scores(run)
+    kept = set(found[-keep:])
+    if scored:
+        kept.add(min(scored, key=lambda step: (scored[step], -step)))
+    for step in found:
+        if step not in kept:
+            path = run / FOLDER / f"{step:08d}.json"
+            path.unlink()
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _scores(run: Path) -> dict[int, float]:
+    """Validation score by step, of those whose JSON is whole and has one."""
+    found = {}
+    for step in steps(run):
+        try:
+            score = _record(run / FOLDER / f"{step:08d}.json")["facts"].get("score")
+        except CorruptCheckpoint:
+            continue
+        if score is not None:
+            found[step] = float(score)
+    return found
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return unseal(parse(path.read_bytes(), str(path)), str(path))
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror or error}).") from error
+    except CorruptCache as error:
+        raise CorruptCheckpoint(f"{path} is damaged.") from error

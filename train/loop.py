@@ -1,0 +1,106 @@
+"""The training loop, and the verb ``train``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..cache import Cache
+from . import ranks as distributed
+from .checkpoint import FOLDER
+from .config import TrainConfig
+from .data import Loader, Source
+from .evaluation import open_cache
+from .ranks import Ranks
+from .run import ProgressCallback, Run, RunResult, make_source, prepare
+from .signals import Interrupted, StopRequest
+
+
+def train(
+    cache: Cache | Path | str,
+    out: Path | str,
+    config: TrainConfig,
+    *,
+    progress: ProgressCallback | None = None,
+) -> RunResult:
+    """Train a student from a cache into the run folder ``out``, or go on where it stopped.
+
+    Needs the cache alone: no teacher, no images. Raises UsageError for settings that do not fit the
+    cache, RunMismatch when ``out`` holds another run, Diverged on a value that is not finite, and
+    Interrupted, with everything saved, on Ctrl-C or SIGTERM.
+    """
+    group = distributed.join(config.device)
+    try:
+        lesson = prepare(open_cache(cache), config, group.device)
+        run = Run(Path(out), lesson, group, progress)
+        begun, wait_s, in_memory = time.perf_counter(), 0.0, False
+        if not run.is_finished:
+            source = make_source(run.lesson, group)
+            in_memory = source.is_resident
+            wait_s = run_steps([run], source, group)
+        seconds = time.perf_counter() - begun
+        num_rows = (run.trainee.done - run.first_step) * config.batch_size
+        return RunResult(
+            path=run.path,
+            num_steps=run.lesson.plan.num_steps,
+            resumed_from=run.first_step,
+            num_rows=run.lesson.plan.num_images,
+            losses=run.losses,
+            seconds=seconds,
+            rows_per_s=num_rows / seconds if num_rows else 0.0,
+            wait_share=wait_s / seconds if num_rows else 0.0,
+            in_memory=in_memory,
+            precision=run.lesson.precision,
+            checkpoint=run.path / FOLDER / f"{run.trainee.done:08d}.safetensors",
+        )
+    finally:
+        distributed.leave(group)
+
+
+def run_steps(runs: Sequence[Run], source: Source, group: Ranks) -> float:
+    """Train runs that share their rows to the end; returns the seconds spent waiting for data."""
+    lesson = runs[0].lesson
+    loader = Loader(
+        source,
+        lesson.plan,
+        lesson.targets,
+        start=runs[0].first_step,
+        stop=lesson.plan.num_steps,
+        rank=group.rank,
+        world=group.world,
+        workers=0 if source.is_resident else lesson.config.loader_workers,
+        read_ahead=lesson.config.read_ahead,
+        device=group.device,
+    )
+    try:
+        with loader, StopRequest() as stop:
+            for batch in loader:
+                for run in runs:
+                    values = run.learn(batch)
+                    run.report(values, loader.wait_s)
+                    run.validate(source)
+                    run.keep()
+                _stop_if_asked(stop, runs, group)
+    finally:
+        for run in runs:
+            run.close()
+    return loader.wait_s
+
+
+def _stop_if_asked(stop: StopRequest, runs: Sequence[Run], group: Ranks) -> None:
+    """All ranks stop after the same step, whichever of them was signalled."""
+    number = stop.number
+    if group.world > 1:
+        asked = torch.tensor([number], dtype=torch.int64, device=group.device)
+        number = int(group.total(asked).clamp(max=15))
+    if number and not all(run.is_finished for run in runs):
+        for run in runs:
+            run.save()
+        raise Interrupted(
+            f"stopped after step {runs[0].trainee.done}; everything is saved. "
+            "Run the same command again to go on from there.",
+            number,
+        )

@@ -1,0 +1,100 @@
+"""From predictions and stored features to the terms of the loss.
+
+Targets are normalised here, on the training device, by the fitted normalizers; summaries are left
+as they are unless their loss is MSE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..stats import Normalizer
+from .config import TrainConfig
+from .data import Batch
+from .grids import Crop, GridRule, overlap
+from .losses import make_loss
+from .targets import SUMMARY, Target
+
+
+class TargetTransform(nn.Module):
+    """y = W (x - mean) in float32; a diagonal W multiplies, the identity does nothing."""
+
+    mean: Tensor
+    W: Tensor
+
+    def __init__(self, normalizer: Normalizer) -> None:
+        super().__init__()
+        forward = normalizer.forward
+        diagonal = np.array_equal(forward, np.diag(np.diagonal(forward)))
+        self.is_identity = diagonal and bool((np.diagonal(forward) == 1).all())
+        self.is_identity &= not normalizer.mean.any()
+        matrix = np.diagonal(forward) if diagonal else forward
+        self.register_buffer("mean", torch.tensor(normalizer.mean, dtype=torch.float32))
+        self.register_buffer("W", torch.tensor(np.ascontiguousarray(matrix), dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "... c"]:
+        if self.is_identity:
+            return x.float()
+        centred = x.float() - self.mean
+        return F.linear(centred, self.W) if self.W.ndim == 2 else centred * self.W
+
+
+class Objective(nn.Module):
+    """The loss terms of one run. Holds no parameters."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        targets: Sequence[Target],
+        normalizers: Mapping[str, Normalizer],
+        dispersions: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.targets = tuple(targets)
+        self.rule = GridRule(
+            side=config.grid_side,
+            interpolation=config.grid_interpolation,
+            align_corners=config.grid_align_corners,
+        )
+        self.losses = {
+            target.key: make_loss(target, config, dispersions.get(target.key))
+            for target in self.targets
+        }
+        self.transforms = nn.ModuleList(
+            TargetTransform(normalizers[target.key]) for target in self.targets
+        )
+
+    @torch.no_grad()
+    def normalised(self, batch: Batch) -> dict[str, Tensor]:
+        """Targets in normalised space: patches (n, h, w, c), summary (n, c), float32."""
+        return {
+            target.key: transform(batch.values[target.key]).unflatten(1, target.grid)
+            if target.kind != SUMMARY
+            else transform(batch.values[target.key])
+            for target, transform in zip(self.targets, self.transforms, strict=True)
+        }
+
+    def terms(
+        self, predictions: Mapping[str, Tensor], wanted: Mapping[str, Tensor], crop: Crop | None
+    ) -> dict[str, Float[Tensor, " n"]]:
+        """Loss per row of each target, unweighted."""
+        found = {}
+        for target in self.targets:
+            x, y = predictions[target.key].float(), wanted[target.key]
+            if target.kind == SUMMARY:
+                x, y = x[:, None], y[:, None]
+            elif crop is not None:
+                x, y = overlap(x, y, crop, self.rule.side)
+                x, y = x.flatten(1, 2), y.flatten(1, 2)
+            else:
+                grid = self.rule.meeting((x.shape[1], x.shape[2]), target.grid)
+                x = self.rule.resize(x, grid).flatten(1, 2)
+                y = self.rule.resize(y, grid).flatten(1, 2)
+            found[target.key] = self.losses[target.key](x, y)
+        return found

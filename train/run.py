@@ -1,0 +1,372 @@
+"""A run: what it learns, its folder, and the verb ``train``.
+
+config.json             the settings, written before the first step
+metrics.jsonl           one line per logged step, validation and end
+tensorboard/            the same as events
+checkpoints/STEP.*      see checkpoint.py
+diverged.json           only after a step that was not finite
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from .. import __version__
+from ..cache import Cache, publish
+from ..cache.errors import RunMismatch, UsageError
+from ..stats import METHODS, Normalizer, fitted, load_moments, load_row
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .config import TrainConfig, refuse_changes
+from .data import Source
+from .evaluation import EvalRow, mean_unexplained, measure, open_cache, refuse_other_teachers
+from .metrics import MetricsLog
+from .plan import RowPlan, make_plan
+from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
+from .ranks import Ranks, resolve_precision
+from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
+from .trainee import NotFinite, StepValues, Trainee
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run stands, for whoever shows it."""
+
+    step: int
+    num_steps: int
+    losses: dict[str, float]
+    total: float
+    lr: float
+    gradient_norm: float
+    rows_per_s: float
+    """Rows learnt per second since the last report."""
+
+    wait_share: float
+    """Share of that time spent waiting for data."""
+
+    seconds_left: float
+
+    def line(self) -> str:
+        """One line that tells all."""
+        losses = "  ".join(f"{key} {value:.4f}" for key, value in self.losses.items())
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return (
+            f"step {self.step}/{self.num_steps}  {losses}  lr {self.lr:.2e}  "
+            f"grad {self.gradient_norm:.2f}  {self.rows_per_s:.0f} rows/s  "
+            f"waiting {self.wait_share:.1%}  {minutes}:{seconds:02d} left"
+        )
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What ``train`` leaves behind."""
+
+    path: Path
+    num_steps: int
+    resumed_from: int
+    """Step the call went on from; 0 for a new run, ``num_steps`` when nothing was left to do."""
+
+    num_rows: int
+    """Training rows of one epoch."""
+
+    losses: dict[str, float]
+    """Unweighted terms of the last step."""
+
+    seconds: float
+    rows_per_s: float
+    wait_share: float
+    in_memory: bool
+    """Whether the rows were kept in memory."""
+
+    precision: str
+    checkpoint: Path
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lesson:
+    """What a config learns from a cache: everything fixed before the first step."""
+
+    cache: Cache
+    config: TrainConfig
+    targets: tuple[Target, ...]
+    normalizers: Mapping[str, Normalizer]
+    means: Mapping[str, np.ndarray[Any, Any]]
+    """Training mean by target key, float64."""
+
+    dispersions: Mapping[str, float]
+    image_size: int
+    plan: RowPlan
+    precision: str
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says beside tensors and mutable state."""
+        teachers = dict.fromkeys(target.teacher for target in self.targets)
+        return {
+            "phistill": __version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "num_threads": torch.get_num_threads(),
+            "config": self.config.to_dict(),
+            "cache": str(self.cache.path.resolve()),
+            "teachers": {name: self.cache.teacher(name).fingerprint for name in teachers},
+            "targets": [target.to_dict() for target in self.targets],
+            "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},
+            "means": {key: mean.tolist() for key, mean in self.means.items()},
+            "dispersions": dict(self.dispersions),
+            "image_size": self.image_size,
+            "num_rows": self.plan.num_images,
+            "num_steps": self.plan.num_steps,
+            "order_digest": self.plan.digest,
+            "precision": self.precision,
+        }
+
+
+def prepare(cache: Cache, config: TrainConfig, device: torch.device) -> Lesson:
+    """Resolve a config against a cache; every question that can be refused is asked here."""
+    if config.normalizer not in METHODS:
+        raise UsageError(f"normalizer={config.normalizer!r} is not one of {', '.join(METHODS)}.")
+    if not cache.info.pixel_size:
+        raise UsageError(
+            f"{cache.path} stores no pixels, so no student can learn from it. "
+            "Extract with a pixel size."
+        )
+    cache.require_complete(chosen_teachers(cache, config.teachers))
+    targets = targets_of(cache, config.teachers, summaries=config.summary_loss != "none")
+    normalizers, means, dispersions = {}, {}, {}
+    for target in targets:
+        learnt_by_value = target.kind == PATCHES or config.summary_loss == "mse"
+        method = config.normalizer if learnt_by_value else "none"
+        options = config.normalizer_options if learnt_by_value else {}
+        normalizers[target.key] = fitted(cache, target.teacher, target.kind, method, **options)
+        means[target.key] = load_moments(cache, target.teacher, target.kind).mean
+        if target.kind == SUMMARY:
+            value = load_row(cache, target.teacher, target.kind).dispersion
+            assert value is not None, "fit_stats measures it for every summary"
+            dispersions[target.key] = value
+    return Lesson(
+        cache=cache,
+        config=config,
+        targets=targets,
+        normalizers=normalizers,
+        means=means,
+        dispersions=dispersions,
+        image_size=config.image_size or cache.info.pixel_size,
+        plan=make_plan(cache, config),
+        precision=resolve_precision(config.precision, device),
+    )
+
+
+class Run:
+    """One run folder being trained: the trainee and everything that writes down what it does."""
+
+    def __init__(
+        self, path: Path, lesson: Lesson, ranks: Ranks, progress: ProgressCallback | None
+    ) -> None:
+        self.path, self.lesson, self.ranks, self.progress = path, lesson, ranks, progress
+        self.config = lesson.config
+        refuse_changed_settings(path, lesson)
+        found = checkpoint.load_latest(path)
+        if found is not None:
+            lesson = self.lesson = _as_stored(path, lesson, found)
+        self.trainee = Trainee(
+            lesson.config,
+            lesson.targets,
+            lesson.normalizers,
+            dispersions=lesson.dispersions,
+            image_size=lesson.image_size,
+            num_steps=lesson.plan.num_steps,
+            precision=lesson.precision,
+            ranks=ranks,
+        )
+        if found is not None:
+            self.trainee.restore(found.tensors, found.facts["state"])
+        self.first_step = self.trainee.done
+        self.losses: dict[str, float] = dict(found.facts["losses"]) if found is not None else {}
+        self.score: float | None = None
+        self.saved = self.first_step if found is not None else -1
+        self._log: MetricsLog | None = None
+        self._since = (time.perf_counter(), self.first_step, 0.0)
+        if ranks.is_first:
+            self._begin()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.trainee.done >= self.lesson.plan.num_steps
+
+    def _begin(self) -> None:
+        if not (self.path / "config.json").exists():
+            facts = {k: v for k, v in self.lesson.facts().items() if k not in ("means",)}
+            publish.publish_bytes(
+                self.path / "config.json", json.dumps(facts, indent=1, sort_keys=True).encode()
+            )
+        if not self.is_finished:
+            self._log = MetricsLog(
+                self.path,
+                first_step=self.first_step,
+                tensorboard=self.config.tensorboard,
+                wandb=self.config.wandb,
+                config=self.config.to_dict(),
+            )
+
+    def learn(self, batch: Any) -> StepValues:
+        """One step; a value that is not finite leaves diverged.json behind."""
+        try:
+            values = self.trainee.learn(batch)
+        except NotFinite as error:
+            if self.ranks.is_first:
+                text = json.dumps(error.facts, indent=1).encode()
+                publish.publish_bytes(self.path / "diverged.json", text)
+                self.save()
+            raise
+        self.losses, self.score = values.losses, None
+        return values
+
+    def report(self, values: StepValues, wait_s: float) -> None:
+        """Log the step and tell who watches, every ``log_every`` steps and at the last."""
+        last = values.step == self.lesson.plan.num_steps
+        if not self.ranks.is_first or (values.step % self.config.log_every and not last):
+            return
+        now = time.perf_counter()
+        begun, step, waited = self._since
+        self._since = (now, values.step, wait_s)
+        seconds, num_steps = max(now - begun, 1e-9), values.step - step
+        progress = Progress(
+            step=values.step,
+            num_steps=self.lesson.plan.num_steps,
+            losses=values.losses,
+            total=values.total,
+            lr=values.lr,
+            gradient_norm=values.gradient_norm,
+            rows_per_s=num_steps * self.config.batch_size / seconds,
+            wait_share=(wait_s - waited) / seconds,
+            seconds_left=(self.lesson.plan.num_steps - values.step) * seconds / max(1, num_steps),
+        )
+        if self._log is not None:
+            numbers = {k: v for k, v in asdict(values).items() if k != "step" and v != {}}
+            speed = {"rows_per_s": progress.rows_per_s, "wait_share": progress.wait_share}
+            self._log.write("train", values.step, numbers | speed)
+        if self.progress is not None:
+            self.progress(progress)
+
+    def validate(self, source: Source) -> list[EvalRow]:
+        """Held-out rows, every ``validate_every`` steps and at the end; [] at other steps."""
+        step, every = self.trainee.done, self.config.validate_every
+        if not self.ranks.is_first or not (self.is_finished or (every and step % every == 0)):
+            return []
+        teachers = list(dict.fromkeys(target.teacher for target in self.lesson.targets))
+        rows = self.lesson.cache.rows(teachers, "heldout")[: self.config.validate_rows]
+        if not rows.size:
+            return []
+        with self.trainee.averaged() as student:
+            wrapped = TrainedStudent(student, self.config, self.lesson.normalizers, {})
+            wrapped.to(self.ranks.device)
+            lines = measure(wrapped, source, rows, self.lesson.means, label="trained")
+        self.score = mean_unexplained(lines)
+        if self._log is not None:
+            named = {
+                f"{line.teacher}/{line.kind}": {
+                    key: value for key, value in line.to_dict().items() if isinstance(value, float)
+                }
+                for line in lines
+            }
+            self._log.write("validate", step, {"score": self.score, **named})
+        return lines
+
+    def keep(self) -> None:
+        """Save every ``checkpoint_every`` steps and at the end."""
+        every = self.config.checkpoint_every
+        if self.is_finished or (every and self.trainee.done % every == 0):
+            self.save()
+
+    def save(self) -> Path:
+        """Publish a checkpoint of the state after the last step."""
+        done = self.trainee.done
+        path = self.path / checkpoint.FOLDER / f"{done:08d}.safetensors"
+        if not self.ranks.is_first or done == self.saved:
+            return path
+        facts = self.lesson.facts() | {
+            "state": self.trainee.state(),
+            "losses": self.losses,
+            "score": self.score,
+        }
+        tensors = self.trainee.tensors() | normalizer_tensors(self.lesson.normalizers)
+        path = checkpoint.save(self.path, Checkpoint(done, tensors, facts))
+        checkpoint.prune(self.path, self.config.keep_checkpoints)
+        self.saved = done
+        return path
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
+    """RunMismatch when the folder's config.json is that of another run."""
+    stored = path / "config.json"
+    if not stored.exists():
+        if path.exists() and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
+        return
+    try:
+        facts = json.loads(stored.read_bytes())
+        config = facts["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
+    refuse_changes(path, config, lesson.config.to_dict())
+    refuse_other_teachers(lesson.cache, facts["teachers"], path)
+    if facts["order_digest"] != lesson.plan.digest:
+        raise RunMismatch(
+            f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.path} now gives "
+            f"{lesson.plan.num_images} or orders them differently. Train into another --out."
+        )
+
+
+def _as_stored(path: Path, lesson: Lesson, found: Checkpoint) -> Lesson:
+    """The lesson with the checkpoint's normalizers and precision: never fitted again."""
+    facts = found.facts
+    if facts["num_threads"] != torch.get_num_threads():
+        warnings.warn(
+            f"{path} was trained with {facts['num_threads']} threads, this process has "
+            f"{torch.get_num_threads()}: the run goes on, but not bit for bit.",
+            stacklevel=2,
+        )
+    return Lesson(
+        cache=lesson.cache,
+        config=lesson.config,
+        targets=tuple(Target.from_dict(record) for record in facts["targets"]),
+        normalizers=stored_normalizers(found),
+        means={key: np.asarray(value) for key, value in facts["means"].items()},
+        dispersions=facts["dispersions"],
+        image_size=int(facts["image_size"]),
+        plan=lesson.plan,
+        precision=str(facts["precision"]),
+    )
+
+
+def make_source(lesson: Lesson, ranks: Ranks) -> Source:
+    """Where batches come from; in memory when the training rows fit the config's budget."""
+    source = Source(lesson.cache, lesson.targets)
+    budget = lesson.config.memory_bytes // ranks.world
+    if len(lesson.plan.rows) * source.row_bytes <= budget:
+        source.keep_in_memory(lesson.plan.rows)
+    return source
+
+
+def as_cache(cache: Cache | Path | str) -> Cache:
+    """The cache itself, or the one at a path."""
+    return open_cache(cache)
