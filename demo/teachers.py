@@ -1,0 +1,93 @@
+"""The bundled teachers `demo:clip`, `demo:ssl` and `demo:mask`, behind the usual adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..cache.errors import UsageError
+from ..pipeline.contract import Preprocessing, Teacher
+from ..pipeline.open_clip_teacher import OpenClipTeacher
+from ..pipeline.teachers import take_options
+from ..pipeline.timm_teacher import TimmTeacher
+from ..pipeline.weights import integer, load_weights, seeded
+from .weights import FOLDER, read_settings, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .captions import Tokenizer
+
+NAMES = ("clip", "ssl", "mask")
+DECODER = "decoder."
+
+
+def build(model: str, options: dict[str, str]) -> Teacher:
+    """``demo:NAME``; with ``random=SEED`` the same architecture without its training."""
+    if model not in NAMES:
+        raise UsageError(f"demo:{model} does not exist; choose one of {', '.join(NAMES)}.")
+    take_options(options, ("random",), f"demo:{model}")
+    settings = read_settings(model)
+    net = network(model, settings, integer(options, "random"))
+    identity = {"source": "demo", "model": model}
+    if settings["library"] == "open_clip":
+        return OpenClipTeacher(net, preprocessing_of(settings), identity, space="joint")
+    dense = settings["summary"] is None
+    return TimmTeacher(
+        net,
+        preprocessing_of(settings),
+        identity,
+        norm=not dense,
+        summary="none" if dense else "head",
+    )
+
+
+def network(name: str, settings: Mapping[str, Any], seed: int | None) -> nn.Module:
+    """The whole model of a teacher (for `clip` with its text tower), trained unless seeded."""
+    with seeded(seed or 0):
+        if settings["library"] == "open_clip":
+            import open_clip
+
+            net: nn.Module = open_clip.CLIP(**settings["model"])
+        else:
+            import timm
+
+            net = timm.create_model(settings["model"], pretrained=False, **settings["kwargs"])
+    if seed is None:
+        state = {k: v for k, v in read_tensors(name).items() if not k.startswith(DECODER)}
+        load_weights(net, state, str(FOLDER / f"{name}.safetensors"))
+    return net.eval().requires_grad_(False)
+
+
+def preprocessing_of(settings: Mapping[str, Any]) -> Preprocessing:
+    r, g, b = settings["mean"]
+    std_r, std_g, std_b = settings["std"]
+    return Preprocessing(
+        size=(settings["size"], settings["size"]),
+        mean=(r, g, b),
+        std=(std_r, std_g, std_b),
+        interpolation=settings["interpolation"],
+    )
+
+
+def tokenizer() -> Tokenizer:
+    """The words `clip` knows."""
+    from .captions import Tokenizer
+
+    return Tokenizer(tuple(read_settings("clip")["vocabulary"]))
+
+
+def text_summaries(captions: list[str], seed: int | None = None) -> Tensor:
+    """Captions in the joint space of `clip`: float32 (n, 128), L2-normalised."""
+    import torch
+    from torch.nn.functional import normalize
+
+    net: Any = network("clip", read_settings("clip"), seed)
+    with torch.no_grad():
+        return normalize(net.encode_text(tokenizer()(captions)), dim=1)
+
+
+def matte_decoder() -> tuple[Tensor, Tensor]:
+    """Weight (25, 188) and bias (25,) from a token of `mask` to the alpha logits under it."""
+    tensors = read_tensors("mask")
+    return tensors[f"{DECODER}weight"], tensors[f"{DECODER}bias"]
