@@ -1,0 +1,121 @@
+"""Any bytes give an RGB image by the stated rules, or a reason."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phistill.pipeline.decode import DecodeRules, Reject, decode
+
+RULES = DecodeRules()
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, format, **options)
+    return sink.getvalue()
+
+
+def corner_image() -> Image.Image:
+    """8 x 6 pixels, the upper left quarter red."""
+    image = Image.new("RGB", (8, 6), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 4, 3))
+    return image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(orientation: int) -> None:
+    upright = corner_image()
+    # What a camera stores: the transform that the orientation tag asks to be undone.
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(encoded(stored, exif=exif), RULES)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(upright))
+
+
+def test_transparency_is_composited_over_the_background() -> None:
+    image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
+    image.putpixel((1, 0), (255, 255, 255, 255))
+    found = np.asarray(decode(encoded(image), RULES))
+    np.testing.assert_array_equal(found, [[[128, 128, 128], [255, 255, 255]]])
+
+
+def test_a_palette_with_a_transparent_entry_is_composited() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    found = np.asarray(decode(encoded(image, transparency=0), RULES))
+    np.testing.assert_array_equal(found, [[[128, 128, 128], [200, 100, 50]]])
+
+
+def test_sixteen_bits_are_scaled_where_pillow_alone_turns_them_white() -> None:
+    values = np.array([[0, 257 * 100, 65535]], np.uint16)
+    data = encoded(Image.fromarray(values))
+    with Image.open(io.BytesIO(data)) as naive:
+        assert np.asarray(naive.convert("RGB"))[0, 1, 0] == 255
+    found = np.asarray(decode(data, RULES))
+    np.testing.assert_array_equal(found[0, :, 0], [0, 100, 255])
+
+
+def test_cmyk_becomes_rgb() -> None:
+    found = decode(encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"), RULES)
+    red, green, blue = np.asarray(found)[2, 2].tolist()
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+
+
+def test_the_first_frame_of_an_animation_is_used() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(np.asarray(decode(data, RULES))[0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<html><body>404</body></html>", "cannot be decoded"),
+        (b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
+    ],
+)
+def test_what_is_no_image_is_rejected_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(Reject, match=reason):
+        decode(data, RULES)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_truncated_image_is_rejected_and_never_padded_with_grey(format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), format)
+    decode(data, RULES)
+    with pytest.raises(Reject):
+        decode(data[: len(data) * 2 // 3], RULES)
+
+
+def test_an_image_over_the_pixel_cap_is_rejected_before_it_is_decoded() -> None:
+    with pytest.raises(Reject, match=r"4000 x 4000 pixels, more than the cap of 1,000,000"):
+        decode(encoded(Image.new("1", (4000, 4000))), DecodeRules(max_pixels=1_000_000))
+
+
+def test_a_reason_is_the_same_in_every_run() -> None:
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(Reject) as caught:
+            decode(bytes(100), RULES)
+        reasons.add(str(caught.value))
+    assert len(reasons) == 1

@@ -1,0 +1,150 @@
+"""Extraction pairs each image with its own features, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import phistill.cache as store
+from phistill.cache.errors import CacheMismatch, LockHeld, TooManyRejects, UsageError
+from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline.views import View
+
+SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
+
+
+def test_every_row_holds_the_features_of_its_own_image(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    report = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    cache = report.cache
+    index = cache.index().to_pydict()
+    rows = cache.rows(split="all")
+    assert rows.size == 40
+    patches = cache.reader("t", "patches").read(rows)
+    for row, values in zip(rows.tolist(), patches, strict=True):
+        with Image.open(folder / index["id"][row]) as image:
+            small = image.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+        scaled = np.asarray(small, np.float64) / 255.0 * 2.0 - 1.0
+        means = scaled.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3)).reshape(16, 3)
+        # float16 keeps 11 bits of values below 1.
+        np.testing.assert_allclose(values[:, :3], means, atol=2**-11)
+
+
+def test_a_corrupt_image_is_a_reject_with_a_reason(folder: Path, tiny: str, tmp_path: Path) -> None:
+    report = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    assert report.rejects == (("cats/broken.png", "cannot be decoded: cannot identify image file"),)
+
+
+def test_a_second_run_does_no_work(folder: Path, tiny: str, tmp_path: Path) -> None:
+    first = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    before = first.cache.digest()
+    second = extract(folder, tmp_path / "c", [f"t={tiny}"])
+    assert first.num_shards == 12
+    assert second.num_shards == 0
+    assert second.cache.digest() == before
+
+
+def test_a_teacher_added_later_makes_the_same_cache(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    both = [f"t={tiny}", f"u={tiny}?scale=2"]
+    at_once = extract(folder, tmp_path / "c", both, settings=SETTINGS)
+    extract(folder, tmp_path / "d", both[:1], settings=SETTINGS)
+    later = extract(folder, tmp_path / "d", both[1:])
+    assert later.cache.digest() == at_once.cache.digest()
+
+
+def test_another_teacher_under_the_same_name_is_refused_with_the_field(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    with pytest.raises(CacheMismatch, match=r"teacher 't': scale is 1\.0 there, 3\.0 here"):
+        extract(folder, tmp_path / "c", [f"t={tiny}?scale=3"])
+
+
+def test_other_settings_are_refused_with_the_field(folder: Path, tiny: str, tmp_path: Path) -> None:
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    with pytest.raises(CacheMismatch, match="seed=1, but this run asks for 2"):
+        extract(folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(seed=2))
+
+
+def test_changed_images_are_refused_when_a_teacher_is_added(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    changed = folder / cache.index()["id"][0].as_py()
+    Image.new("RGB", (30, 30)).save(changed)
+    with pytest.raises(CacheMismatch, match="row 0: u was given an image with sha256"):
+        extract(folder, tmp_path / "c", [f"u={tiny}?scale=2"])
+
+
+def test_non_finite_features_are_rejects_and_never_stored(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "red.png")
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}?poison=0.9"], settings=SETTINGS).cache
+    reasons = dict(extract(folder, tmp_path / "c").rejects)
+    assert reasons["red.png"] == "t/patches holds NaN or infinity"
+    patches = cache.reader("t", "patches").read(cache.rows(split="all"))
+    assert np.isfinite(patches).all()
+
+
+def test_more_rejects_than_the_budget_stop_the_run(folder: Path, tiny: str, tmp_path: Path) -> None:
+    for number in range(20):
+        (folder / f"bad-{number}.jpg").write_bytes(b"x" * number)
+    with pytest.raises(TooManyRejects, match=r"of 61 rows were rejected, more than 1\.00%"):
+        extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+
+
+def test_a_center_crop_keeps_proportions(folder: Path, tiny: str, tmp_path: Path) -> None:
+    settings = CacheSettings(pixel_size=16, shard_rows=8, views=(View("center-crop"),))
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=settings).cache
+    for record in cache.commits("t").values():
+        for size, box in zip(record.images.size, record.images.box, strict=True):
+            if size is not None and box is not None:
+                assert box[2] - box[0] == box[3] - box[1] == min(size)
+
+
+def test_a_second_writer_is_refused_naming_the_first(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    with cache.writing(), pytest.raises(LockHeld, match=f"process {os.getpid()} on"):
+        extract(folder, tmp_path / "c", [f"t={tiny}"])
+
+
+def test_two_teachers_need_two_names(folder: Path, tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two teachers are named 't'"):
+        extract(folder, tmp_path / "c", [f"t={tiny}", f"t={tiny}?scale=2"])
+
+
+def test_an_extraction_killed_half_way_ends_as_an_uninterrupted_one(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    target = tmp_path / "killed"
+    command = [sys.executable, "-m", "phistill", "extract", str(folder), "--cache", str(target)]
+    command += ["--teacher", f"t={tiny}", "--pixel-size", "16", "--shard-rows", "8", "--seed", "1"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(list(target.glob("commits/*/*.json"))) < 3:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert len(store.open(target).missing_shards("t")) > 0
+    resumed = extract(folder, target, [f"t={tiny}"], settings=SETTINGS)
+    assert resumed.cache.digest() == whole.digest()
+    assert not list(target.rglob("*.partial"))
