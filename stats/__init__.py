@@ -9,6 +9,7 @@
 True
 """
 
+from .export import export_normalizer
 from .fit import fit_stats, fitted, load_moments, load_row, stored_rows
 from .moments import Moments
 from .normalizer import METHODS, Normalizer
@@ -21,6 +22,7 @@ __all__ = [
     "Moments",
     "Normalizer",
     "StatsRow",
+    "export_normalizer",
     "fit_stats",
     "fitted",
     "load_moments",

@@ -8,7 +8,8 @@ is refused by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,15 @@ from ..cache import Cache
 from ..cache.errors import DegenerateMoments, MissingMoments, StaleMoments
 from .blas import one_blas_thread
 from .dispersion import dispersion
-from .groups import ArrayPlan, ArraySpec, PassOptions, array_key, plan_array, sample_rows
+from .groups import (
+    ArrayPlan,
+    ArraySpec,
+    PassOptions,
+    Trim,
+    array_key,
+    plan_array,
+    sample_rows,
+)
 from .moments import Moments
 from .normalizer import Normalizer, eigenbasis
 from .partials import forget_readers, moments_folder
@@ -35,6 +44,8 @@ def fit_stats(
     tokens_per_image: int | None = None,
     max_images: int | None = None,
     seed: int = 0,
+    trim: float = 0.0,
+    device: str = "cpu",
     workers: int | None = None,
     scheduler: str | None = None,
     progress: ProgressCallback | None = None,
@@ -43,27 +54,53 @@ def fit_stats(
 
     Only training rows that were accepted count. A run that was killed goes on with the partials it
     left, a cache that grew costs its new shards, and nothing is done where nothing changed. exact
-    takes float64 products. tokens_per_image and max_images subsample by seed. workers and
-    scheduler say where it runs; see schedule.run. Raises IncompleteCache while shards are
-    missing, DegenerateMoments naming teacher and shard for NaN or features without spread.
+    takes float64 products. tokens_per_image and max_images subsample by seed. trim leaves out that
+    fraction of tokens, those farthest from the mean, in a second pass; summaries stay whole. device
+    is cpu (NumPy) or a torch device for the products. workers and scheduler say where it runs; see
+    schedule.run. Raises IncompleteCache while shards are missing, DegenerateMoments naming teacher
+    and shard for NaN or features without spread.
     """
     options = PassOptions(
-        exact=exact, tokens_per_image=tokens_per_image, max_images=max_images, seed=seed
+        exact=exact,
+        tokens_per_image=tokens_per_image,
+        max_images=max_images,
+        seed=seed,
+        trim=trim,
+        device=device,
     )
     chosen = cache.teachers if teachers is None else tuple(teachers)
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.require_complete(chosen)
+    where = partial(run, cache.path, workers=workers, scheduler=scheduler, progress=progress)
     with cache.writing():
-        done = {array: _current_row(cache, *array, options) for array in arrays}
-        plans = [_plan(cache, *array, options) for array in arrays if done[array] is None]
+        done = {array: _current_row(cache, *array, _for_kind(array, options)) for array in arrays}
+        missing = [array for array in arrays if done[array] is None]
         try:
-            rows = run(
-                cache.path, plans, finish, workers=workers, scheduler=scheduler, progress=progress
-            )
+            plain = replace(options, trim=0.0)
+            first = [_plan(cache, *array, plain) for array in missing]
+            rows = where(first, finish)
+            if trim:
+                second = [_trimmed(cache, *array, options) for array in missing if _trims(array)]
+                rows += where(second, finish)
         finally:
             forget_readers()
     fresh = {(row.teacher, row.kind): row for row in rows}
     return [row if (row := done[array]) is not None else fresh[array] for array in arrays]
+
+
+def _trims(array: tuple[str, str]) -> bool:
+    return array[1] != "summary"
+
+
+def _for_kind(array: tuple[str, str], options: PassOptions) -> PassOptions:
+    return options if _trims(array) else replace(options, trim=0.0)
+
+
+def _trimmed(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
+    """The second pass over an array whose first is stored: without its farthest tokens."""
+    summary = _load(cache, teacher, kind).summary
+    limit = summary.energies.limit(options.trim)
+    return plan_array(cache, teacher, kind, options, Trim(summary.moments.mean, limit))
 
 
 def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ..cache import Cache
 from ..cache.errors import UsageError
@@ -106,7 +106,25 @@ class Group:
         return sum(len(piece.rows) for piece in self.pieces)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
+class Trim:
+    """Keep only vectors with |x - mean|^2 <= limit, from the statistics of all of them."""
+
+    mean: Float[np.ndarray, " c"]
+    limit: float
+
+    def keeps(self, x: Shaped[np.ndarray, "n c"]) -> Bool[np.ndarray, " n"]:
+        """Which vectors are near enough; one that is not finite is kept, and found later."""
+        centred = x - self.mean.astype(np.float32)
+        far: Bool[np.ndarray, " n"] = np.einsum("nc,nc->n", centred, centred) > self.limit
+        return ~far
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.mean.tobytes() + repr(self.limit).encode()).digest()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class ArraySpec:
     """One array and what is computed of it: all a task needs beside its group."""
 
@@ -118,6 +136,8 @@ class ArraySpec:
     options: PassOptions
     key: str
     """Of the merged moments; see array_key."""
+
+    trim: Trim | None = None
 
     @property
     def name(self) -> str:
@@ -136,7 +156,9 @@ class ArrayPlan:
         return sum(group.num_rows for group in self.groups)
 
 
-def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
+def plan_array(
+    cache: Cache, teacher: str, kind: str, options: PassOptions, trim: Trim | None = None
+) -> ArrayPlan:
     """Lay out one array: training rows that are committed and accepted, nothing else."""
     shape = cache.teacher(teacher).row_shape(kind)
     tokens, width = int(np.prod(shape[:-1])), shape[-1]
@@ -149,6 +171,7 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
         shard_rows=cache.info.shard_rows,
         options=options,
         key=array_key(cache, teacher, kind, options),
+        trim=trim,
     )
     layout = Layout.of(
         shard_rows=spec.shard_rows,
@@ -179,6 +202,7 @@ def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
 def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " n"]]]) -> Piece:
     """A piece of (shard, digest of its commit record, rows), keyed by all three."""
     key = hashlib.sha256(_settings(spec.kind, spec.options))
+    key.update(spec.trim.digest if spec.trim is not None else b"")
     for shard, digest, rows in shards:
         mask: Bool[np.ndarray, " shard_rows"] = np.zeros(spec.shard_rows, dtype=bool)
         mask[rows - shard * spec.shard_rows] = True

@@ -15,7 +15,7 @@ n vectors, c width, b rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
+from .blas import one_blas_thread
 from .energies import Energies
 
 BLOCK_VECTORS = 4096
@@ -69,7 +70,8 @@ class Moments:
         n = self.n + other.n
         delta = other.mean - self.mean  # (c,)
         mean = self.mean + delta * (other.n / n)
-        scatter = np.outer(delta, delta * (self.n * other.n / n))  # (c, c)
+        scatter = np.outer(delta, delta)  # (c, c); scaled afterwards, or it is not symmetric
+        scatter *= self.n * other.n / n
         scatter += self.scatter
         scatter += other.scatter
         return Moments(n, mean, scatter, max(self.eps, other.eps))
@@ -115,9 +117,10 @@ class Moments:
             raise UsageError(f"x has shape {x.shape}; vectors need two axes or more, (..., c).")
         vectors = x.reshape(-1, x.shape[-1]) if mask is None else x[np.asarray(mask, dtype=bool)]
         accumulator = Accumulator(vectors.shape[-1], exact=exact)
-        for start in range(0, len(vectors), BLOCK_VECTORS):
-            accumulator.add(vectors[start : start + BLOCK_VECTORS])
-        return accumulator.moments()
+        with one_blas_thread():  # or the last bits depend on the number of cores
+            for start in range(0, len(vectors), BLOCK_VECTORS):
+                accumulator.add(vectors[start : start + BLOCK_VECTORS])
+            return accumulator.moments()
 
 
 def merge(parts: Iterable[Moments], width: int) -> Moments:
@@ -128,15 +131,34 @@ def merge(parts: Iterable[Moments], width: int) -> Moments:
     return total
 
 
+class BlockSums(NamedTuple):
+    """What one block contributes, products and energies in the type they were taken in."""
+
+    pilot: Float[np.ndarray, " c"]
+    """What the block was centred on, float64."""
+    offset: Float[np.ndarray, " c"]
+    """Mean of the block minus pilot, float64."""
+    products: Float[np.ndarray, "c c"]
+    energies: Float[np.ndarray, " b"]
+
+
+Real = type[np.float32] | type[np.float64]
+
+TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Real], BlockSums]
+"""Sums of one block (b, c), its products taken in the given type."""
+
+
 class Accumulator:
     """Adds blocks of vectors and gives their Moments.
 
-    energies is the histogram of their squared distances to the mean of their own block.
+    energies is the histogram of their squared distances to the mean of their own block. take says
+    where a block is summed; device.py has a way through torch.
     """
 
-    def __init__(self, width: int, *, exact: bool = False) -> None:
+    def __init__(self, width: int, *, exact: bool = False, take: TakeBlock | None = None) -> None:
         self.width = width
         self.exact = exact
+        self._take: TakeBlock = block_sums if take is None else take
         self.energies = Energies.zero()
         self._counts: list[int] = []
         self._means: list[Float[np.ndarray, " c"]] = []
@@ -154,11 +176,11 @@ class Accumulator:
         if len(block) == 0:
             return
         if self.exact or block.dtype.itemsize > 4:
-            sums = _block_sums(block, np.float64)
+            sums = self._take(block, np.float64)
         else:
-            sums = _block_sums(block, np.float32)
+            sums = self._take(block, np.float32)
             if _left_float32(block, sums):
-                sums = _block_sums(block, np.float64)
+                sums = self._take(block, np.float64)
         if not np.isfinite(np.diagonal(sums.products)).all():
             raise DegenerateMoments(_where_not_finite(block))
         self._counts.append(len(block))
@@ -182,18 +204,7 @@ class Accumulator:
         return Moments(n, mean, (scatter + scatter.T) / 2, self._eps)
 
 
-class _BlockSums(NamedTuple):
-    """What one block contributes, products and energies in the type they were taken in."""
-
-    pilot: Float[np.ndarray, " c"]
-    offset: Float[np.ndarray, " c"]
-    products: Float[np.ndarray, "c c"]
-    energies: Float[np.ndarray, " b"]
-
-
-def _block_sums(
-    block: Shaped[np.ndarray, "b c"], dtype: type[np.float32] | type[np.float64]
-) -> _BlockSums:
+def block_sums(block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
     """Centre on a pilot, and sum: pilot and offset in float64, products and energies in dtype."""
     stride = max(1, len(block) // PILOT_VECTORS)
     with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
@@ -206,12 +217,12 @@ def _block_sums(
         # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
         energies = np.einsum("bc,bc->b", centred, centred)
         energies += offset @ offset - 2 * (centred @ offset)
-    return _BlockSums(
+    return BlockSums(
         pilot.astype(np.float64), offset.astype(np.float64), products, np.maximum(energies, 0)
     )
 
 
-def _left_float32(block: Shaped[np.ndarray, "b c"], sums: _BlockSums) -> bool:
+def _left_float32(block: Shaped[np.ndarray, "b c"], sums: BlockSums) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
     squares = np.diagonal(sums.products)
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing

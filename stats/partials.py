@@ -18,7 +18,7 @@ from ..cache import ArrayReader
 from ..cache.errors import CorruptCache, DegenerateMoments
 from .blas import one_blas_thread
 from .groups import ArraySpec, Group, Piece, sample_tokens
-from .moments import BLOCK_VECTORS, Accumulator
+from .moments import BLOCK_VECTORS, Accumulator, TakeBlock
 from .summary import Stored, Summary
 
 
@@ -29,7 +29,8 @@ def moments_folder(teacher: str, kind: str) -> str:
 
 def partial_path(spec: ArraySpec, group: Group) -> str:
     """The file of one partial, relative to the cache."""
-    return f"{moments_folder(spec.teacher, spec.kind)}/part-{group.number:06d}.safetensors"
+    name = "part" if spec.trim is None else "trimmed"
+    return f"{moments_folder(spec.teacher, spec.kind)}/{name}-{group.number:06d}.safetensors"
 
 
 def compute_partial(root: Path, spec: ArraySpec, group: Group) -> Summary:
@@ -85,7 +86,8 @@ def forget_readers() -> None:
 
 def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> Summary:
     """Read the rows of a piece block by block; memory does not depend on the piece."""
-    accumulator = Accumulator(spec.width, exact=spec.options.exact)
+    take = None if spec.options.device == "cpu" else _torch_sums(spec.options.device)
+    accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
     tokens = int(np.prod(reader.row_shape[:-1]))
     per_block = max(1, BLOCK_VECTORS // min(tokens, spec.options.tokens_per_image or tokens))
     buffer = np.empty((min(per_block, len(piece.rows)), *reader.row_shape), reader.dtype)
@@ -95,11 +97,20 @@ def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> Summar
         chosen = sample_tokens(rows, tokens, spec.options)
         if chosen is not None:
             values = np.take_along_axis(values, chosen[:, :, None], axis=1)
+        vectors = values.reshape(-1, spec.width)
+        if spec.trim is not None:
+            vectors = vectors[spec.trim.keeps(vectors)]
         try:
-            accumulator.add(values.reshape(-1, spec.width))
+            accumulator.add(vectors)
         except DegenerateMoments as error:
             raise DegenerateMoments(_blame(spec, rows, values, error)) from error
     return Summary(len(piece.rows), accumulator.moments(), accumulator.energies)
+
+
+def _torch_sums(device: str) -> TakeBlock:
+    from .device import torch_sums  # torch is large, and only this way needs it
+
+    return torch_sums(device)
 
 
 def _blame(

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import dask.callbacks
+import dask.multiprocessing
+import dask.threaded
 
 from ..cache.errors import UsageError
 from .groups import ArrayPlan, ArraySpec
@@ -65,9 +67,11 @@ def run(
     results = [_array_graph(root, plan, finish, meter) for plan in plans]
     if scheduler is not None:
         return _on_cluster(scheduler, results, meter)
-    kind, count = ("threads", _num_cores()) if workers is None else ("processes", workers)
+    # The functions, not their names: looking a name up imports all of distributed.
+    local = _dask.threaded.get if workers is None else _dask.multiprocessing.get
+    count = _num_cores() if workers is None else workers
     with _dask.callbacks.Callback(posttask=lambda key, *_: meter.finished(key)):
-        return list(_dask.compute(*results, scheduler=kind, num_workers=count))
+        return list(_dask.compute(*results, scheduler=local, num_workers=count))
 
 
 def _num_cores() -> int:

@@ -97,6 +97,13 @@ def test_any_split_in_any_order_merges_to_the_same_moments(
     assert error(merged, x) < EXACT_TOLERANCE
 
 
+def test_a_sum_of_moments_is_symmetric_to_the_bit() -> None:
+    """A partial is stored as one triangle, so the other must be the same."""
+    parts = [Moments.of(features(50, 9, ratio=3.0, std=1.0, seed=seed)) for seed in range(6)]
+    total = merge(parts, 9)
+    assert np.array_equal(total.scatter, total.scatter.T)
+
+
 def test_adding_nothing_changes_no_bit() -> None:
     moments = Moments.of(features(100, 5, ratio=1.0, std=1.0))
     for total in (Moments.zero(5) + moments, moments + Moments.zero(5), merge([moments], 5)):

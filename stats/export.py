@@ -1,0 +1,62 @@
+"""A fitted normalizer as a file of its own, for use without phistill.
+
+One safetensors file with float32 tensors mean (c,), W (c, c), Theta (c, c) and text metadata. It
+conditions any encoder's output, a vision-language model's say, and needs ten lines to use:
+
+    import torch
+    from safetensors.torch import load_file
+
+    class Normalizer(torch.nn.Module):
+        def __init__(self, path):
+            super().__init__()
+            for name, tensor in load_file(path).items():
+                self.register_buffer(name, tensor)
+        def forward(self, x):  # (..., c) -> (..., c), every channel with variance 1
+            return torch.nn.functional.linear(x.float() - self.mean, self.W)
+        def inverse(self, y):
+            return torch.nn.functional.linear(y, self.Theta, self.mean)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from ..cache import Cache, publish
+from .fit import fitted
+from .normalizer import Normalizer
+
+
+def export_bytes(normalizer: Normalizer, *, teacher: str = "", kind: str = "") -> bytes:
+    """The file as bytes; the metadata says what it was fitted to."""
+    arrays = {
+        "mean": normalizer.mean,
+        "W": normalizer.forward,
+        "Theta": normalizer.inverse,
+    }
+    metadata = {
+        "method": normalizer.method,
+        "rotation": normalizer.rotation or "none",
+        "teacher": teacher,
+        "kind": kind,
+        "formula": "y = W (x - mean); x = Theta y + mean",
+    }
+    tensors = {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in arrays.items()}
+    return save(tensors, metadata=metadata)
+
+
+def export_normalizer(
+    cache: Cache,
+    teacher: str,
+    out: Path,
+    *,
+    kind: str = "patches",
+    method: str = "phi-s",
+    **options: float,
+) -> Normalizer:
+    """Write one array's normalizer to the file `out`; returns it. Errors as stats.fitted."""
+    normalizer = fitted(cache, teacher, kind, method, **options)
+    publish.publish_bytes(out, export_bytes(normalizer, teacher=teacher, kind=kind))
+    return normalizer
