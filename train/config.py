@@ -51,7 +51,7 @@ SAFE_KEYS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run. 0 or ``auto`` in a field that says so is resolved and recorded by the run."""
+    """One training run. 0 or ``auto``, where a field says so, is resolved and recorded."""
 
     # ---- what is learnt from -------------------------------------------------------------------
     teachers: tuple[str, ...] = ()
@@ -205,7 +205,7 @@ class TrainConfig:
     """Largest gradient norm over all parameters; 0 clips nothing."""
 
     ema_decay: float = 0.0
-    """Decay per step of an average of the weights, which evaluation and export then use; 0: none."""
+    """Decay per step of an average of the weights, which evaluation and export use; 0: none."""
 
     precision: str = "auto"
     """float32, bf16 (autocast), or auto: bf16 where the device has matrix units for it."""

@@ -35,12 +35,22 @@ TINY: dict[str, Any] = {
 """A student of some ten thousand weights."""
 
 
+_BUILT: dict[str, Path] = {}
+"""Caches already made in this session: training only reads them."""
+
+
+def _once(name: str, build: Callable[[], Cache]) -> Cache:
+    if name not in _BUILT:
+        cache = build()
+        fit_stats(cache, workers=1)
+        _BUILT[name] = cache.path
+    return store.open(_BUILT[name])
+
+
 @pytest.fixture
 def fitted_cache(make_cache: Callable[..., Cache]) -> Cache:
-    """64 images of 8 x 8 pixels, three teachers, moments fitted."""
-    cache = make_cache(num_rows=64, teachers=TEACHERS)
-    fit_stats(cache, workers=1)
-    return cache
+    """64 images of 8 x 8 pixels, three teachers, moments fitted. Read only."""
+    return _once("fitted", lambda: make_cache(num_rows=64, teachers=TEACHERS))
 
 
 @pytest.fixture
@@ -60,9 +70,10 @@ def learnable_cache(make_cache: Callable[..., Cache], tmp_path: Path) -> Cache:
         scale = 30.0 if owner == "b" else 0.01
         return (tokens @ maps[owner] * scale + scale).astype(np.float16)
 
-    cache = make_cache(num_rows=256, teachers=TEACHERS[:2], features=features, shard_rows=32)
-    fit_stats(cache, workers=1)
-    return cache
+    return _once(
+        "learnable",
+        lambda: make_cache(num_rows=256, teachers=TEACHERS[:2], features=features, shard_rows=32),
+    )
 
 
 def tiny(**changes: Any) -> TrainConfig:

@@ -1,0 +1,75 @@
+"""Folding the inverse normalizer, and the folder an export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from phistill.cache import Cache
+from phistill.cache.errors import UsageError
+from phistill.train import TrainConfig, export, load_export, load_run, train
+from phistill.train.exporting import fold_heads
+from phistill.train.student import to_images
+
+Config = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize("normalizer", ["phi-s", "pca", "standardize", "none"])
+def test_folded_and_unfolded_outputs_agree_in_float64(
+    normalizer: str, fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=2, normalizer=normalizer))
+    plain, other = load_run(tmp_path / "run").double(), load_run(tmp_path / "run").double()
+    fold_heads(other)
+    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    images = to_images(pixels, 8).double()
+    assert plain.normalizers is not None
+    with torch.inference_mode():
+        normalised = plain.student(images).predictions
+        raw = other.student(images).predictions
+    for target in plain.targets:
+        # In float64 throughout: NormalizerModule itself works in float32.
+        fitted = plain.normalizers[target.key]
+        unfolded = fitted.inverse_transform(normalised[target.key].numpy())
+        torch.testing.assert_close(raw[target.key], torch.from_numpy(unfolded), rtol=0, atol=1e-9)
+
+
+def test_an_exported_student_answers_like_the_run(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=2))
+    folder = export(tmp_path / "run", tmp_path / "student")
+    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    ours, theirs = load_run(tmp_path / "run").predict(pixels), load_export(folder).predict(pixels)
+    for teacher, kinds in ours.items():
+        for kind, value in kinds.items():
+            # Both are float32: some 24 products of size 1 to 4 each.
+            torch.testing.assert_close(theirs[teacher][kind], value, rtol=1e-4, atol=1e-4)
+
+
+def test_timm_alone_loads_the_exported_backbone(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=2))
+    folder = export(tmp_path / "run", tmp_path / "student")
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    student = load_run(tmp_path / "run").student
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(
+            net.forward_features(images), student.backbone.net.forward_features(images)
+        )  # type: ignore[operator]
+
+
+def test_an_export_does_not_write_into_a_folder_in_use(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export(tmp_path / "run", tmp_path)
+    with pytest.raises(UsageError, match="not an exported student"):
+        load_export(tmp_path / "run")

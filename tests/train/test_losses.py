@@ -1,0 +1,110 @@
+"""Losses against the formulas, written out, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from phistill.cache.errors import UsageError
+from phistill.train.config import TrainConfig
+from phistill.train.losses import (
+    Balance,
+    balanced_angle,
+    cosine,
+    fixed_weights,
+    hybrid,
+    make_loss,
+    mse,
+    smooth_l1,
+)
+from phistill.train.targets import Target
+
+PATCHES = Target(teacher="a", kind="patches", width=5, grid=(2, 2))
+SUMMARY = Target(teacher="a", kind="summary", width=5, grid=(1, 1))
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+"""float64 sums of 20 numbers."""
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    return x, torch.randn(3, 4, 5, generator=generator, dtype=torch.float64) * 2
+
+
+def naive_cosine(x: Tensor, y: Tensor) -> Tensor:
+    rows = []
+    for i in range(len(x)):
+        tokens = [
+            1
+            - float(x[i, t] @ y[i, t])
+            / math.sqrt(float(x[i, t] @ x[i, t]) * float(y[i, t] @ y[i, t]))
+            for t in range(x.shape[1])
+        ]
+        rows.append(sum(tokens) / len(tokens))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_losses_are_the_papers_formulas_per_row() -> None:
+    x, y = pair()
+    squares = torch.stack([((x[i] - y[i]) ** 2).sum() / 20 for i in range(3)])
+    gap = (x - y).abs()
+    huber = torch.where(gap < 1, gap**2 / 2, gap - 0.5).sum((1, 2)) / 20
+    torch.testing.assert_close(mse(x, y), squares, **EXACT)
+    torch.testing.assert_close(smooth_l1(x, y), huber, **EXACT)
+    torch.testing.assert_close(cosine(x, y), naive_cosine(x, y), **EXACT)
+    mixed = hybrid(x, y, second=smooth_l1, beta=0.9)
+    torch.testing.assert_close(mixed, 0.9 * naive_cosine(x, y) + 0.1 * huber, **EXACT)
+
+
+def test_balanced_angle_is_one_at_the_targets_own_dispersion() -> None:
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randn(500, 1, 6, generator=generator, dtype=torch.float64) + 0.5
+    mean = y.mean(0, keepdim=True)
+    angles = torch.arccos(torch.nn.functional.cosine_similarity(y, mean, dim=-1))
+    loss = balanced_angle(mean.expand_as(y), y, dispersion=float(angles.square().mean()))
+    assert float(loss.mean()) == pytest.approx(1, abs=1e-6)  # the clamp at 1 - 2^-23
+
+
+def test_the_angle_has_a_finite_gradient_where_prediction_meets_target() -> None:
+    y = torch.randn(4, 1, 6)
+    x = y.clone().requires_grad_()
+    naive = torch.arccos(torch.nn.functional.cosine_similarity(x, y, dim=-1)).square().sum()
+    assert not torch.isfinite(torch.autograd.grad(naive, x)[0]).all()
+    gradient = torch.autograd.grad(balanced_angle(x, y, dispersion=1.0).sum(), x)[0]
+    assert torch.isfinite(gradient).all()
+
+
+def test_patches_and_summaries_take_their_own_loss() -> None:
+    config = TrainConfig(patch_loss="hybrid-mse", summary_loss="balanced-angle")
+    x, y = pair()
+    patch = make_loss(PATCHES, config, None)(x, y)
+    torch.testing.assert_close(patch, 0.9 * cosine(x, y) + 0.1 * mse(x, y), **EXACT)
+    summary = make_loss(SUMMARY, config, 0.5)(x[:, :1], y[:, :1])
+    torch.testing.assert_close(summary, balanced_angle(x[:, :1], y[:, :1], dispersion=0.5), **EXACT)
+
+
+def test_adaloss_brings_every_term_to_about_one() -> None:
+    balance = Balance("adaloss", [1.0, 1.0], decay=0.9)
+    assert balance.factors().tolist() == [1.0, 1.0]
+    for _ in range(50):
+        balance.observe(torch.tensor([1e-4, 300.0]))
+    weighted = balance.factors() * torch.tensor([1e-4, 300.0], dtype=torch.float64)
+    # The observed values are float32.
+    torch.testing.assert_close(weighted, torch.ones(2, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_adaloss_goes_on_from_its_stored_state() -> None:
+    one, two = (Balance("adaloss", [1.0, 1.0], decay=0.9) for _ in range(2))
+    for value in (1.0, 3.0, 2.0):
+        one.observe(torch.tensor([value, 1.0]))
+    two.restore(one.state())
+    assert two.factors().tolist() == one.factors().tolist()
+
+
+def test_a_weight_that_names_nothing_is_refused() -> None:
+    assert fixed_weights([PATCHES, SUMMARY], {"a": 2.0, "a/summary": 0.5}) == [2.0, 0.5]
+    with pytest.raises(UsageError, match="a/patches, a/summary"):
+        fixed_weights([PATCHES, SUMMARY], {"b": 1.0})
