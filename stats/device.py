@@ -18,7 +18,7 @@ from .moments import PILOT_VECTORS, BlockSums, Real, TakeBlock
 
 @lru_cache(maxsize=4)
 def torch_sums(device: str) -> TakeBlock:
-    """block_sums of moments.py on a torch device; UsageError when there is no such device."""
+    """What BlockSummer does, on a torch device; UsageError when there is no such device."""
     try:
         place = torch.device(device)
         torch.zeros(1, device=place)

@@ -29,7 +29,7 @@ from .groups import (
     sample_rows,
 )
 from .moments import Moments
-from .normalizer import Normalizer, eigenbasis
+from .normalizer import Normalizer
 from .partials import forget_readers, moments_folder
 from .row import StatsRow, convergence, effective_rank
 from .schedule import ProgressCallback, run
@@ -151,7 +151,7 @@ def _describe(cache: Cache, spec: ArraySpec, summary: Summary, fitted: Normalize
         std_min=float(std.min()),
         std_max=float(std.max()),
         phi=fitted.scale,
-        effective_rank=effective_rank(eigenbasis(moments)[0]),
+        effective_rank=effective_rank(np.linalg.eigvalsh(moments.covariance)),
         rotation=fitted.rotation or "",
         num_rows=summary.num_rows,
         outlier_share=summary.energies.top_share(),

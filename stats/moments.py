@@ -158,7 +158,7 @@ class Accumulator:
     def __init__(self, width: int, *, exact: bool = False, take: TakeBlock | None = None) -> None:
         self.width = width
         self.exact = exact
-        self._take: TakeBlock = block_sums if take is None else take
+        self._take: TakeBlock = BlockSummer(width) if take is None else take
         self.energies = Energies.zero()
         self._counts: list[int] = []
         self._means: list[Float[np.ndarray, " c"]] = []
@@ -204,29 +204,52 @@ class Accumulator:
         return Moments(n, mean, (scatter + scatter.T) / 2, self._eps)
 
 
-def block_sums(block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
-    """Centre on a pilot, and sum: pilot and offset in float64, products and energies in dtype."""
-    stride = max(1, len(block) // PILOT_VECTORS)
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
-        pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-        centred: Float[np.ndarray, "b c"] = block.astype(dtype)
-        centred -= pilot
-        # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
-        products = centred.T @ centred
-        offset = (np.ones(len(block), dtype=dtype) @ centred) / dtype(len(block))
-        # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
-        energies = np.einsum("bc,bc->b", centred, centred)
-        energies += offset @ offset - 2 * (centred @ offset)
-    return BlockSums(
-        pilot.astype(np.float64), offset.astype(np.float64), products, np.maximum(energies, 0)
-    )
+class BlockSummer:
+    """Sums blocks with NumPy, in memory it keeps from one block to the next.
+
+    Fresh megabytes for every block cost more in page faults than centring does. The products that
+    are returned are overwritten by the next call.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._products: dict[Real, Shaped[np.ndarray, "c c"]] = {}
+        self._centred: dict[Real, Shaped[np.ndarray, "b c"]] = {}
+
+    def __call__(self, block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
+        """Centre on a pilot, and sum: pilot and offset in float64, the rest in dtype."""
+        stride = max(1, len(block) // PILOT_VECTORS)
+        centred = self._memory(len(block), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
+            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
+            np.copyto(centred, block)
+            centred -= pilot
+            # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
+            products = np.matmul(centred.T, centred, out=self._products[dtype])
+            offset = (np.ones(len(block), dtype=dtype) @ centred) / dtype(len(block))
+            # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
+            energies = np.einsum("bc,bc->b", centred, centred)
+            energies += offset @ offset - 2 * (centred @ offset)
+        return BlockSums(
+            pilot.astype(np.float64), offset.astype(np.float64), products, np.maximum(energies, 0)
+        )
+
+    def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
+        """Room for a centred block, kept while blocks do not grow."""
+        if dtype not in self._products:
+            self._products[dtype] = np.empty((self._width, self._width), dtype)
+            self._centred[dtype] = np.empty((0, self._width), dtype)
+        if len(self._centred[dtype]) < rows:
+            self._centred[dtype] = np.empty((rows, self._width), dtype)
+        return self._centred[dtype][:rows]
 
 
 def _left_float32(block: Shaped[np.ndarray, "b c"], sums: BlockSums) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
     squares = np.diagonal(sums.products)
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
-    return not np.isfinite(squares).all() or bool(np.any(block[:, tiny] != sums.pilot[tiny]))
+    finite = np.isfinite(squares).all() and np.isfinite(sums.energies).all()
+    return not finite or bool(np.any(block[:, tiny] != sums.pilot[tiny]))
 
 
 def _where_not_finite(block: Shaped[np.ndarray, "b c"]) -> str:

@@ -18,7 +18,7 @@ from ..cache import ArrayReader
 from ..cache.errors import CorruptCache, DegenerateMoments
 from .blas import one_blas_thread
 from .groups import ArraySpec, Group, Piece, sample_tokens
-from .moments import BLOCK_VECTORS, Accumulator, TakeBlock
+from .moments import BLOCK_VECTORS, Accumulator, BlockSummer, TakeBlock
 from .summary import Stored, Summary
 
 
@@ -44,11 +44,13 @@ def compute_partial(root: Path, spec: ArraySpec, group: Group) -> Summary:
     if done == len(keys):
         return summary
     reader = _reader(root, spec.teacher, spec.kind, spec.key)
+    device = spec.options.device
+    take = BlockSummer(spec.width) if device == "cpu" else _torch_sums(device)
     with one_blas_thread():
         for position, piece in enumerate(group.pieces[done:], start=done):
             if group.number == 0 and position and position & (position - 1) == 0:
                 summary = summary.sketched()
-            summary = summary + _piece_summary(reader, spec, piece)
+            summary = summary + _piece_summary(reader, spec, piece, take)
     data = Stored(summary, {"pieces": keys}).to_bytes()
     store.publish.publish_bytes(root / partial_path(spec, group), data)
     return summary
@@ -84,9 +86,8 @@ def forget_readers() -> None:
     _reader.cache_clear()
 
 
-def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> Summary:
+def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
     """Read the rows of a piece block by block; memory does not depend on the piece."""
-    take = None if spec.options.device == "cpu" else _torch_sums(spec.options.device)
     accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
     tokens = int(np.prod(reader.row_shape[:-1]))
     per_block = max(1, BLOCK_VECTORS // min(tokens, spec.options.tokens_per_image or tokens))
