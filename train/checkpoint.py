@@ -55,7 +55,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
             "facts": dict(checkpoint.facts),
         }
     )
-    publish.publish_bytes(path.with_suffix(".json"), json.dumps(record, indent=1).encode())
+    publish.publish_bytes(path.with_suffix(".json"), _as_json(record))
     return path
 
 
@@ -142,8 +142,17 @@ def _scores(run: Path) -> dict[int, float]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        return unseal(parse(path.read_bytes(), str(path)), str(path))
+        data = path.read_bytes()
+        document = parse(data, str(path))
+        record = unseal(document, str(path))
     except OSError as error:
         raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror or error}).") from error
-    except CorruptCache as error:
+    except (CorruptCache, ValueError) as error:  # ValueError: a flip spelt NaN or a wrong byte
         raise CorruptCheckpoint(f"{path} is damaged.") from error
+    if _as_json(document) != data:  # a flipped space would change no value, yet is damage
+        raise CorruptCheckpoint(f"{path} is damaged.")
+    return record
+
+
+def _as_json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=1).encode()

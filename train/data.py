@@ -52,22 +52,25 @@ class Batch:
     counts: Mapping[str, int]
     """By target key: rows of the whole global batch that have this target."""
 
+    slots: Mapping[str, int]
+    """By target key: the number of its teacher."""
+
     copied: Any = None
     """A CUDA event after which the host buffers may be used again."""
 
-    def positions(self, slot: int) -> NDArray[np.int64]:
-        """Rows of this batch that teacher number ``slot`` takes."""
+    def positions(self, key: str) -> NDArray[np.int64]:
+        """Rows of this batch that have the target ``key``."""
         if self.teacher_of is None:
             return np.arange(len(self.rows))
-        return np.flatnonzero(self.teacher_of == slot)
+        return np.flatnonzero(self.teacher_of == self.slots[key])
 
-    def part(self, number: int, parts: int, slots: Mapping[str, int]) -> Batch:
-        """Part ``number`` of ``parts`` equal ones; ``slots``: teacher numbers by target key."""
+    def part(self, number: int, parts: int) -> Batch:
+        """Part ``number`` of ``parts`` equal ones."""
         size = len(self.rows) // parts
         low, high = number * size, (number + 1) * size
         values = {}
         for key, value in self.values.items():
-            positions = self.positions(slots[key])
+            positions = self.positions(key)
             values[key] = value[np.searchsorted(positions, low) : np.searchsorted(positions, high)]
         return replace(
             self,
@@ -167,7 +170,7 @@ class Loader:
         self.source, self.plan, self.targets = source, plan, tuple(targets)
         self.device = device or torch.device("cpu")
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
-        self.slots = teacher_slots(targets)
+        self.slots = {t.key: plan.teachers.index(t.teacher) for t in targets}
         self.wait_s = 0.0
         self._depth = read_ahead if workers else 0
         pinned = self.device.type == "cuda"
@@ -229,14 +232,9 @@ class Loader:
             values=values,
             teacher_of=mine,
             counts=counts,
+            slots=self.slots,
         )
 
     def _submit(self, step: int) -> Future[Batch]:
         assert self._pool is not None
         return self._pool.submit(self.load, step)
-
-
-def teacher_slots(targets: Sequence[Target]) -> dict[str, int]:
-    """By target key, the number of its teacher among the chosen ones."""
-    teachers = list(dict.fromkeys(target.teacher for target in targets))
-    return {target.key: teachers.index(target.teacher) for target in targets}

@@ -42,6 +42,7 @@ class RowPlan:
     teacher_slot: NDArray[np.int64] | None
     """Per entry of ``rows``, the number of the one teacher it is learnt from; None: from all."""
 
+    teachers: tuple[str, ...]
     config: TrainConfig
 
     @property
@@ -140,6 +141,7 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
         counts=counts.astype(np.int64),
         phase=_hashes(names, b"view") if counts.max() > 1 else np.zeros(len(names), np.uint64),
         teacher_slot=slot,
+        teachers=teachers,
         config=config,
     )
 

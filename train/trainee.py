@@ -22,7 +22,7 @@ from ..cache.errors import Diverged
 from ..stats import Normalizer
 from .augment import draw_crop, input_size, photometric
 from .config import TrainConfig
-from .data import Batch, teacher_slots
+from .data import Batch
 from .grids import Crop
 from .losses import Balance, fixed_weights
 from .objective import Objective
@@ -82,7 +82,6 @@ class Trainee:
     ) -> None:
         self.config, self.targets, self.ranks = config, tuple(targets), ranks
         self.normalizers, self.num_steps, self.done = dict(normalizers), num_steps, 0
-        self.slots = teacher_slots(targets)
         self.student: Student = build_student(config, targets, image_size).to(ranks.device)
         self.bf16 = precision == "bf16"
         if self.bf16 and ranks.device.type == "cpu":
@@ -114,7 +113,7 @@ class Trainee:
         seen: list[tuple[Batch, dict[str, Tensor]]] = []
         with self._own_rng():
             for number in range(self.config.accumulate):
-                part = batch.part(number, self.config.accumulate, self.slots)
+                part = batch.part(number, self.config.accumulate)
                 last = number == self.config.accumulate - 1
                 with contextlib.nullcontext() if last else self.ranks.no_sync(self.forward):
                     output, terms = self._forward(part)
@@ -144,9 +143,7 @@ class Trainee:
         selection = None
         if part.teacher_of is not None:
             selection = {
-                target.teacher: torch.from_numpy(part.positions(self.slots[target.key])).to(
-                    self.ranks.device
-                )
+                target.teacher: torch.from_numpy(part.positions(target.key)).to(self.ranks.device)
                 for target in self.targets
             }
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
@@ -185,7 +182,7 @@ class Trainee:
             return
         self.optimizer.zero_grad()
         rows = [row for part, _ in seen for row in part.rows.tolist()]
-        bad = sorted({row for part, terms in seen for row in _bad_rows(part, terms, self.slots)})
+        bad = sorted({row for part, terms in seen for row in _bad_rows(part, terms)})
         named = zip((t.key for t in self.targets), values.tolist(), strict=True)
         terms = ", ".join(f"{key}={value:.4g}" for key, value in named)
         raise NotFinite(
@@ -275,8 +272,9 @@ class Trainee:
 
     def state(self) -> dict[str, Any]:
         """What is not a tensor, as JSON values."""
+        # AdamW counts steps per parameter, timm's LAMB per group.
         groups = [
-            {key: value for key, value in group.items() if key in ("lr", "weight_decay", "step")}
+            {key: float(group[key]) for key in ("lr", "weight_decay", "step") if key in group}
             for group in self.optimizer.param_groups
         ]
         return {"done": self.done, "balance": self.balance.state(), "groups": groups}
@@ -316,11 +314,11 @@ def _cropped(images: Tensor, crop: Crop, patch: int, *, resize: bool) -> Tensor:
     )
 
 
-def _bad_rows(part: Batch, terms: Mapping[str, Tensor], slots: Mapping[str, int]) -> list[int]:
+def _bad_rows(part: Batch, terms: Mapping[str, Tensor]) -> list[int]:
     """Global rows of the part whose loss is not finite, in any term."""
     bad: list[int] = []
     for key, per_row in terms.items():
         finite = torch.isfinite(per_row.detach()).cpu().numpy()
         if not finite.all():
-            bad += part.rows[part.positions(slots[key])[np.flatnonzero(~finite)]].tolist()
+            bad += part.rows[part.positions(key)[np.flatnonzero(~finite)]].tolist()
     return bad
