@@ -147,11 +147,12 @@ class Cache:
             stem, dot, suffix = name.partition(".")
             if not (dot and suffix == "json" and stem.isdigit()) or int(stem) in known:
                 continue
-            record = self._read_commit(owner, int(stem), f"{folder}/{name}")
-            known[record.shard] = record
+            known[int(stem)] = self.read_commit(owner, int(stem))
         return dict(known)
 
-    def _read_commit(self, owner: str, shard: int, path: str) -> CommitRecord:
+    def read_commit(self, owner: str, shard: int) -> CommitRecord:
+        """One commit record from its file; CorruptCache when it is damaged or another shard's."""
+        path = names.commit(owner, shard)
         data = self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)
         record = CommitRecord.from_bytes(data, str(self.path / path))
         start, stop = self.info.shard_range(shard)
@@ -325,6 +326,17 @@ class Cache:
                     f"{other} was extracted from {stored.sha256[slot]}. The images changed since; "
                     "extract into a new cache."
                 )
+
+    def forget_shard(self, owner: str, shard: int) -> None:
+        """Take back a commit: the shard counts as missing and can be extracted again."""
+        self.files.delete(names.commit(owner, shard))
+        self._commits.get(owner, {}).pop(shard, None)
+
+    def restore_metadata(self, owner: str) -> None:
+        """Publish the zarr.json of an owner's arrays again, from the cache's settings."""
+        for kind, shape in self.shapes(owner).items():
+            document = array_document(self.num_rows, shape, DTYPES[kind], self.info.shard_rows)
+            self.files.publish(names.metadata(names.array(owner, kind)), [document])
 
     def write_small(self, relative: str, data: bytes) -> None:
         """Publish a small file below the cache (statistics, normalizers)."""

@@ -1,0 +1,202 @@
+"""Checking every byte of a cache against its commit records, and saying which rows are damaged.
+
+crc32c finds flipped bits when a row is read; sha256 of whole files also finds what it cannot: two
+shards swapped, a file cut and padded, a record that belongs elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import names
+from .arrays import array_document, same_array, same_group
+from .commit import CommitRecord
+from .errors import CorruptCache, UsageError
+from .info import DTYPES
+from .shard import CRC_BYTES, decode_index, index_bytes, matches
+from .store import Cache
+
+VerifyProgress = Callable[[int, int], None]
+"""Called with the bytes checked and the bytes there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as the cache promises."""
+
+    owner: str
+    """A teacher, ``pixels``, or empty for the cache as a whole."""
+    shard: int | None
+    """None when it concerns all shards of the owner."""
+    path: str
+    what: str
+    rows: tuple[int, ...] = ()
+    """Global rows whose stored values are wrong, where that can be told."""
+    unfinished: bool = False
+    """Nothing is damaged: the shard was never committed."""
+
+    def __str__(self) -> str:
+        where = self.owner or "cache"
+        where += f", shard {self.shard}" if self.shard is not None else ""
+        shown = ", ".join(map(str, self.rows[:5])) + (", ..." if len(self.rows) > 5 else "")
+        rows = f" (rows {shown})" if self.rows else ""
+        return f"{where}: {self.path}: {self.what}{rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was checked and what was found; good when ``findings`` is empty."""
+
+    findings: tuple[Finding, ...]
+    num_files: int
+    num_bytes: int
+
+    @property
+    def damaged(self) -> tuple[Finding, ...]:
+        """Findings that are damage, not just unfinished work."""
+        return tuple(finding for finding in self.findings if not finding.unfinished)
+
+
+def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyReport:
+    """Check the index, every zarr.json, every commit record and every byte of every shard."""
+    findings = list(_metadata(cache))
+    records: list[CommitRecord] = []
+    for owner in cache.owners:
+        found, broken = _records(cache, owner)
+        findings += broken
+        records += found
+    findings += _different_images(cache, records)
+    total = sum(size for record in records for size, _ in record.files.values())
+    done = num_files = 0
+    for record in records:
+        for path, (size, sha256) in record.files.items():
+            if problem := _file(cache, record, path, size, sha256):
+                findings.append(problem)
+            done, num_files = done + size, num_files + 1
+            if progress is not None:
+                progress(done, total)
+    return VerifyReport(tuple(findings), num_files, total)
+
+
+def discard(cache: Cache, report: VerifyReport) -> int:
+    """Take back the commit of every damaged shard and write damaged array documents anew.
+
+    The shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
+    Raises CorruptCache for damage that no extraction can undo (the index, the root).
+    """
+    hopeless = [finding for finding in report.damaged if not finding.owner]
+    if hopeless:
+        raise CorruptCache(
+            f"{cache.path} cannot be repaired: {hopeless[0]}. Restore that file from a copy, "
+            "or extract into a new cache."
+        )
+    shards = {(f.owner, f.shard) for f in report.damaged if f.shard is not None}
+    for owner, shard in sorted(shards):
+        cache.forget_shard(owner, shard)
+    for finding in report.damaged:
+        if finding.shard is None:
+            cache.restore_metadata(finding.owner)
+    return len(shards)
+
+
+def _metadata(cache: Cache) -> Iterator[Finding]:
+    try:
+        cache.index()
+    except (CorruptCache, OSError) as error:
+        yield Finding("", None, "index", str(error))
+    node = names.metadata(names.TEACHERS)
+    try:
+        same_group(cache.files.read(node), node)
+    except (CorruptCache, OSError) as error:
+        yield Finding("", None, node, str(error))
+    for owner in cache.owners:
+        node = names.metadata(names.group(owner))
+        try:
+            shapes = cache.shapes(owner)
+        except (CorruptCache, UsageError, OSError) as error:
+            yield Finding("", None, node, str(error))
+            continue
+        for kind, shape in shapes.items():
+            path = names.metadata(names.array(owner, kind))
+            expected = array_document(cache.num_rows, shape, DTYPES[kind], cache.info.shard_rows)
+            try:
+                same_array(cache.files.read(path), expected, path)
+            except (CorruptCache, OSError) as error:
+                yield Finding(owner, None, path, str(error))
+
+
+def _records(cache: Cache, owner: str) -> tuple[list[CommitRecord], list[Finding]]:
+    """The readable records of an owner, and what is wrong with the others."""
+    records, findings = [], []
+    present = set(cache.files.names_in(names.commits(owner)))
+    for shard in cache.info.shards():
+        path = names.commit(owner, shard)
+        if path.rsplit("/", 1)[1] not in present:
+            findings.append(Finding(owner, shard, path, "not extracted yet", unfinished=True))
+            continue
+        try:
+            records.append(cache.read_commit(owner, shard))
+        except (CorruptCache, OSError) as error:
+            findings.append(Finding(owner, shard, path, str(error)))
+    return records, findings
+
+
+def _different_images(cache: Cache, records: list[CommitRecord]) -> Iterator[Finding]:
+    """Owners whose rows come from different images than those of the first owner."""
+    first: dict[int, CommitRecord] = {}
+    for record in records:
+        reference = first.setdefault(record.shard, record)
+        if record.images != reference.images:
+            yield Finding(
+                record.owner,
+                record.shard,
+                names.commit(record.owner, record.shard),
+                f"its rows come from other images than those of {reference.owner}",
+            )
+
+
+def _file(cache: Cache, record: CommitRecord, path: str, size: int, sha256: str) -> Finding | None:
+    try:
+        data = cache.files.read(path)
+    except OSError as error:
+        return Finding(record.owner, record.shard, path, f"cannot be read: {error.strerror}")
+    if hashlib.sha256(data).hexdigest() == sha256 and len(data) == size:
+        return None
+    what = f"has {len(data):,} bytes, {size:,} were committed" if len(data) != size else ""
+    rows, inside = _bad_rows(cache, record, path, data)
+    if not what:
+        what = inside or "is whole, but not the file that was committed"
+    return Finding(record.owner, record.shard, path, what, rows)
+
+
+def _bad_rows(
+    cache: Cache, record: CommitRecord, path: str, data: bytes
+) -> tuple[tuple[int, ...], str]:
+    """Rows whose checksum fails, and in words; nothing when every row is self-consistent."""
+    kind = next(
+        kind
+        for kind, shape in cache.shapes(record.owner).items()
+        if names.shard(record.owner, kind, record.shard, 1 + len(shape)) == path
+    )
+    shape: tuple[int, ...] = cache.shapes(record.owner)[kind]
+    row_bytes = math.prod(shape) * DTYPES[kind].itemsize
+    content: Any = np.frombuffer(data, np.uint8)
+    shard_rows = cache.info.shard_rows
+    try:
+        tail = content[-index_bytes(shard_rows) :]
+        offsets = decode_index(tail, shard_rows, len(data), row_bytes, path)
+    except CorruptCache:
+        return (), "the shard index is damaged"
+    bad = []
+    for slot, offset in enumerate(offsets[: record.num_rows].tolist()):
+        row = content[offset : offset + row_bytes]
+        crc = content[offset + row_bytes : offset + row_bytes + CRC_BYTES]
+        if offset < 0 or crc.size != CRC_BYTES or not matches(row, int(crc.view("<u4")[0])):
+            bad.append(record.start + slot)
+    return tuple(bad), f"{len(bad)} of {record.num_rows} rows are damaged" if bad else ""

@@ -1,0 +1,129 @@
+"""The whole method on the bundled images and teachers: extract, fit-stats, train, evaluate, report.
+
+The same student is trained twice, on PHI-S targets and on raw ones, so that the paper's point can
+be seen in one table. Everything goes through the verbs that the commands call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..cache import Cache
+from ..pipeline import CacheSettings, extract
+from ..report import report
+from ..report.terminal import duration_text, progress_bar
+from ..stats import fit_stats
+from ..stats.table import render_notes, render_table
+from ..train import EvalRow, TrainConfig, evaluate, train
+from .pictures import BUNDLED
+from .scoring import ScoreTable, score_students
+
+TEACHERS = ("demo:clip", "demo:ssl", "demo:mask")
+PIXEL_SIZE = 60
+RUNS = {"phi-s": "phi-s", "raw": "none"}
+"""Run folder to normalizer."""
+
+STUDENT = TrainConfig(
+    student="vit_tiny_patch16_224",
+    student_options={"patch_size": 5, "embed_dim": 192, "depth": 6, "num_heads": 3},
+    head_width=256,
+    epochs=40.0,
+    batch_size=64,
+    lr=1e-3,
+    weight_decay=0.05,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    validate_every=200,
+    seed=0,
+)
+"""A small ViT whose tokens lie on `mask`'s grid of 12 x 12; the other grids are interpolated."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo left and measured."""
+
+    cache: Cache
+    runs: dict[str, Path]
+    lines: dict[str, list[EvalRow]]
+    """Per run, trained and untrained student on held-out images."""
+    scores: ScoreTable
+    report: Path
+
+
+def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoResult:
+    """Run every stage into the folder ``out``; a second call goes on where the first stopped."""
+    begun = time.monotonic()
+    say(f"1. extract: three teachers over {BUNDLED.name}")
+    with progress_bar("extract") as bar:
+        cache = extract(
+            BUNDLED,
+            out / "demo.cache",
+            TEACHERS,
+            settings=CacheSettings(pixel_size=PIXEL_SIZE),
+            on_progress=lambda at: bar(at.done_rows, at.total_rows),
+        ).cache
+    say(f"   {cache.index().num_rows:,} images in {cache.path}")
+    say("2. fit-stats: moments and PHI-S")
+    rows = fit_stats(cache)
+    say(render_table(rows))
+    for note in render_notes(rows):
+        say(f"   {note}")
+    runs, lines = {}, {}
+    for name, method in RUNS.items():
+        say(f"3. train and evaluate: {name} targets")
+        runs[name] = out / "runs" / name
+        with progress_bar(name) as bar:
+            result = train(
+                cache,
+                runs[name],
+                replace(config, normalizer=method),
+                progress=lambda at, bar=bar: bar(at.step, at.num_steps, f"{at.total:.3f}"),
+            )
+        say(f"   {result.num_steps} steps in {duration_text(result.seconds)}")
+        lines[name] = evaluate(runs[name], cache)
+    say("4. the teachers' own tasks")
+    scores = score_students(cache, runs)
+    page = report(cache, list(runs.values()), out / "report.html", extra=scores.as_report_tables())
+    say("")
+    say(scores.as_text())
+    say("")
+    say(unexplained_table(lines))
+    say(f"\nDone in {duration_text(time.monotonic() - begun)}. Look at {page}")
+    return DemoResult(cache, runs, lines, scores, page)
+
+
+def unexplained_table(lines: dict[str, list[EvalRow]]) -> str:
+    """Unexplained variance of each teacher's patches on held-out images, a column per student."""
+    columns = {name: _patches(found, "trained") for name, found in lines.items()}
+    columns["untrained"] = _patches(next(iter(lines.values())), "untrained")
+    teachers = list(columns["untrained"])
+    heads = ["teacher", *(f"{name} student" for name in columns)]
+    cells = [[t, *(f"{column[t]:.3f}" for column in columns.values())] for t in teachers]
+    title = "Unexplained variance on held-out images (0: the teacher itself, 1: its mean)"
+    return "\n".join([title, _aligned([heads, *cells])])
+
+
+def _patches(lines: Sequence[EvalRow], student: str) -> dict[str, float]:
+    return {
+        line.teacher: line.unexplained
+        for line in lines
+        if line.student == student and line.kind == "patches" and line.unexplained is not None
+    }
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )

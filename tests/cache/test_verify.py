@@ -1,0 +1,134 @@
+"""Whatever byte is changed, `verify` finds it and names teacher, shard and rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phistill.cache import Cache
+from phistill.cache.errors import CorruptCache, PhistillError
+from phistill.cache.verify import VerifyReport, discard, verify
+
+CacheFactory = Callable[..., Cache]
+
+
+def reopened(cache: Cache) -> VerifyReport:
+    """What a fresh process would find; damage to the root itself is an error on opening."""
+    return verify(Cache(cache.path))
+
+
+def test_a_whole_cache_has_no_findings(make_cache: CacheFactory) -> None:
+    report = reopened(make_cache())
+    assert report.findings == ()
+    assert report.num_files == 4 * (1 + 2 + 1)
+
+
+def test_every_sampled_flipped_byte_of_every_file_is_found(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=20)
+    generator = np.random.default_rng(0)
+    paths = [path for path in cache.path.rglob("*") if path.is_file()]
+    assert len(paths) > 15
+    missed = []
+    for path in paths:
+        if path.name == ".lock":
+            continue
+        good = path.read_bytes()
+        for _ in range(25):
+            position = int(generator.integers(len(good)))
+            bad = bytearray(good)
+            bad[position] ^= 1 << int(generator.integers(8))
+            path.write_bytes(bad)
+            try:
+                found = bool(reopened(cache).findings)
+            except (CorruptCache, PhistillError):
+                found = True
+            # Some flips change only the white space of a zarr.json.
+            same = path.name == "zarr.json" and _says_the_same(good, bytes(bad))
+            if not found and not same:
+                missed.append((path, position))
+        path.write_bytes(good)
+    assert missed == []
+    assert reopened(cache).findings == ()
+
+
+def _says_the_same(good: bytes, bad: bytes) -> bool:
+    import json
+
+    try:
+        return bool(json.loads(good) == json.loads(bad))
+    except ValueError:
+        return False
+
+
+def test_two_swapped_shards_are_found_though_every_checksum_holds(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    first, second = (cache.path / f"teachers/a/patches/c/{n}/0/0" for n in (0, 1))
+    first.rename(first.with_name("x"))
+    second.rename(first)
+    first.with_name("x").rename(second)
+    Cache(cache.path).reader("a", "patches").read(np.arange(32))  # rows alone look right
+    findings = reopened(cache).findings
+    assert [(f.owner, f.shard) for f in findings] == [("a", 0), ("a", 1)]
+    assert "is whole, but not the file that was committed" in str(findings[0])
+
+
+def test_damaged_rows_are_named(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    path = cache.path / "teachers/b/patches/c/1/0/0"
+    row_bytes = 9 * 7 * 2 + 4
+    data = bytearray(path.read_bytes())
+    data[row_bytes * 3 + 10] ^= 1
+    data[row_bytes * 5] ^= 128
+    path.write_bytes(data)
+    (finding,) = reopened(cache).findings
+    assert finding.rows == (19, 21)
+    assert "2 of 16 rows are damaged (rows 19, 21)" in str(finding)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "record gone", "record of another shard"])
+def test_truncation_deletion_and_lost_records_are_found(make_cache: CacheFactory, how: str) -> None:
+    cache = make_cache()
+    path = cache.path / "teachers/a/summary/c/2/0"
+    record = cache.path / "commits/a/000002.json"
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "gone":
+        path.unlink()
+    elif how == "record gone":
+        record.unlink()
+    else:
+        shutil.copy(cache.path / "commits/a/000001.json", record)
+    (finding,) = reopened(cache).findings
+    assert (finding.owner, finding.shard) == ("a", 2)
+    assert finding.unfinished == (how == "record gone")
+
+
+def test_an_edited_array_document_is_found_and_restored(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    before = cache.digest()
+    path = cache.path / "teachers/a/patches/zarr.json"
+    path.write_text(path.read_text().replace('"float16"', '"float32"'))
+    with pytest.raises(CorruptCache, match="does not describe the array"):
+        Cache(cache.path).reader("a", "patches")
+    report = reopened(cache)
+    assert discard(Cache(cache.path), report) == 0
+    assert Cache(cache.path).digest() == before
+
+
+def test_discarded_shards_count_as_missing(make_cache: CacheFactory, tmp_path: Path) -> None:
+    cache = make_cache()
+    (cache.path / "teachers/a/summary/c/2/0").unlink()
+    assert discard(cache, reopened(cache)) == 1
+    assert Cache(cache.path).missing_shards("a") == [2]
+    assert Cache(cache.path).missing_shards("b") == []
+
+
+def test_damage_that_no_extraction_can_undo_says_so(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    (cache.path / "index/0000.parquet").write_bytes(b"x")
+    with pytest.raises(CorruptCache, match="cannot be repaired"):
+        discard(cache, reopened(cache))
