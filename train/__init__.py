@@ -15,35 +15,47 @@ from .config import TrainConfig
 if TYPE_CHECKING:
     from .evaluation import EvalRow, evaluate
     from .exporting import export, load_export
+    from .grid import Cell, cells, read_grid
     from .loop import train
     from .predict import TrainedStudent, load_run
     from .run import Progress, RunResult
     from .signals import Interrupted
+    from .sweeping import SweepResult, sweep
 
 _WHERE = {
+    "Cell": "grid",
     "EvalRow": "evaluation",
     "Interrupted": "signals",
     "Progress": "run",
     "RunResult": "run",
+    "SweepResult": "sweeping",
     "TrainedStudent": "predict",
+    "cells": "grid",
     "evaluate": "evaluation",
     "export": "exporting",
     "load_export": "exporting",
     "load_run": "predict",
+    "read_grid": "grid",
+    "sweep": "sweeping",
     "train": "loop",
 }
 
 __all__ = [
+    "Cell",
     "EvalRow",
     "Interrupted",
     "Progress",
     "RunResult",
+    "SweepResult",
     "TrainConfig",
     "TrainedStudent",
+    "cells",
     "evaluate",
     "export",
     "load_export",
     "load_run",
+    "read_grid",
+    "sweep",
     "train",
 ]
 

@@ -17,6 +17,7 @@ from .evaluation import open_cache
 from .ranks import Ranks
 from .run import ProgressCallback, Run, RunResult, make_source, prepare
 from .signals import Interrupted, StopRequest
+from .targets import Target
 
 
 def train(
@@ -40,7 +41,7 @@ def train(
         if not run.is_finished:
             source = make_source(run.lesson, group)
             in_memory = source.is_resident
-            wait_s = run_steps([run], source, group)
+            wait_s = run_steps([run], source, group, run.lesson.targets)
         seconds = time.perf_counter() - begun
         num_rows = (run.trainee.done - run.first_step) * config.batch_size
         return RunResult(
@@ -60,14 +61,20 @@ def train(
         distributed.leave(group)
 
 
-def run_steps(runs: Sequence[Run], source: Source, group: Ranks) -> float:
-    """Train runs that share their rows to the end; returns the seconds spent waiting for data."""
+def run_steps(
+    runs: Sequence[Run], source: Source, group: Ranks, targets: Sequence[Target]
+) -> float:
+    """Train runs that share their rows to the end; returns the seconds spent waiting for data.
+
+    ``targets`` are those that any of the runs learns. A run that is ahead of the others, because
+    it was saved later, sits out the steps it has done.
+    """
     lesson = runs[0].lesson
     loader = Loader(
         source,
         lesson.plan,
-        lesson.targets,
-        start=runs[0].first_step,
+        targets,
+        start=min(run.first_step for run in runs),
         stop=lesson.plan.num_steps,
         rank=group.rank,
         world=group.world,
@@ -79,6 +86,8 @@ def run_steps(runs: Sequence[Run], source: Source, group: Ranks) -> float:
         with loader, StopRequest() as stop:
             for batch in loader:
                 for run in runs:
+                    if run.trainee.done > batch.step:
+                        continue
                     values = run.learn(batch)
                     run.report(values, loader.wait_s)
                     run.validate(source)

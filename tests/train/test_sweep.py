@@ -1,0 +1,150 @@
+"""Many students from one pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from phistill.cache import ArrayReader, Cache
+from phistill.cache.errors import UsageError
+from phistill.train import Interrupted, Progress, TrainConfig, cells, read_grid, sweep, train
+from phistill.train import checkpoint as checkpoints
+from phistill.train.evaluation import EvalRow
+from phistill.train.tables import figures, markdown
+
+Config = Callable[..., TrainConfig]
+
+GRID: dict[str, list[Any]] = {
+    "normalizer": ["phi-s", "none"],
+    "summary_loss": ["cosine", "none"],
+    "seed": [0, 1],
+}
+DROPOUT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.1}
+
+
+def base(make_config: Config, **changes: Any) -> dict[str, Any]:
+    values = make_config(
+        num_steps=4, brightness=0.2, student_options=DROPOUT, memory_bytes=0, **changes
+    ).to_dict()
+    return {key: value for key, value in values.items() if key not in GRID}
+
+
+def test_every_cell_is_bit_equal_to_a_run_of_its_own(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    grid = cells(base(make_config), GRID)
+    result = sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert (result.num_cells, result.num_trained, result.num_passes) == (8, 8, 1)
+    for cell in grid[::3]:
+        train(fitted_cache, tmp_path / "alone" / cell.name, cell.config)
+        ours = checkpoints.load(tmp_path / "sweep" / cell.name, 4)
+        alone = checkpoints.load(tmp_path / "alone" / cell.name, 4)
+        for name, value in alone.tensors.items():
+            assert torch.equal(value, ours.tensors[name]), (cell.name, name)
+        assert alone.facts["losses"] == ours.facts["losses"]
+
+
+def test_a_sweep_reads_each_row_once_for_all_cells(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_read = {"rows": 0}
+    read = ArrayReader.read
+
+    def counted(self: ArrayReader, rows: Any, *rest: Any, **named: Any) -> Any:
+        num_read["rows"] += len(rows)
+        return read(self, rows, *rest, **named)
+
+    monkeypatch.setattr(ArrayReader, "read", counted)
+    values = base(make_config, validate_rows=1)
+    grid = cells(values, {"normalizer": ["phi-s"], "summary_loss": ["cosine"], "seed": [0]})
+    sweep(fitted_cache, tmp_path / "one", grid)
+    one, num_read["rows"] = num_read["rows"], 0
+    sweep(fitted_cache, tmp_path / "two", cells(values, {**GRID, "summary_loss": ["cosine"]}))
+    # Each cell still evaluates its own held-out rows at the end.
+    steps = 4 * 8 * 6  # steps x batch x arrays
+    assert num_read["rows"] - steps == 4 * (one - steps)
+
+
+def test_a_stopped_sweep_goes_on_and_leaves_finished_cells_alone(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    grid = cells(base(make_config), {**GRID, "seed": [0]})
+
+    def interrupt(name: str, progress: Progress) -> None:
+        if progress.step == 2 and name == grid[1].name:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after step 2"):
+        sweep(fitted_cache, tmp_path / "parts", grid, progress=interrupt)
+    sweep(fitted_cache, tmp_path / "parts", grid)
+    sweep(fitted_cache, tmp_path / "whole", grid)
+    for cell in grid:
+        one, two = (checkpoints.load(tmp_path / n / cell.name, 4) for n in ("parts", "whole"))
+        assert all(torch.equal(v, two.tensors[k]) for k, v in one.tensors.items())
+    again = sweep(fitted_cache, tmp_path / "parts", grid)
+    assert (again.num_trained, again.num_passes) == (0, 0)
+
+
+def test_the_table_says_what_each_cell_scored(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    grid = cells(base(make_config), {"normalizer": ["phi-s", "none"], "seed": [0, 1]})
+    result = sweep(fitted_cache, tmp_path / "sweep", grid)
+    table = pq.read_table(tmp_path / "sweep" / "table.parquet").to_pylist()
+    assert len(table) == 4 * 5
+    assert {row["set_normalizer"] for row in table} == {'"phi-s"', '"none"'}
+    text = result.table.read_text()
+    assert "normalizer=phi-s | 2 |" in text
+    assert "seed=" not in text
+
+
+def test_figures_are_means_with_intervals_and_ranks() -> None:
+    grid = cells({}, {"lr": [0.1, 0.2, 0.3], "seed": [0, 1]})
+
+    def line(value: float) -> EvalRow:
+        return EvalRow(
+            student="trained",
+            teacher="a",
+            kind="patches",
+            num_rows=1,
+            mse=1.0,
+            baseline=1.0,
+            unexplained=value,
+            unexplained_error=0.0,
+            cosine=0.0,
+            cosine_error=0.0,
+        )
+
+    scores = dict(zip((cell.name for cell in grid), (0.4, 0.6, 0.5, 0.5, 0.2, 0.2), strict=True))
+    found = figures(grid, {name: [line(value)] for name, value in scores.items()})
+    ranks = {setting: row["a/patches"].rank for setting, row in found.items()}
+    assert ranks == {"lr=0.1": 2.5, "lr=0.2": 2.5, "lr=0.3": 1.0}
+    first = found["lr=0.1"]["a/patches"]
+    # t(0.975, 1) times the standard error of two values 0.2 apart, which is 0.1.
+    assert first.half_interval == pytest.approx(1.2706)
+    assert markdown(found).splitlines()[4].startswith("| lr=0.3 | 2 | 1.00 | 0.2000 ± 0.0000 (1)")
+
+
+def test_a_grid_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text("[base]\nnum_steps = 3\n[grid]\nseed = [0, 1]\nbetas = [[0.9, 0.99]]\n")
+    found = read_grid(path)
+    assert [cell.config.seed for cell in found] == [0, 1]
+    assert found[0].name.startswith("seed=0,betas=~0.9,0.99~-")
+    for text, message in (
+        ("[grid]\nseed = 3\n", "must be a list"),
+        ("[grid]\nsead = [3]\n", "Did you mean seed"),
+        ("[other]\n", r"\[base\] and \[grid\]"),
+        ("[base]\nseed = 1\n[grid]\nseed = [1]\n", "both base and grid"),
+        ("seed = ", "not TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            read_grid(path)

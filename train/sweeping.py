@@ -1,0 +1,137 @@
+"""Many students from one pass over the cache.
+
+Cells whose settings choose the same rows take turns on each batch, so that it is read once. Each
+keeps its own run folder and random state and cannot tell that it is not alone: a cell is bit-equal
+to a run of its own. A sweep that was stopped goes on; finished cells are not touched.
+
+    out/NAME/           an ordinary run folder per cell
+    out/table.parquet   a line per cell, teacher and token kind
+    out/table.md        a line per setting: mean, interval over seeds, average rank
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache import Cache, publish
+from ..cache.errors import UsageError
+from . import loop
+from .evaluation import EvalRow, evaluate, open_cache
+from .grid import Cell
+from .ranks import Ranks, resolve_device
+from .run import Progress, Run, make_source, prepare
+from .tables import publish_tables
+
+EVALUATION = "evaluation.json"
+
+SweepProgress = Callable[[str, Progress], None]
+"""Called with the cell's name and where it stands."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """What ``sweep`` leaves behind."""
+
+    path: Path
+    num_cells: int
+    num_trained: int
+    """Cells this call trained; the others were finished before."""
+
+    num_passes: int
+    """Passes over the rows: 1 when every cell chooses the same ones."""
+
+    seconds: float
+    table: Path
+
+
+def sweep(
+    cache: Cache | Path | str,
+    out: Path | str,
+    grid: Sequence[Cell],
+    *,
+    progress: SweepProgress | None = None,
+) -> SweepResult:
+    """Train every cell below ``out`` and compare them on the held-out rows.
+
+    Under ``torchrun`` each rank trains its share of the cells and reads the rows once; the tables
+    are then written by whichever call finds every cell finished. Raises what ``train`` raises.
+    """
+    if not grid:
+        raise UsageError("the grid is empty.")
+    folder, opened, begun = Path(out), open_cache(cache), time.perf_counter()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = list(grid)[rank::world]
+    local = int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None
+    num_trained = num_passes = 0
+    for cells in _sharing(mine):
+        group = Ranks(device=resolve_device(cells[0].config.device, local))
+        trained = _one_pass(opened, folder, cells, group, progress)
+        num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
+    table = folder / "table.md"
+    lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
+    if all(lines.values()):
+        table = publish_tables(folder, grid, lines)
+    return SweepResult(
+        path=folder,
+        num_cells=len(grid),
+        num_trained=num_trained,
+        num_passes=num_passes,
+        seconds=time.perf_counter() - begun,
+        table=table,
+    )
+
+
+def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in grid:
+        groups.setdefault(cell.shared, []).append(cell)
+    return list(groups.values())
+
+
+def _one_pass(
+    cache: Cache,
+    folder: Path,
+    cells: Sequence[Cell],
+    group: Ranks,
+    progress: SweepProgress | None,
+) -> int:
+    """Train and evaluate the unfinished ones of cells that share their rows; returns how many."""
+    open_cells = [cell for cell in cells if not read_evaluation(folder / cell.name)]
+    runs = [
+        Run(
+            folder / cell.name,
+            prepare(cache, cell.config, group.device),
+            group,
+            None if progress is None else _named(progress, cell.name),
+        )
+        for cell in open_cells
+    ]
+    waiting = [run for run in runs if not run.is_finished]
+    if waiting:
+        # Cells may learn different token kinds; the source reads every one that any cell learns.
+        widest = max((run.lesson for run in waiting), key=lambda lesson: len(lesson.targets))
+        loop.run_steps(waiting, make_source(widest, group), group, widest.targets)
+    for run in runs:
+        run.close()
+        lines = evaluate(run.path, cache, untrained=False, device=run.config.device)
+        text = json.dumps([line.to_dict() for line in lines], indent=1)
+        publish.publish_bytes(run.path / EVALUATION, text.encode())
+    return len(runs)
+
+
+def _named(progress: SweepProgress, name: str) -> Callable[[Progress], None]:
+    return lambda where: progress(name, where)
+
+
+def read_evaluation(run: Path) -> list[EvalRow]:
+    """The finished cell's lines; [] when it is not finished."""
+    try:
+        records = json.loads((run / EVALUATION).read_bytes())
+    except FileNotFoundError:
+        return []
+    return [EvalRow(**record) for record in records]
