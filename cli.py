@@ -100,8 +100,12 @@ _cache_argument = click.argument("cache", type=click.Path(path_type=Path))
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
 )
-@click.option("--batch-size", type=int, help="Rows per forward pass of a new teacher.")
-@click.option("--workers", type=int, help="Decoding threads.  [default: one per core]")
+@click.option(
+    "--batch-size", "rows_per_forward", type=int, help="Rows per forward pass of a new teacher."
+)
+@click.option(
+    "--workers", "num_workers", type=int, help="Decoding workers.  [default: one per core]"
+)
 @click.option(
     "--max-reject-frac",
     type=float,
@@ -109,6 +113,9 @@ _cache_argument = click.argument("cache", type=click.Path(path_type=Path))
     show_default=True,
     help="Stop when more than this fraction of the rows is rejected.",
 )
+@click.option("--time-limit", metavar="3h50m", help="Finish a shard and stop after this long.")
+@click.option("--append", is_flag=True, help="Add images that the cache does not have.")
+@click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
     images: Path,
     cache: Path,
@@ -120,18 +127,15 @@ def extract(
     background: tuple[int, int, int] | None,
     min_side: int | None,
     shard_rows: int | None,
-    device: str,
-    autocast: str | None,
-    batch_size: int | None,
-    workers: int | None,
-    max_reject_frac: float,
+    time_limit: str | None,
+    **options: Any,
 ) -> None:
     """Run teachers over IMAGES once and cache their features.
 
     IMAGES is a folder, a parquet file with an image column, or a text file with one path per line.
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     """
-    from phistill.pipeline import CacheSettings, ExtractProgress
+    from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode import DecodeRules
     from phistill.pipeline.views import View
@@ -143,6 +147,7 @@ def extract(
             background=background or DecodeRules().background,
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
+    options["time_limit_s"] = _seconds(time_limit)
     settings = CacheSettings(
         seed=seed,
         holdout=holdout,
@@ -163,11 +168,7 @@ def extract(
             cache,
             teachers,
             settings=settings,
-            device=device,
-            autocast=autocast,
-            rows_per_forward=batch_size,
-            num_workers=workers,
-            max_reject_frac=max_reject_frac,
+            options=ExtractOptions(**options),
             on_progress=show,
         )
     found = report.cache
@@ -181,8 +182,13 @@ def extract(
         click.echo(f"{cache} is complete: nothing to do.")
     click.echo(f"{found.index().num_rows:,} rows, teachers {names}.")
     _print_rejects(report.rejects, cache)
+    if report.num_repaired:
+        click.echo(f"{report.num_repaired} shards were damaged and are extracted again.")
     if report.num_new_images:
-        click.echo(f"{report.num_new_images} images in {images} are not in the cache.")
+        click.echo(f"{report.num_new_images} images of {images} are not in it: --append adds them.")
+    if report.out_of_time:
+        click.echo("The time limit is reached; run the same command again to go on.", err=True)
+        sys.exit(143)
     click.echo(f"Next: phistill fit-stats {cache}")
 
 
@@ -240,7 +246,7 @@ def fit_stats(cache: Path, teachers: str | None, **options: Any) -> None:
 @click.option("--teachers", help="Comma-separated; all of the cache by default.")
 @click.option("--student", help="A timm model.  [default: vit_small_patch16_224]")
 @click.option("--epochs", type=float, help="Passes over the training rows.  [default: 20]")
-@click.option("--batch-size", type=int, help="Rows per step.  [default: 128]")
+@click.option("--batch-size", "rows_per_forward", type=int, help="Rows per step.  [default: 128]")
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")
@@ -356,7 +362,7 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
     import json
 
     from phistill import cache as store
-    from phistill.pipeline.extract import rejects
+    from phistill.pipeline import rejects
     from phistill.report.inspection import describe, render
 
     opened = store.open(cache)
@@ -369,12 +375,104 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
 
 
 @main.command()
+@_cache_argument
+def verify(cache: Path) -> None:
+    """Check every byte of a cache against its checksums and commit records.
+
+    Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
+    """
+    from phistill import cache as store
+    from phistill.cache.verify import verify as check
+    from phistill.report.terminal import bytes_text, progress_bar
+
+    with progress_bar("verify") as bar:
+        report = check(
+            store.open(cache), progress=lambda done, total: bar(done, total, bytes_text(total))
+        )
+    for finding in report.findings:
+        click.echo(str(finding))
+    checked = f"{report.num_files} files, {bytes_text(report.num_bytes)} checked"
+    if not report.findings:
+        click.echo(f"{cache} is whole: {checked}.")
+        return
+    if report.damaged:
+        click.echo(
+            f"{len(report.damaged)} damaged; {checked}. "
+            f"Mend it with: phistill extract IMAGES --cache {cache} --repair"
+        )
+    else:
+        click.echo(
+            f"Nothing is damaged, {len(report.findings)} shards are unfinished; {checked}. "
+            f"Finish with: phistill extract IMAGES --cache {cache}"
+        )
+    sys.exit(1)
+
+
+@main.command()
+@_cache_argument
+@click.argument("other", type=click.Path(path_type=Path))
+def merge(cache: Path, other: Path) -> None:
+    """Copy into CACHE the shards that OTHER has: another worker's copy, or other images."""
+    from phistill import cache as store
+    from phistill.cache.growth import merge as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        num_shards = run(opened, store.open(other))
+    click.echo(f"{cache}: {num_shards} shards copied from {other}.")
+    click.echo(f"Next: phistill fit-stats {cache}")
+
+
+@main.command("remove-teacher")
+@_cache_argument
+@click.argument("name")
+def remove_teacher(cache: Path, name: str) -> None:
+    """Delete a teacher and all its features from a cache."""
+    from phistill import cache as store
+    from phistill.cache.growth import remove_teacher as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        run(opened, name)
+    click.echo(f"{cache}: teacher {name} is deleted; {', '.join(opened.teachers) or 'none'} left.")
+
+
+@main.command("remove-images")
+@_cache_argument
+@click.argument("ids", nargs=-1, required=True)
+def remove_images(cache: Path, ids: tuple[str, ...]) -> None:
+    """Take down images by id: their rows are never used again. Run fit-stats afterwards."""
+    from phistill import cache as store
+    from phistill.cache.growth import remove_images as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        num_rows = run(opened, ids)
+    click.echo(f"{cache}: {num_rows} rows removed. Next: phistill fit-stats {cache}")
+
+
+@main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 def demo(out: Path) -> None:
     """The whole method on bundled images and teachers, with a report to look at."""
     from phistill.demo.run import demo as run
 
     run(out, say=click.echo)
+
+
+def _seconds(text: str | None) -> float | None:
+    """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
+    import re
+
+    from phistill.cache.errors import UsageError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    if not text.strip() or found is None:
+        raise UsageError(f"--time-limit {text!r} is not like 3h50m, 90m or 45s.")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
 
 
 def _names(text: str | None) -> list[str] | None:

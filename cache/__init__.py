@@ -3,7 +3,7 @@
 ``open`` and ``create`` return a ``Cache``; the format is in docs/format.md.
 """
 
-from . import order, publish
+from . import growth, lock, names, order, publish
 from .commit import CommitRecord, ImageFacts
 from .errors import PhistillError, UsageError
 from .info import CacheInfo, Segment, TeacherInfo
@@ -25,6 +25,9 @@ __all__ = [
     "TeacherInfo",
     "UsageError",
     "create",
+    "growth",
+    "lock",
+    "names",
     "open",
     "order",
     "publish",

@@ -81,6 +81,8 @@ class CacheInfo:
     """How an image becomes RGB, as the pipeline describes it."""
     segments: tuple[Segment, ...] = ()
     teachers: tuple[str, ...] = ()
+    removed: tuple[tuple[int, int], ...] = ()
+    """Ranges [start, stop) of rows taken down: stored, but never given out again."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -134,6 +136,7 @@ class CacheInfo:
         record["views"] = list(self.views)
         record["segments"] = [segment.to_dict() for segment in self.segments]
         record["teachers"] = list(self.teachers)
+        record["removed"] = [list(span) for span in self.removed]
         return record
 
     @classmethod
@@ -145,6 +148,7 @@ class CacheInfo:
         values["segments"] = tuple(Segment.from_dict(entry) for entry in values["segments"])
         values["teachers"] = tuple(values["teachers"])
         values["views"] = tuple(values["views"])
+        values["removed"] = tuple((int(start), int(stop)) for start, stop in values["removed"])
         return cls(**values)
 
 

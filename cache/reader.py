@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -80,13 +80,14 @@ class ArrayReader:
         dtype: np.dtype[Any],
         shard_rows: int,
         num_rows: int,
+        removed: Sequence[tuple[int, int]] = (),
         commits: Callable[[], Mapping[int, CommitRecord]],
     ) -> None:
         self.owner, self.kind = owner, kind
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
         self._root, self._shard_rows, self._num_rows = root, shard_rows, num_rows
-        self._commits = commits
+        self._removed, self._commits = removed, commits
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = Lock()
         self._records: Mapping[int, CommitRecord] = {}
@@ -99,6 +100,8 @@ class ArrayReader:
         readable = np.zeros(self._num_rows, bool)
         for record in records.values():
             readable[record.start : record.start + record.num_rows] = record.accepted
+        for start, stop in self._removed:
+            readable[start:stop] = False
         self._records, self._readable = records, readable
 
     def read(
@@ -184,6 +187,8 @@ class ArrayReader:
             record = self._records.get(row // self._shard_rows)
             reason = record.reasons.get(row - record.start) if record else None
             why = f"was rejected ({reason})" if reason else "is not committed"
+            if any(start <= row < stop for start, stop in self._removed):
+                why = "was removed"
             raise MissingRow(
                 f"row {row} of {self._what} {why}; {missing.size} of {rows.size} rows asked for "
                 "cannot be read. Choose rows with Cache.rows(), or finish with `phistill extract`."

@@ -23,7 +23,7 @@ from . import lock, names
 from .arrays import array_document, group_attributes, group_document, same_array
 from .commit import CommitRecord, ImageFacts
 from .document import MAX_DOCUMENT_BYTES
-from .errors import CacheMismatch, CorruptCache, IncompleteCache, MissingRow, UsageError
+from .errors import CacheMismatch, CorruptCache, IncompleteCache, UsageError
 from .files import LocalFiles
 from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
@@ -57,7 +57,7 @@ def create(path: str | Path, info: CacheInfo, index: pa.Table) -> Cache:
     if not index.num_rows:
         raise UsageError("a cache needs at least one image.")
     files = LocalFiles(root)
-    segment = _publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
+    segment = publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
     info = replace(info, segments=(segment,))
     files.publish(names.metadata(names.TEACHERS), [group_document()])
     if info.pixel_size:
@@ -193,6 +193,8 @@ class Cache:
             for record in self.commits(owner).values():
                 accepted[record.start : record.start + record.num_rows] = record.accepted
             usable &= accepted
+        for start, stop in self.info.removed:
+            usable[start:stop] = False
         if split != "all":
             usable &= self._heldout((*self._pixels, *chosen)) == (split == HELDOUT)
         return np.flatnonzero(usable).astype(np.int64)
@@ -237,6 +239,7 @@ class Cache:
             dtype=dtype,
             shard_rows=self.info.shard_rows,
             num_rows=self.num_rows,
+            removed=self.info.removed,
             commits=lambda: self.commits(owner),
         )
 
@@ -258,9 +261,7 @@ class Cache:
         self.files.publish(
             names.metadata(names.group(teacher.name)), [group_document(teacher.to_dict())]
         )
-        info = replace(self.info, teachers=(*self.teachers, teacher.name))
-        self.files.publish(names.ROOT, [group_document(info.to_dict())])
-        self.info = info
+        self.publish_root(replace(self.info, teachers=(*self.teachers, teacher.name)))
 
     def commit_shard(
         self,
@@ -338,6 +339,11 @@ class Cache:
             document = array_document(self.num_rows, shape, DTYPES[kind], self.info.shard_rows)
             self.files.publish(names.metadata(names.array(owner, kind)), [document])
 
+    def publish_root(self, info: CacheInfo) -> None:
+        """Publish other settings: a teacher, a segment or removed rows more or less."""
+        self.files.publish(names.ROOT, [group_document(info.to_dict())])
+        self.info = info
+
     def write_small(self, relative: str, data: bytes) -> None:
         """Publish a small file below the cache (statistics, normalizers)."""
         self.files.publish(relative, [data])
@@ -357,10 +363,10 @@ def _pixels_document(info: CacheInfo) -> bytes:
     return array_document(info.num_rows, shape, DTYPES[names.PIXELS], info.shard_rows)
 
 
-def _publish_index(
+def publish_index(
     files: LocalFiles, index: pa.Table, *, number: int, start: int, shard_rows: int
 ) -> Segment:
-    """Write a segment's table, a row group per shard, and describe it."""
+    """Write a segment's table (INDEX_COLUMNS), a row group per shard, and describe it."""
     if missing := set(INDEX_COLUMNS) - set(index.column_names):
         raise ValueError(f"the index lacks the columns {sorted(missing)}.")
     rows = index["row"].to_numpy()
@@ -373,6 +379,3 @@ def _publish_index(
     return Segment(
         start=start, num_rows=index.num_rows, index_sha256=hashlib.sha256(data).hexdigest()
     )
-
-
-__all__ = ["Cache", "MissingRow", "create", "open"]

@@ -1,13 +1,15 @@
 """Images, views and teachers: stage one, writing the cache. The verb is ``extract``."""
 
 from .contract import Features, Preprocessing, Teacher
-from .extract import ExtractProgress, ExtractReport, extract
+from .extract import ExtractOptions, ExtractReport, extract
 from .settings import CacheSettings
+from .shard_pass import ExtractProgress, rejects
 from .sources import open_source
 from .teachers import TeacherSpec
 
 __all__ = [
     "CacheSettings",
+    "ExtractOptions",
     "ExtractProgress",
     "ExtractReport",
     "Features",
@@ -16,4 +18,5 @@ __all__ = [
     "TeacherSpec",
     "extract",
     "open_source",
+    "rejects",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -63,7 +63,7 @@ def decode_shards(
     renderings: Sequence[Rendering],
     num_workers: int | None = None,
     ahead: int = 1,
-) -> Iterator[DecodedShard]:
+) -> Generator[DecodedShard]:
     """Decode shards in order, ``ahead`` of the one that is being used."""
     prepare_decoder()
     workers = num_workers or min(32, len(os.sched_getaffinity(0)))

@@ -7,38 +7,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import cache as store
-from ..cache import Cache, CommitRecord, TeacherInfo, names
-from ..cache.errors import CacheMismatch, TooManyRejects, UsageError
-from .decode import DecodeRules
-from .decoding import DecodedShard, ShardRows, decode_shards
+from ..cache import Cache, TeacherInfo, growth, lock, names
+from ..cache.errors import CacheMismatch, UsageError
+from ..cache.verify import discard, verify
 from .index import build_index
-from .runner import TeacherRunner, choose_device, environment
+from .runner import TeacherRunner, choose_device
 from .settings import CacheSettings
-from .sources import Source, open_source
+from .shard_pass import ExtractProgress, PassLimits, ShardPass, rejects
+from .sources import Entry, Source, open_source
 from .teachers import TeacherSpec
-from .views import Rendering, View
+from .views import View
 
-PIXEL_INTERPOLATION = "bicubic"
-FREE_REJECTS = 10
-"""The reject budget is not enforced below this many: one bad file of twenty stops nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractProgress:
-    """Where a run is; ``rows`` are counted over all teachers and the pixels."""
-
-    done_rows: int
-    total_rows: int
-    num_rejects: int
-    written_bytes: int
-    elapsed_s: float
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +35,46 @@ class ExtractReport:
     cache: Cache
     num_shards: int
     """Shards committed by this run, over all owners; 0 means there was nothing to do."""
+    num_repaired: int
+    """Shards that were damaged and are among those."""
     written_bytes: int
     elapsed_s: float
     rejects: tuple[tuple[str, str], ...]
     """(id, reason) of every rejected row of the cache."""
     num_new_images: int
     """Images of the source that the cache does not have."""
+    out_of_time: bool
+    """The time limit ended the run; the same call goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractOptions:
+    """How a run goes about it; nothing here is part of what the cache is."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    autocast: str | None = None
+    """Arithmetic of a new teacher: float32, bfloat16, float16; default bfloat16 on CUDA."""
+    rows_per_forward: int | None = None
+    """Rows in one forward pass of a new teacher; stored with it."""
+    num_workers: int | None = None
+    """Decoding workers; default one per core."""
+    max_reject_frac: float = 0.01
+    """The run stops when more than this fraction of all rows is rejected."""
+    time_limit_s: float | None = None
+    """The run stops after the shard in which this is exceeded."""
+    append: bool = False
+    """Add images of the source that the cache does not have, as a new segment."""
+    repair: bool = False
+    """Check every byte first and extract damaged shards again."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_reject_frac <= 1.0:
+            raise UsageError(f"max_reject_frac={self.max_reject_frac} must be in [0, 1].")
+        for name in ("rows_per_forward", "num_workers", "time_limit_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name}={value} must be positive.")
 
 
 def extract(
@@ -62,222 +83,112 @@ def extract(
     teachers: Sequence[str] = (),
     *,
     settings: CacheSettings | None = None,
-    device: str = "auto",
-    autocast: str | None = None,
-    rows_per_forward: int | None = None,
-    num_workers: int | None = None,
-    max_reject_frac: float = 0.01,
+    options: ExtractOptions | None = None,
     on_progress: Callable[[ExtractProgress], None] | None = None,
 ) -> ExtractReport:
     """Extract ``teachers`` (``[NAME=]SOURCE:MODEL[?options]``) over ``images`` into a cache.
 
     A new cache is made when there is none; otherwise missing shards are added, and new teachers.
     Without ``teachers`` every teacher of the cache is finished. Raises CacheMismatch when the cache
-    holds something else under a teacher's name, TooManyRejects when more than ``max_reject_frac``
-    of the rows cannot be used, SourceError when images cannot be read.
+    holds something else under a teacher's name, TooManyRejects when more rows are rejected than
+    allowed, SourceError when images cannot be read, LockHeld when another process writes here.
     """
     started = time.monotonic()
-    settings = settings or CacheSettings()
+    settings, options = settings or CacheSettings(), options or ExtractOptions()
     source = open_source(images) if isinstance(images, str | Path) else images
     specs = [TeacherSpec.parse(text) for text in teachers]
     _refuse_twice([spec.name for spec in specs])
-    target = choose_device(device)
-
-    def runner(spec: TeacherSpec, name: str) -> TeacherRunner:
-        return TeacherRunner(
-            name,
-            spec.text,
-            spec.build(),
-            target,
-            autocast=autocast,
-            rows_per_forward=rows_per_forward,
-        )
-
-    runners = {spec.name: runner(spec, spec.name) for spec in specs}
+    path = Path(cache_path)
+    exists = (path / names.ROOT).exists()
+    if not exists and not specs:
+        raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
+    if not exists:
+        _keep_out_of_the_way(path)
     entries = source.entries()
-    cache_path = Path(cache_path)
-    if not (cache_path / names.ROOT).exists():
-        if not specs:
-            raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
-        info = settings.new_cache(
-            num_rows=len(entries) * len(settings.views or (View(),)),
-            max_row_bytes=max(_row_bytes(settings, [r.info for r in runners.values()])),
-        )
-        index = build_index(entries, num_views=len(info.views), seed=info.seed)
-        _keep_out_of_the_way(cache_path)
-        cache = store.create(cache_path, info, index)
-    else:
-        cache = store.open(cache_path)
-        settings.check(cache.info, str(cache_path))
-    with cache.writing():
+    device = choose_device(options.device)
+    with lock.writing(path):
+        stored = store.open(path) if exists else None
+        runners = {spec.name: _runner(spec, stored, device, options) for spec in specs}
+        if stored is None:
+            cache = _create(path, entries, settings, [runner.info for runner in runners.values()])
+        else:
+            settings.check(stored.info, str(path))
+            cache = stored
         cache.files.sweep()
-        for name, found in runners.items():
-            _add_or_compare(cache, name, found)
-        for name in cache.teachers:
-            if name not in runners and not specs and cache.missing_shards(name):
-                runners[name] = runner(TeacherSpec.parse(cache.teacher(name).spec), name)
-                _add_or_compare(cache, name, runners[name])
-        known = set(cache.index()["id"].to_pylist())
-        job = _Extraction(cache, source, runners, target, max_reject_frac, on_progress, started)
-        job.run(num_workers)
+        num_repaired = discard(cache, verify(cache)) if options.repair else 0
+        new = _new_entries(cache, entries)
+        if new and options.append:
+            index = build_index(
+                new,
+                num_views=len(cache.info.views),
+                seed=cache.info.seed,
+                start=growth.next_row(cache.info),
+            )
+            growth.add_segment(cache, index)
+            new = []
+        for name, runner in runners.items():
+            _add_or_compare(cache, name, runner)
+        if not specs:
+            runners = _unfinished(cache, device, options)
+        limits = PassLimits(options.num_workers, options.max_reject_frac, options.time_limit_s)
+        work = ShardPass(cache, source, runners, device, limits, on_progress, started)
+        work.run()
     return ExtractReport(
         cache=cache,
-        num_shards=job.num_shards,
-        written_bytes=job.written_bytes,
+        num_shards=work.num_shards,
+        num_repaired=num_repaired,
+        written_bytes=work.written_bytes,
         elapsed_s=time.monotonic() - started,
         rejects=rejects(cache),
-        num_new_images=sum(entry.id not in known for entry in entries),
+        num_new_images=len(new),
+        out_of_time=work.out_of_time,
     )
 
 
-def rejects(cache: Cache) -> tuple[tuple[str, str], ...]:
-    """(id, reason) of every rejected row, each row once."""
-    found: dict[int, str] = {}
-    for owner in cache.owners:
-        for record in cache.commits(owner).values():
-            for slot, reason in record.reasons.items():
-                found.setdefault(record.start + slot, reason)
-    if not found:
-        return ()
-    index = cache.index()
-    ids = dict(zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True))
-    return tuple((ids[row], found[row]) for row in sorted(found))
+def _runner(
+    spec: TeacherSpec, cache: Cache | None, device: torch.device, options: ExtractOptions
+) -> TeacherRunner:
+    """The teacher of a spec; one that the cache has keeps the arithmetic it began with."""
+    stored = None
+    if cache is not None and spec.name in cache.teachers:
+        stored = cache.teacher(spec.name).identity.get("autocast")
+    return TeacherRunner(
+        spec.name,
+        spec.text,
+        spec.build(),
+        device,
+        autocast=options.autocast or stored,
+        rows_per_forward=options.rows_per_forward,
+    )
 
 
-class _Extraction:
-    """One pass over the shards that miss something."""
+def _unfinished(
+    cache: Cache, device: torch.device, options: ExtractOptions
+) -> dict[str, TeacherRunner]:
+    """Runners of the cache's own teachers that miss shards, built from their stored specs."""
+    runners = {}
+    for name in cache.teachers:
+        if cache.missing_shards(name):
+            spec = TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
+            runners[name] = _runner(spec, cache, device, options)
+            _add_or_compare(cache, name, runners[name])
+    return runners
 
-    def __init__(
-        self,
-        cache: Cache,
-        source: Source,
-        runners: dict[str, TeacherRunner],
-        device: Any,
-        max_reject_frac: float,
-        on_progress: Callable[[ExtractProgress], None] | None,
-        started: float,
-    ) -> None:
-        self._cache, self._source, self._runners = cache, source, runners
-        self._max_reject_frac, self._on_progress = max_reject_frac, on_progress
-        self._started = started
-        self._environment = environment(device)
-        self._pixel_environment = environment(None)
-        self.num_shards = self.written_bytes = self._done_rows = 0
-        pixels = {names.PIXELS} if cache.info.pixel_size else set()
-        owners = pixels | set(runners)
-        self._missing = {owner: set(cache.missing_shards(owner)) for owner in owners}
-        self._rejected = len(rejects(cache))
 
-    def run(self, num_workers: int | None) -> None:
-        """Decode, run, write: three stages that overlap."""
-        shards = sorted(set().union(*self._missing.values()))
-        if not shards:
-            return
-        info = self._cache.info
-        decoded = decode_shards(
-            self._source,
-            self._jobs(shards),
-            rules=DecodeRules.from_dict(info.decode),
-            views=[View.from_dict(view) for view in info.views],
-            renderings=self._renderings(),
-            num_workers=num_workers,
-        )
-        self._report()
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            pending: list[Future[CommitRecord]] = []
-            for shard in decoded:
-                for owner, arrays, reasons in self._compute(shard):
-                    if len(pending) == 2:  # bounded: a slow disk must not fill the memory
-                        self._count(pending.pop(0).result())
-                    pending.append(
-                        writer.submit(
-                            self._cache.commit_shard,
-                            owner,
-                            shard.shard,
-                            arrays,
-                            images=shard.images,
-                            reasons={**reasons, **shard.reasons},
-                            environment=self._pixel_environment
-                            if owner == names.PIXELS
-                            else self._environment,
-                        )
-                    )
-            for future in pending:
-                self._count(future.result())
+def _create(
+    path: Path, entries: Sequence[Entry], settings: CacheSettings, teachers: Sequence[TeacherInfo]
+) -> Cache:
+    side = 224 if settings.pixel_size is None else settings.pixel_size
+    info = settings.new_cache(
+        num_rows=len(entries) * len(settings.views or (View(),)),
+        max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
+    )
+    return store.create(path, info, build_index(entries, num_views=len(info.views), seed=info.seed))
 
-    def _compute(self, shard: DecodedShard) -> Iterator[tuple[str, dict[str, Any], dict[int, str]]]:
-        if shard.shard in self._missing.get(names.PIXELS, ()):
-            yield names.PIXELS, {names.PIXELS: shard.pixels[self._pixel_rendering()]}, {}
-        for name, runner in self._runners.items():
-            if shard.shard in self._missing[name]:
-                stored = self._cache.teacher(name)
-                arrays, reasons = runner.run(
-                    shard.pixels[runner.rendering], stored.rows_per_forward
-                )
-                for values in arrays.values():
-                    values[list(shard.reasons)] = float("nan")
-                yield name, arrays, reasons
 
-    def _jobs(self, shards: Sequence[int]) -> Iterator[ShardRows]:
-        index = self._cache.index()
-        table = index.select(["row", "uri", "offset", "length", "view"])
-        starts = table["row"].to_numpy()
-        for shard in shards:
-            start, stop = self._cache.info.shard_range(shard)
-            first = int(starts.searchsorted(start))
-            part = table.slice(first, stop - start).to_pydict()
-            yield ShardRows(shard, part["uri"], part["offset"], part["length"], part["view"])
-
-    def _renderings(self) -> list[Rendering]:
-        wanted = [runner.rendering for runner in self._runners.values()]
-        if self._missing.get(names.PIXELS):
-            wanted.append(self._pixel_rendering())
-        return list(dict.fromkeys(wanted))
-
-    def _pixel_rendering(self) -> Rendering:
-        side = self._cache.info.pixel_size
-        return Rendering((side, side), PIXEL_INTERPOLATION)
-
-    def _count(self, record: CommitRecord) -> None:
-        self.num_shards += 1
-        self.written_bytes += sum(size for size, _ in record.files.values())
-        self._done_rows += record.num_rows
-        self._report()
-        self._enforce_budget(record)
-
-    def _enforce_budget(self, record: CommitRecord) -> None:
-        if not record.reasons:
-            return
-        found = rejects(self._cache)
-        self._rejected = len(found)
-        total = self._cache.index().num_rows
-        if self._rejected > max(self._max_reject_frac * total, FREE_REJECTS):
-            common = Counter(reason for _, reason in found).most_common(3)
-            listed = "; ".join(f"{reason} ({count})" for reason, count in common)
-            raise TooManyRejects(
-                f"{self._rejected} of {total} rows were rejected, more than "
-                f"{self._max_reject_frac:.2%}: {listed}. Mend the images, or allow more with "
-                "--max-reject-frac; the work so far is kept."
-            )
-
-    def _report(self) -> None:
-        if self._on_progress is None:
-            return
-        info = self._cache.info
-        total = sum(
-            stop - start
-            for missing in self._missing.values()
-            for start, stop in map(info.shard_range, missing)
-        )
-        self._on_progress(
-            ExtractProgress(
-                self._done_rows,
-                total,
-                self._rejected,
-                self.written_bytes,
-                time.monotonic() - self._started,
-            )
-        )
+def _new_entries(cache: Cache, entries: Sequence[Entry]) -> list[Entry]:
+    known = set(cache.index()["id"].to_pylist())
+    return [entry for entry in entries if entry.id not in known]
 
 
 def _add_or_compare(cache: Cache, name: str, runner: TeacherRunner) -> None:
@@ -293,11 +204,6 @@ def _add_or_compare(cache: Cache, name: str, runner: TeacherRunner) -> None:
                 f"there, {given.get(field)!r} here. Give this one another name "
                 f"(NAME=SOURCE:MODEL), or extract into another cache."
             )
-
-
-def _row_bytes(settings: CacheSettings, teachers: Sequence[TeacherInfo]) -> list[int]:
-    side = 224 if settings.pixel_size is None else settings.pixel_size
-    return [side * side * 3, *(teacher.row_bytes for teacher in teachers)]
 
 
 def _refuse_twice(given: Sequence[str]) -> None:

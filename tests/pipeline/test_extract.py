@@ -15,7 +15,7 @@ from PIL import Image
 
 import phistill.cache as store
 from phistill.cache.errors import CacheMismatch, LockHeld, TooManyRejects, UsageError
-from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.views import View
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
@@ -148,3 +148,48 @@ def test_an_extraction_killed_half_way_ends_as_an_uninterrupted_one(
     resumed = extract(folder, target, [f"t={tiny}"], settings=SETTINGS)
     assert resumed.cache.digest() == whole.digest()
     assert not list(target.rglob("*.partial"))
+
+
+def test_repair_extracts_only_damaged_shards_and_restores_the_digest(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    before = cache.digest()
+    damaged = cache.path / "teachers/t/patches/c/2/0/0"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    (cache.path / "pixels/c/4/0/0/0").unlink()
+    (cache.path / "commits/t/000001.json").write_bytes(b"{}")
+    report = extract(folder, tmp_path / "c", options=ExtractOptions(repair=True))
+    assert report.num_repaired == report.num_shards == 3
+    assert report.cache.digest() == before
+
+
+def test_new_images_are_named_and_appended_when_asked(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    old = {path: path.read_bytes() for path in cache.path.rglob("c/*/0*") if path.is_file()}
+    heldout = set(cache.rows(split="heldout").tolist())
+    for number in range(10):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"new-{number}.png")
+    assert extract(folder, tmp_path / "c").num_new_images == 10
+    report = extract(folder, tmp_path / "c", options=ExtractOptions(append=True))
+    assert report.num_new_images == 0
+    grown = report.cache
+    assert [segment.start for segment in grown.info.segments] == [0, 48]
+    assert grown.rows(split="all").size == 50
+    assert {path: path.read_bytes() for path in old} == old
+    assert heldout <= set(grown.rows(split="heldout").tolist())
+    assert grown.reader("t", "patches").read(grown.rows(split="all")).shape[0] == 50
+
+
+def test_a_time_limit_ends_the_run_after_a_shard_and_the_next_goes_on(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    limit = ExtractOptions(time_limit_s=1e-9)
+    first = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=limit)
+    assert first.out_of_time
+    second = extract(folder, tmp_path / "c")
+    assert not second.out_of_time
+    assert second.cache.digest() == whole.digest()

@@ -1,0 +1,95 @@
+"""A cache grows and shrinks without a shard being written twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from phistill.cache import Cache, growth
+from phistill.cache.errors import CacheMismatch, MissingRow, UsageError
+from phistill.cache.verify import verify
+
+CacheFactory = Callable[..., Cache]
+
+
+def test_removed_images_are_never_given_out_again(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=50)
+    before = cache.rows(split="all")
+    assert growth.remove_images(cache, ["image-00007", "image-00008", "image-00030"]) == 3
+    assert cache.info.removed == ((7, 9), (30, 31))
+    reopened = Cache(cache.path)
+    assert sorted(set(before) - set(reopened.rows(split="all"))) == [7, 8, 30]
+    with pytest.raises(MissingRow, match=r"row 8 .* was removed"):
+        reopened.reader("a", "patches").read(np.array([6, 8]))
+    assert growth.remove_images(reopened, ["image-00031"]) == 1
+    assert Cache(cache.path).info.removed == ((7, 9), (30, 32))
+
+
+def test_an_unknown_image_is_named(make_cache: CacheFactory) -> None:
+    with pytest.raises(UsageError, match="no image 'x'"):
+        growth.remove_images(make_cache(), ["x", "image-00001"])
+
+
+def test_a_removed_teacher_leaves_nothing_behind(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    growth.remove_teacher(cache, "a")
+    assert Cache(cache.path).teachers == ("b",)
+    assert not [path for path in cache.path.rglob("*") if "/a/" in path.as_posix()]
+    assert verify(Cache(cache.path)).findings == ()
+
+
+def test_copies_filled_by_disjoint_workers_merge_to_the_whole(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    whole = make_cache(num_rows=60)
+    parts = [tmp_path / "even", tmp_path / "odd"]
+    for number, part in enumerate(parts):
+        shutil.copytree(whole.path, part)
+        for owner in whole.owners:
+            for shard in range(4):
+                if shard % 2 != number:
+                    Cache(part).forget_shard(owner, shard)
+    assert growth.merge(Cache(parts[0]), Cache(parts[1])) == 2 * 3
+    assert Cache(parts[0]).digest() == whole.digest()
+
+
+def test_caches_of_other_images_merge_as_further_segments(make_cache: CacheFactory) -> None:
+    first, second = make_cache(num_rows=20), make_cache(num_rows=40, name="other.cache")
+    index = second.index()
+    ids = pa.array([f"other-{row}" for row in range(40)])
+    renamed = _with_index(second, index.set_column(1, "id", ids))
+    assert growth.merge(first, renamed) == 3 * 3
+    merged = Cache(first.path)
+    assert verify(merged).findings == ()
+    rows = merged.rows(split="all")
+    assert rows.tolist() == [*range(20), *range(32, 72)]
+    assert merged.index()["id"].to_pylist()[20:] == ids.to_pylist()
+    for owner, kind in [("a", "patches"), ("b", "patches"), ("pixels", "pixels")]:
+        np.testing.assert_array_equal(
+            merged.reader(owner, kind).read(np.arange(32, 72)),
+            renamed.reader(owner, kind).read(np.arange(40)),
+        )
+
+
+def _with_index(cache: Cache, index: pa.Table) -> Cache:
+    """The same cache with other ids, as another extraction would have made it."""
+    from dataclasses import replace
+
+    from phistill.cache.store import publish_index
+
+    segment = publish_index(cache.files, index, number=0, start=0, shard_rows=cache.info.shard_rows)
+    cache.publish_root(replace(cache.info, segments=(segment,)))
+    return Cache(cache.path)
+
+
+def test_caches_with_common_images_or_other_settings_are_refused(make_cache: CacheFactory) -> None:
+    first = make_cache(num_rows=20)
+    with pytest.raises(CacheMismatch, match="both hold image 'image-00000'"):
+        growth.merge(first, make_cache(num_rows=40, name="b"))
+    with pytest.raises(CacheMismatch, match="seed=3"):
+        growth.merge(first, make_cache(num_rows=20, seed=3, name="c"))
