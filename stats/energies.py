@@ -47,7 +47,7 @@ class Energies:
         bins = np.clip(octave * BINS_PER_OCTAVE, 0, NUM_BINS - 1).astype(np.int64)
         return cls(
             np.bincount(bins, minlength=NUM_BINS),
-            np.bincount(bins, weights=energies, minlength=NUM_BINS),
+            np.bincount(bins, weights=energies, minlength=NUM_BINS).astype(np.float64),
         )
 
     @property

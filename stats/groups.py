@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
 from ..cache import Cache
 from ..cache.errors import UsageError
@@ -199,7 +199,7 @@ def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
         yield number, list(members)
 
 
-def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " n"]]]) -> Piece:
+def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " _"]]]) -> Piece:
     """A piece of (shard, digest of its commit record, rows), keyed by all three."""
     key = hashlib.sha256(_settings(spec.kind, spec.options))
     key.update(spec.trim.digest if spec.trim is not None else b"")
@@ -253,7 +253,7 @@ def sample_tokens(
     return np.sort(order[:, :k], axis=1)
 
 
-def mix(x: Int[np.ndarray, "*shape"], seed: int) -> Int[np.ndarray, "*shape"]:
+def mix(x: UInt64[np.ndarray, "*shape"], seed: int) -> UInt64[np.ndarray, "*shape"]:
     """splitmix64 of x + seed * odd constant: a uint64 hash, the same on every machine."""
     with np.errstate(over="ignore"):
         z = x + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)

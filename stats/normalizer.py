@@ -9,7 +9,6 @@ W forward (c, c), Theta inverse (c, c), R rotation (c, c).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from ..cache.errors import DegenerateMoments, UsageError
 from .blas import one_blas_thread
 from .moments import FLOAT64_EPS, Moments
 from .rotation import rotation
+from .sealed import seal, unseal
 
 FORMAT = 1
 """Version of the stored form, raised when its arrays or metadata change their meaning."""
@@ -178,23 +178,15 @@ class Normalizer:
         )
 
     def to_bytes(self) -> bytes:
-        """One safetensors file: the three arrays, and the metadata as JSON under "phistill"."""
-        from safetensors.numpy import save
-
-        arrays = {name: np.ascontiguousarray(a) for name, a in self.to_arrays().items()}
-        return save(arrays, metadata={"phistill": json.dumps(self.metadata(), sort_keys=True)})
+        """One safetensors file with a digest: the three arrays and the metadata."""
+        return seal(self.to_arrays(), self.metadata())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Normalizer:
-        """Read to_bytes() back; raises UsageError when the bytes are something else."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
+        """Read to_bytes() back; UsageError when the bytes are something else or were changed."""
         try:
-            arrays = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = json.loads(header["__metadata__"]["phistill"])
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            arrays, metadata = unseal(data)
+        except ValueError as error:
             raise UsageError(
                 f"These {len(data)} bytes are not a stored normalizer ({error}). Fit it again."
             ) from error

@@ -1,9 +1,8 @@
 """What a pass over an array yields, and its stored form.
 
 A Summary is the moments with the histogram of token energies and, at a few sizes on the way, a
-Sketch: enough to say how far the statistics still moved. It is stored as one safetensors file of
-float64 arrays (the scatter as its upper triangle) with JSON metadata that carries a sha256 of the
-arrays.
+Sketch: enough to say how far the statistics still moved. It is stored as one sealed safetensors
+file of float64 arrays, the scatter as its upper triangle.
 
 c width, k leading directions of a sketch, bins of the histogram.
 """
@@ -11,19 +10,17 @@ c width, k leading directions of a sketch, bins of the histogram.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from ..cache.errors import CorruptCache
 from .energies import NUM_BINS, Energies
 from .moments import Moments
+from .sealed import seal, unseal
 
 SKETCH_DIRECTIONS = 8
 """Leading eigenvectors a sketch keeps: what PCA maps and the eye follow."""
@@ -103,7 +100,6 @@ class Stored:
         for i, sketch in enumerate(self.summary.sketches):
             arrays[f"sketch{i}.mean"] = sketch.mean
             arrays[f"sketch{i}.axes"] = sketch.axes
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         metadata = {
             "n": moments.n,
             "eps": moments.eps,
@@ -111,20 +107,15 @@ class Stored:
             "sketches": [[s.num_rows, s.n, s.phi] for s in self.summary.sketches],
             "facts": dict(self.facts),
         }
-        metadata["sha256"] = _digest(arrays, metadata)
-        return save(arrays, metadata={"phistill": json.dumps(metadata, sort_keys=True)})
+        return seal(arrays, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Stored:
         """Read to_bytes() back; CorruptCache naming `what` when anything differs."""
         try:
-            arrays = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = json.loads(header["__metadata__"]["phistill"])
-            if metadata.pop("sha256") != _digest(arrays, metadata):
-                raise ValueError("its digest differs")
+            arrays, metadata = unseal(data)
             return cls(_summary(arrays, metadata), metadata["facts"])
-        except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptCache(
                 f"{what} is not a stored summary ({error}). Run `phistill fit-stats` again."
             ) from error
@@ -146,14 +137,6 @@ def _summary(arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> Summary:
     )
     moments = Moments(metadata["n"], mean, scatter, metadata["eps"])
     return Summary(metadata["num_rows"], moments, Energies(counts, sums), sketches)
-
-
-def _digest(arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], metadata: dict[str, Any]) -> str:
-    total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(arrays):
-        total.update(name.encode())
-        total.update(arrays[name].tobytes())
-    return total.hexdigest()
 
 
 def moments_digest(moments: Moments) -> str:
