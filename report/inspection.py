@@ -1,0 +1,196 @@
+"""What a cache holds, without reading a feature: from its root, commit records and statistics."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import cache as store
+from ..cache import Cache, CommitRecord
+from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
+from ..stats import load_row
+from .terminal import bytes_text
+
+READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
+"""State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedRow:
+    """A row that one owner or all of them left out, and why."""
+
+    row: int
+    id: str
+    owners: tuple[str, ...]
+    """``pixels`` and teachers that rejected it."""
+
+    reason: str
+
+
+def describe(cache: Cache | Path | str) -> dict[str, Any]:
+    """Everything about a cache that is not a feature, as JSON values.
+
+    path, format, rows, images, shards, shard_rows; splits: usable train and heldout rows; owners:
+    by name committed and total shards, bytes, kinds with shapes, rejected rows; rejects: number
+    of rows and count by reason; settings; teachers: spec, fingerprint, statistics by kind. An
+    unfinished cache is described as far as it is.
+    """
+    opened = cache if isinstance(cache, Cache) else store.open(cache)
+    index = opened.index()
+    commits = {owner: opened.commits(owner) for owner in opened.owners}
+    shards = opened.info.shards()
+    rejected = rejected_rows(opened)
+    settings = opened.info.to_dict()
+    for name in ("segments", "teachers", "format"):
+        settings.pop(name)
+    return {
+        "path": str(opened.path),
+        "format": opened.info.format,
+        "rows": index.num_rows,
+        "images": len(set(index["id"].to_pylist())),
+        "segments": len(opened.info.segments),
+        "shards": len(shards),
+        "bytes": sum(_bytes(records.values()) for records in commits.values()),
+        "complete": all(len(records) == len(shards) for records in commits.values()),
+        "splits": {name: int(opened.rows(split=name).size) for name in ("train", "heldout")},
+        "owners": {
+            owner: _owner(opened, owner, records, len(shards)) for owner, records in commits.items()
+        },
+        "rejects": {
+            "rows": len(rejected),
+            "reasons": dict(Counter(entry.reason for entry in rejected).most_common()),
+        },
+        "settings": settings,
+        "teachers": {name: _teacher(opened, name) for name in opened.teachers},
+    }
+
+
+def rejected_rows(cache: Cache) -> list[RejectedRow]:
+    """Every row that somebody rejected, ascending, with the first reason given."""
+    ids = dict(zip(*(cache.index()[name].to_pylist() for name in ("row", "id")), strict=True))
+    found: dict[int, RejectedRow] = {}
+    for owner in cache.owners:
+        for record in cache.commits(owner).values():
+            for slot, reason in record.reasons.items():
+                row = record.start + slot
+                before = found.get(row)
+                found[row] = RejectedRow(
+                    row=row,
+                    id=str(ids[row]),
+                    owners=(*(before.owners if before else ()), owner),
+                    reason=before.reason if before else reason,
+                )
+    return [found[row] for row in sorted(found)]
+
+
+def render(description: Mapping[str, Any]) -> str:
+    """The description for a terminal, no trailing newline."""
+    facts, splits = description, description["splits"]
+    shape = "" if facts["rows"] == facts["images"] else f" in {facts['rows']:,} views"
+    state = "complete" if facts["complete"] else "unfinished"
+    lines = [
+        f"{facts['path']}: {state}, {facts['images']:,} images{shape}, "
+        f"{bytes_text(facts['bytes'])} in {facts['shards']:,} shards, format {facts['format']}",
+        f"usable rows: {splits['train']:,} for training, {splits['heldout']:,} held out",
+        "",
+        *_columns(
+            ("", "shards", "bytes", "rejected", "arrays"),
+            [
+                (
+                    name,
+                    f"{owner['committed']}/{owner['shards']}",
+                    bytes_text(owner["bytes"]),
+                    str(owner["rejected"]),
+                    ", ".join(f"{k} {_shape(v)}" for k, v in owner["arrays"].items()),
+                )
+                for name, owner in facts["owners"].items()
+            ],
+            words=(0, 4),
+        ),
+    ]
+    if not facts["complete"]:
+        lines += ["", f"Finish it with `phistill extract IMAGES --cache {facts['path']}`."]
+    if facts["rejects"]["rows"]:
+        lines += ["", f"{facts['rejects']['rows']:,} rejected rows:"]
+        lines += [f"  {count:,} x {why}" for why, count in facts["rejects"]["reasons"].items()]
+    for name, teacher in facts["teachers"].items():
+        lines += ["", f"{name}: {teacher['spec'] or 'no spec stored'}"]
+        fingerprint = {k: v for k, v in teacher["fingerprint"].items() if k != "widths"}
+        lines += [f"  {key}: {_plain(value)}" for key, value in sorted(fingerprint.items())]
+        lines += [f"  statistics of {_statistics(*item)}" for item in teacher["statistics"].items()]
+    lines += ["", "settings"]
+    lines += [f"  {key}: {_plain(value)}" for key, value in sorted(facts["settings"].items())]
+    return "\n".join(lines)
+
+
+def _bytes(records: Any) -> int:
+    return sum(size for record in records for size, _ in record.files.values())
+
+
+def _owner(
+    cache: Cache, owner: str, records: Mapping[int, CommitRecord], num_shards: int
+) -> dict[str, Any]:
+    return {
+        "committed": len(records),
+        "shards": num_shards,
+        "bytes": _bytes(records.values()),
+        "rejected": sum(len(record.reasons) for record in records.values()),
+        "arrays": {kind: list(shape) for kind, shape in cache.shapes(owner).items()},
+    }
+
+
+def _teacher(cache: Cache, name: str) -> dict[str, Any]:
+    teacher = cache.teacher(name)
+    return {
+        "spec": teacher.spec,
+        "rows_per_forward": teacher.rows_per_forward,
+        "fingerprint": teacher.fingerprint,
+        "statistics": {kind: _state(cache, name, kind) for kind in teacher.kinds},
+    }
+
+
+def _state(cache: Cache, teacher: str, kind: str) -> dict[str, Any]:
+    try:
+        row = load_row(cache, teacher, kind)
+    except MissingMoments:
+        return {"state": MISSING}
+    except StaleMoments:
+        return {"state": STALE}
+    except CorruptCache:
+        return {"state": DAMAGED}
+    return {"state": READY, "phi": row.phi, "rows": row.num_rows, "rotation": row.rotation}
+
+
+def _statistics(kind: str, found: Mapping[str, Any]) -> str:
+    if found["state"] != READY:
+        return f"{kind}: {found['state']}"
+    return f"{kind}: phi {found['phi']:.4g} from {found['rows']:,} rows, {found['rotation']}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int]
+) -> list[str]:
+    """Aligned columns, words to the left and numbers to the right."""
+    lines = [header, *rows]
+    widths = np.max([[len(cell) for cell in line] for line in lines], axis=0)
+    return [
+        "  ".join(
+            cell.ljust(width) if column in words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

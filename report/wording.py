@@ -1,0 +1,211 @@
+"""From gathered numbers to the words, bars and cells of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..train import EvalRow
+from .gather import AFTER, BEFORE, PATCHES, CacheFacts, find
+from .students import RunFacts
+
+READABLE_SHARE = 0.22
+"""A part of a bar narrower than this has no room for its name; it is named below the bar."""
+
+SUMMARY = "summary"
+DASH = "–"
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarPart:
+    """One teacher's part of a bar; ``text`` is empty where there is no room for it."""
+
+    teacher: str
+    number: int
+    share: float
+    text: str
+
+    @property
+    def flex(self) -> str:
+        """The share as CSS reads it."""
+        return f"{self.share:.8f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One normalizer's bar."""
+
+    label: str
+    parts: tuple[BarPart, ...]
+
+    @property
+    def thin(self) -> tuple[BarPart, ...]:
+        """The parts without room for their text."""
+        return tuple(part for part in self.parts if not part.text)
+
+    @property
+    def text(self) -> str:
+        """The whole bar in words."""
+        return ", ".join(f"{part.teacher} {percent_text(part.share)}" for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalLine:
+    """One line of the evaluation table, as text."""
+
+    teacher: str
+    run: str
+    untrained: bool
+    first: bool
+    best: bool
+    mse: str
+    unexplained: str
+    cosine: str
+    summary: str
+
+
+def number_text(value: float) -> str:
+    """Three digits, trailing zeros kept: 0.00120, 12.0, 1,230, 1.20e−07."""
+    value = float(value)
+    if value == 0 or not math.isfinite(value):
+        text = f"{value:.0f}"
+    elif not 1e-4 <= abs(value) < 1e6:
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+    return text.replace("-", "−")
+
+
+def percent_text(share: float) -> str:
+    """A share as a percentage that is never rounded to all or to nothing."""
+    percent = 100 * float(share)
+    if percent in (0.0, 100.0):
+        return f"{percent:.0f} %"
+    # Digits enough to show how far it is from the nearer end.
+    away = min(percent, 100 - percent)
+    digits = max(1, math.ceil(-math.log10(away)) + 1) if away < 1 else 1
+    return f"{percent:.{min(digits, 9)}f} %"
+
+
+def times_text(ratio: float) -> str:
+    """A ratio with two or three digits: 1.4, 37, 21,000."""
+    if ratio < 10:
+        return f"{ratio:.1f}"
+    digits = max(0, math.floor(math.log10(ratio)) - 1)
+    return f"{round(ratio, -digits):,.0f}"
+
+
+def method_label(method: str) -> str:
+    """A normalizer's name as a reader knows it."""
+    return {BEFORE: "none (raw)", AFTER: "PHI-S"}.get(method, method)
+
+
+def finding_text(cache: CacheFacts) -> str:
+    """One sentence: which teacher would own an unweighted raw loss, and by how much."""
+    finding = find(cache.shares[BEFORE])
+    if finding is None:
+        return f"One teacher, {cache.teachers[0]}: there is nothing to balance yet."
+    even = percent_text(1 / len(cache.teachers))
+    return (
+        f"In an unweighted sum of raw patch errors, {finding.largest} would hold "
+        f"{percent_text(finding.largest_share)}, {times_text(finding.ratio)} times the share of "
+        f"{finding.smallest} ({percent_text(finding.smallest_share)}). "
+        f"After PHI-S each of the {len(cache.teachers)} teachers holds {even}."
+    )
+
+
+def outcome_text(cache: CacheFacts, runs: Sequence[RunFacts]) -> str:
+    """What the runs made of the teacher that a raw loss would hear least; empty when unknown."""
+    finding = find(cache.shares[BEFORE])
+    if finding is None:
+        return ""
+    said = []
+    for run in runs:
+        line = run.row(finding.smallest, PATCHES)
+        if line is not None and line.unexplained is not None:
+            how = "no normalizer" if run.normalizer == BEFORE else method_label(run.normalizer)
+            said.append(f"{line.unexplained:.2f} in run {run.name} ({how})")
+    if not said:
+        return ""
+    return (
+        f"Unexplained variance of {finding.smallest}, the quietest teacher, on held-out images: "
+        f"{', '.join(said)}."
+    )
+
+
+def share_bars(cache: CacheFacts) -> list[Bar]:
+    """A bar per normalizer, the raw features first."""
+    methods = sorted(cache.methods, key=lambda method: (method != BEFORE, method == AFTER))
+    return [_bar(method, cache.shares[method]) for method in methods]
+
+
+def _bar(method: str, shares: Mapping[str, float]) -> Bar:
+    parts = tuple(
+        BarPart(
+            teacher=teacher,
+            number=number,
+            share=share,
+            text=f"{teacher} {percent_text(share)}" if share >= READABLE_SHARE else "",
+        )
+        for number, (teacher, share) in enumerate(shares.items())
+    )
+    return Bar(label=method_label(method), parts=parts)
+
+
+def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
+    """The evaluation by teacher and run; the lowest unexplained variance of each is marked."""
+    found = []
+    for teacher in teachers:
+        entries = [
+            (run, label, patches)
+            for run in runs
+            for label in ("trained", "untrained")
+            if (patches := run.row(teacher, PATCHES, label)) is not None
+        ]
+        known = [e.unexplained for _, _, e in entries if e.unexplained is not None]
+        for run, label, patches in entries:
+            lowest = len(known) > 1 and patches.unexplained == min(known)
+            found.append(
+                EvalLine(
+                    teacher=teacher,
+                    run=run.name,
+                    untrained=label == "untrained",
+                    first=bool(found) and found[-1].teacher != teacher,
+                    best=lowest,
+                    mse=DASH if patches.mse is None else number_text(patches.mse),
+                    unexplained=_interval(patches.unexplained, patches.unexplained_error),
+                    cosine=_cosine(patches),
+                    summary=_cosine(run.row(teacher, SUMMARY, label)),
+                )
+            )
+    return found
+
+
+def _interval(value: float | None, error: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {NORMAL_95 * error:.3f}"
+
+
+def _cosine(line: EvalRow | None) -> str:
+    return DASH if line is None else f"{line.cosine:.3f}".replace("-", "−")
+
+
+def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    """Whether a column holds numbers, possibly with an interval or unit behind them."""
+    return [
+        column > 0
+        and any(_starts_like_number(row[column]) for row in rows)
+        and all(_starts_like_number(row[column]) for row in rows if str(row[column]) not in _EMPTY)
+        for column in range(len(header))
+    ]
+
+
+_EMPTY = ("", "-", DASH)
+
+
+def _starts_like_number(cell: object) -> bool:
+    text = str(cell).lstrip("+-−")
+    return text[:1].isdigit() or text[:1] == "."
