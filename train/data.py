@@ -130,6 +130,9 @@ class Source:
 
     def read(self, key: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The stored values (n, ...) of ``rows``; into ``out`` when given."""
+        if not rows.size:  # a share of a batch may hold no row of a teacher
+            reader = self.readers[key]
+            return np.empty((0, *reader.row_shape), reader.dtype) if out is None else out
         if not self._resident:
             return self.readers[key].read(rows, out)
         places = np.searchsorted(self._resident_rows, rows)
