@@ -214,11 +214,12 @@ def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> st
     """Everything the merged moments of an array depend on, without looking at single rows.
 
     Which rows are used follows from the commit records of the teacher and of the pixels, the split
-    settings and the index, so their digests stand for the rows.
+    settings, the index and the rows taken down, so these stand for the rows.
     """
     key = hashlib.sha256(_settings(kind, options))
     info = cache.info
     key.update(f"{info.seed} {info.holdout} {info.shard_rows} {info.pixel_size}".encode())
+    key.update(repr(sorted(map(tuple, info.removed))).encode())
     key.update(" ".join(segment.index_sha256 for segment in info.segments).encode())
     for owner in ("pixels", teacher) if info.pixel_size else (teacher,):
         for shard, record in sorted(cache.commits(owner).items()):

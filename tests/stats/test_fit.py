@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import phistill.cache as store
@@ -240,6 +242,66 @@ def test_a_shard_that_changed_is_not_served_from_an_old_partial(cache: Cache) ->
     fit_stats(again)
     x = vectors(again, "b", "patches")
     assert np.allclose(load_moments(again, "b", "patches").mean, x.mean(axis=0), atol=1e-7)
+
+
+def test_images_taken_down_make_statistics_stale_and_leave_them(cache: Cache) -> None:
+    fit_stats(cache)
+    row = int(cache.rows(["a"])[10])
+    store.growth.remove_images(cache, [f"image-{row:05d}"])
+    again = store.open(cache.path)
+    with pytest.raises(StaleMoments, match="a patches"):
+        load_moments(again, "a", "patches")
+    fit_stats(again)
+    assert (
+        load_row(again, "a", "patches").num_rows == len(cache.rows(["a"])) == len(again.rows(["a"]))
+    )
+    x = vectors(again, "a", "patches")
+    assert np.allclose(load_moments(again, "a", "patches").mean, x.mean(axis=0), atol=1e-7)
+
+
+def test_a_grown_cache_costs_the_groups_that_grew(cache: Cache) -> None:
+    """Ten percent more images: old groups are not read, and the bits are those of a fresh fit."""
+    fit_stats(cache)
+    grow(cache, 30)
+    fresh = copy_of(cache, "fresh.cache")
+    for part in ("moments", "normalizers"):
+        for teacher in fresh.teachers:
+            shutil.rmtree(fresh.path / "teachers" / teacher / part)
+    rows = fit_stats(fresh)
+    grown = store.open(cache.path)
+    with pytest.raises(StaleMoments):
+        load_moments(grown, "a", "patches")
+    for shard in range(16):  # those of complete groups: 4 shards in a's, 8 in b's
+        (grown.path / f"teachers/a/patches/c/{shard}/0/0").unlink()
+        (grown.path / f"teachers/b/patches/c/{shard}/0/0").unlink()
+    assert fit_stats(grown) == rows
+    assert statistics(grown) == statistics(fresh)
+
+
+def grow(cache: Cache, num_rows: int) -> None:
+    """Add a segment of new images, and their features for every owner."""
+    start = store.growth.next_row(cache.info)
+    number = np.arange(start, start + num_rows)
+    index = cache.index().slice(0, num_rows).set_column(0, "row", pa.array(number))
+    ids = pa.array([f"new-{row}" for row in number])
+    store.growth.add_segment(cache, index.set_column(1, "id", ids))
+    for shard in range(start // 16, len(cache.info.shards())):
+        first, stop = cache.info.shard_range(shard)
+        facts = store.ImageFacts(
+            sha256=tuple(
+                hashlib.sha256(f"new {row}".encode()).hexdigest() for row in range(first, stop)
+            ),
+            size=((8, 8),) * (stop - first),
+            box=((0, 0, 8, 8),) * (stop - first),
+        )
+        for owner in cache.owners:
+            arrays = {
+                kind: np.random.default_rng(shard).integers(0, 9, (stop - first, *shape))
+                for kind, shape in cache.shapes(owner).items()
+            }
+            dtypes = {"pixels": np.uint8, "summary": np.float32}
+            typed = {k: v.astype(dtypes.get(k, np.float16)) for k, v in arrays.items()}
+            cache.commit_shard(owner, shard, typed, images=facts, reasons={}, environment={})
 
 
 def replace_shard(cache: Cache, teacher: str, shard: int) -> None:
