@@ -1,0 +1,124 @@
+"""Killed at any rename or fsync, or refused by the disk, a cache ends as an uninterrupted one.
+
+``PHISTILL_TORTURE=1`` tries every place; otherwise an even sample of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phistill.cache import Cache
+
+SCRIPT = Path(__file__).with_name("writing_script.py")
+SAMPLE = None if os.environ.get("PHISTILL_TORTURE") else 5
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None or os.geteuid() != 0, reason="needs strace and root"
+)
+
+
+def write(path: Path, *strace: str) -> subprocess.CompletedProcess[str]:
+    """Run the script, under strace when it is to be disturbed."""
+    command = [sys.executable, str(SCRIPT), str(path)]
+    if strace:
+        command = ["strace", "-f", "-qq", "-o", str(path.with_suffix(".strace")), *strace, *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+    """Digest of an uninterrupted run, and how often it makes each system call."""
+    path = tmp_path_factory.mktemp("whole") / "c"
+    result = write(path, "-e", "trace=rename,fsync,write")
+    assert result.returncode == 0, result.stderr
+    trace = path.with_suffix(".strace").read_text()
+    counts = {call: len(re.findall(rf"\b{call}\(", trace)) for call in ("rename", "fsync")}
+    assert counts["rename"] > 15
+    assert counts["fsync"] > 2 * counts["rename"]
+    return Cache(path).digest(), counts
+
+
+def places(count: int) -> list[int]:
+    """Which of ``count`` calls to disturb, from 1."""
+    if SAMPLE is None or count <= SAMPLE:
+        return list(range(1, count + 1))
+    return [1 + round(number * (count - 1) / (SAMPLE - 1)) for number in range(SAMPLE)]
+
+
+@needs_strace
+@pytest.mark.root
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_killed_at_a_system_call_and_run_again_it_ends_the_same(
+    call: str, whole: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    digest, counts = whole
+    for place in places(counts[call]):
+        path = tmp_path / f"{call}-{place}"
+        killed = write(path, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={place}")
+        assert killed.returncode != 0
+        again = write(path)
+        assert again.returncode == 0, f"{call} {place}: {again.stderr}"
+        assert Cache(path).digest() == digest, f"{call} {place}"
+        assert not list(path.rglob("*.partial"))
+
+
+@needs_strace
+@pytest.mark.root
+def test_five_kills_in_one_run_end_the_same(
+    whole: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "c"
+    for place in (3, 5, 2, 7, 4):
+        write(path, "-e", "trace=fsync", "-e", f"inject=fsync:signal=KILL:when={place}")
+    assert write(path).returncode == 0
+    assert Cache(path).digest() == whole[0]
+
+
+@needs_strace
+@pytest.mark.root
+@pytest.mark.parametrize(("call", "errno"), [("fsync", "EIO"), ("rename", "ENOSPC")])
+def test_an_error_of_the_disk_names_path_and_bytes_and_a_rerun_mends_it(
+    call: str, errno: str, whole: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    digest, counts = whole
+    for place in places(counts[call])[1:]:
+        path = tmp_path / f"{call}-{place}"
+        inject = f"inject={call}:error={errno}:when={place}"
+        refused = write(path, "-e", f"trace={call}", "-e", inject)
+        assert refused.returncode != 0
+        assert re.search(
+            rf"PublishError: {path}/\S* could not be written \([\d,]+ bytes\)", refused.stderr
+        )
+        assert write(path).returncode == 0
+        assert Cache(path).digest() == digest
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+@pytest.mark.root
+def test_a_full_disk_is_explained_and_the_run_goes_on_after_space_is_freed(
+    whole: tuple[str, dict[str, int]], tmp_path: Path
+) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(mount)]
+    if subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        ballast = mount / "ballast"
+        ballast.write_bytes(bytes(80_000))
+        full = write(mount / "c")
+        assert full.returncode != 0
+        assert "No space left on device" in full.stderr
+        assert "Free some space" in full.stderr
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(mount)], check=True)
+        assert write(mount / "c").returncode == 0
+        assert Cache(mount / "c").digest() == whole[0]
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)

@@ -1,0 +1,70 @@
+"""Writes a small cache, or goes on with it; killed by the tests at every place that matters."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import phistill.cache as store
+from phistill.cache import CacheInfo, ImageFacts, TeacherInfo, lock
+
+NUM_ROWS = 20
+
+
+def index() -> pa.Table:
+    return pa.table(
+        {
+            "row": np.arange(NUM_ROWS),
+            "id": [str(row) for row in range(NUM_ROWS)],
+            "view": np.zeros(NUM_ROWS, np.int32),
+            "uri": ["x"] * NUM_ROWS,
+            "offset": np.arange(NUM_ROWS),
+            "length": np.full(NUM_ROWS, -1),
+        }
+    )
+
+
+def main(path: Path) -> None:
+    with lock.writing(path):
+        if (path / "zarr.json").exists():
+            cache = store.open(path)
+        else:
+            info = CacheInfo(
+                seed=0,
+                shard_rows=8,
+                holdout=0.1,
+                pixel_size=4,
+                views=({"kind": "resize"},),
+                decode={},
+            )
+            cache = store.create(path, info, index())
+        cache.files.sweep()
+        teacher = TeacherInfo(name="t", grid=(2, 2), widths={"patches": 4, "summary": 3})
+        if "t" not in cache.teachers:
+            cache.add_teacher(teacher)
+        for owner in cache.owners:
+            for shard in cache.missing_shards(owner):
+                commit(cache, owner, shard)
+
+
+def commit(cache: store.Cache, owner: str, shard: int) -> None:
+    start, stop = cache.info.shard_range(shard)
+    num = stop - start
+    generator = np.random.default_rng([shard, len(owner)])
+    arrays = {
+        kind: (generator.random((num, *shape)) * 200).astype(
+            {"pixels": np.uint8, "summary": np.float32}.get(kind, np.float16)
+        )
+        for kind, shape in cache.shapes(owner).items()
+    }
+    digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop)]
+    images = ImageFacts(sha256=tuple(digests), size=((4, 4),) * num, box=((0, 0, 4, 4),) * num)
+    cache.commit_shard(owner, shard, arrays, images=images, reasons={}, environment={})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
