@@ -121,10 +121,9 @@ def finish(root: Path, spec: ArraySpec, summary: Summary) -> StatsRow:
     try:
         fitted = Normalizer.fit(moments, method="phi-s", moments_digest=digest)
     except DegenerateMoments as error:
-        shards = f"{len(cache.commits(spec.teacher))} shards"
-        raise DegenerateMoments(
-            f"teacher {spec.teacher}, {spec.kind}, {shards}: {error}"
-        ) from error
+        shards = sorted(cache.commits(spec.teacher))
+        where = f"teacher {spec.teacher}, {spec.kind}, shards {shards[0]} to {shards[-1]}"
+        raise DegenerateMoments(f"{where}: {error}") from error
     with one_blas_thread():
         row = _describe(cache, spec, summary, fitted)
     cache.write_small(_normalizer_path(spec.teacher, spec.kind), fitted.to_bytes())

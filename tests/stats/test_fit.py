@@ -368,8 +368,14 @@ def test_a_constant_teacher_is_an_error_that_names_it(make_cache: CacheFactory) 
 
     cache = make_cache(num_rows=100, teachers=TEACHERS, features=constant)
     with pytest.raises(
-        DegenerateMoments, match=r"teacher b, patches, 7 shards: All .* are the same"
+        DegenerateMoments, match=r"teacher b, patches, shards 0 to 6: All .* are the same"
     ):
+        fit_stats(cache)
+
+
+def test_a_single_summary_is_too_few(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=10, teachers=TEACHERS[:1], rejects=range(1, 10), holdout=0.0)
+    with pytest.raises(DegenerateMoments, match="teacher a, summary, shards 0 to 0: n=1 vectors"):
         fit_stats(cache)
 
 
