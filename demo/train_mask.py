@@ -30,9 +30,9 @@ KWARGS: dict[str, Any] = {
     "img_size": SIZE,
     "patch_size": PATCH,
     "embed_dim": 188,
-    "depth": 4,
+    "depth": 3,
     "num_heads": 4,
-    "mlp_ratio": 3,
+    "mlp_ratio": 2,
     "class_token": False,
     "global_pool": "",
     "num_classes": 0,
@@ -41,7 +41,9 @@ MODEL = "vit_tiny_patch16_224"
 AUGMENTATION = Augmentation(
     scale=(0.6, 1.3), stretch=1.3, rotate=15, flip=True, colour=0.4, random_background=0.5
 )
-SCHEDULE = Schedule(epochs=14, batch_size=128, learning_rate=1e-3, weight_decay=0.1, seed=3)
+SCHEDULE = Schedule(
+    epochs=8, batch_size=128, learning_rate=1.5e-3, weight_decay=0.1, warmup_epochs=1.0, seed=3
+)
 
 
 class MatteModel(nn.Module):
