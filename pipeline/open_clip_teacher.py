@@ -9,25 +9,36 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
-from . import timm_teacher
 from .contract import Features, Preprocessing
 from .teachers import take_options
-from .weights import integer, load_weights, read_weights, seeded, weights_sha256
+from .timm_teacher import size_of
+from .timm_tokens import tokens
+from .weights import (
+    boolean,
+    cast,
+    integer,
+    load_weights,
+    parameter_dtype,
+    read_weights,
+    seeded,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "space", "weights", "random")
+OPTIONS = ("size", "layer", "norm", "space", "weights", "random", "dtype")
 SPACES = ("trunk", "joint")
 
 
 class OpenClipTeacher:
     """The image tower of an open_clip model.
 
-    ``space="trunk"``: patches after the last norm and before the projection, summary the projected
-    image embedding. ``space="joint"``: patches and summary both projected into the space shared
-    with text and L2-normalised.
+    ``space="trunk"``: patches before the projection, summary the projected image embedding.
+    ``space="joint"``: patches and summary both projected into the space shared with text and
+    L2-normalised. ``layer`` counts blocks (stages of a map) from the end, ``norm`` applies the
+    last norm to the patches where the tower has one per token.
     """
 
     def __init__(
@@ -37,21 +48,32 @@ class OpenClipTeacher:
         identity: Mapping[str, Any],
         *,
         space: str = "trunk",
+        layer: int = -1,
+        norm: bool = True,
     ) -> None:
         if space not in SPACES:
             raise UsageError(f"space={space!r} is not known; choose one of {', '.join(SPACES)}.")
         clip: Any = model
         self.visual = clip.visual.eval().requires_grad_(False)
-        if space == "joint" and hasattr(self.visual, "trunk"):
-            raise UsageError("space=joint needs a tower with a projection; use space=trunk.")
+        if space == "joint":
+            if getattr(self.visual, "proj", None) is None or _pools_by_attention(self.visual):
+                raise UsageError("space=joint needs a tower with a projection; use space=trunk.")
+            if layer != -1 or not norm:
+                raise UsageError("space=joint is a space of the last layer after its norm.")
+        if layer > -1:
+            raise UsageError(f"layer={layer} must count from the end: -1 is the last.")
         self._preprocessing = preprocessing
         self._identity, self._space = dict(identity), space
+        self._layer, self._norm = layer, norm
 
     def identity(self) -> Mapping[str, Any]:
         return {
             **self._identity,
             "weights_sha256": weights_sha256(self.visual),
             "space": self._space,
+            "layer": self._layer,
+            "norm": self._norm,
+            "dtype": str(parameter_dtype(self.visual)).removeprefix("torch."),
         }
 
     def preprocessing(self) -> Preprocessing:
@@ -61,24 +83,31 @@ class OpenClipTeacher:
         self.visual.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        images = images.to(parameter_dtype(self.visual))
         if hasattr(self.visual, "trunk"):  # a timm tower: SigLIP, EVA, MobileCLIP, ConvNeXt
-            patches, _, final = timm_teacher.tokens(self.visual.trunk, images)
-            summary = self.visual.head(self.visual.trunk.forward_head(final))
-            return Features(patches, summary)
-        return self._vit(images)
+            trunk = self.visual.trunk
+            patches, _, final = tokens(trunk, images, layer=self._layer, norm=self._norm)
+            return Features(patches, self.visual.head(trunk.forward_head(final)))
+        return self._own(images)
 
-    def _vit(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+    def _own(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        """open_clip's ViT and ResNet towers."""
         from torch.nn.functional import normalize
 
         visual = self.visual
-        if not hasattr(visual, "grid_size") or visual.attn_pool is not None:
+        if not hasattr(visual, "forward_intermediates"):
             raise TeacherError(
-                f"open_clip's {type(visual).__name__} has no plain patch grid; choose a ViT tower "
-                "without attention pooling, or a model with a timm tower."
+                f"open_clip's {type(visual).__name__} does not give its patches; choose a ViT, a "
+                "ResNet or a model with a timm tower."
             )
-        last = len(visual.transformer.resblocks) - 1
+        # CoCa's pooler changes the width before the norm, so its tokens have none of their own.
+        blocks = visual.transformer.resblocks if hasattr(visual, "transformer") else ()
         output = visual.forward_intermediates(
-            images, indices=[last], output_fmt="NCHW", normalize_intermediates=True
+            images,
+            # A ResNet counts its stem and four stages, and cannot count from the end.
+            indices=[self._layer + (len(blocks) or 5)],
+            output_fmt="NCHW",
+            normalize_intermediates=self._norm and not _pools_by_attention(visual),
         )
         patches = output["image_intermediates"][0].permute(0, 2, 3, 1)
         summary = output["image_features"]
@@ -88,12 +117,16 @@ class OpenClipTeacher:
         return Features(patches, summary)
 
 
+def _pools_by_attention(visual: Any) -> bool:
+    return getattr(visual, "attn_pool", None) is not None
+
+
 def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     """``open_clip:MODEL/PRETRAINED``, or ``open_clip:hf-hub:ORG/REPO``, ``local-dir:FOLDER``."""
     import open_clip
 
     take_options(options, OPTIONS, f"open_clip:{model}")
-    seed, size = integer(options, "random"), integer(options, "size")
+    seed, size = integer(options, "random"), size_of(options)
     local = Path(options["weights"]) if "weights" in options else None
     if seed is not None and local is not None:
         raise UsageError("options weights and random exclude each other; give one.")
@@ -114,10 +147,12 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     if local is not None:
         load_weights(net, read_weights(local), str(local))
     return OpenClipTeacher(
-        net,
+        cast(net, options.get("dtype")),
         preprocessing_of(net),
         {"source": "open_clip", "model": model},
         space=options.get("space", "trunk"),
+        layer=-1 if (layer := integer(options, "layer")) is None else layer,
+        norm=boolean(options, "norm", default=True),
     )
 
 

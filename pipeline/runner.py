@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..cache import TeacherInfo
 from ..cache.errors import TeacherError, UsageError
 from ..cache.info import DTYPES
+from .adjust import licence_of
 from .contract import Features, Preprocessing, Teacher
 from .views import Rendering
 
@@ -58,6 +59,8 @@ class TeacherRunner:
     ) -> None:
         self._teacher, self._device = teacher, device
         self._preprocessing: Preprocessing = teacher.preprocessing()
+        self.licence: str | None = licence_of(teacher)
+        """Of the weights, where it is known."""
         teacher.to(device)
         self._autocast = autocast or ("bfloat16" if device.type == "cuda" else "float32")
         if self._autocast not in AUTOCASTS:

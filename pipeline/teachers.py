@@ -1,7 +1,8 @@
 """From the text ``[NAME=]SOURCE:MODEL[?key=value&...]`` to a teacher.
 
 Sources are entry points in the group ``phistill.teachers``; ours are found the same way as a
-user's own. ``module:package.module:function`` calls a function without any registration.
+user's own. ``module:package.module:function`` calls a function without any registration. Some options are
+for teachers of every source (see ``adjust``); a source sees the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from urllib.parse import parse_qsl
 
 from ..cache.errors import PhistillError, TeacherError, UsageError
 from ..cache.names import check_teacher_name
+from .adjust import OPTIONS as COMMON_OPTIONS
+from .adjust import Adjustment
 from .contract import Teacher
 
 GROUP = "phistill.teachers"
@@ -68,8 +71,10 @@ class TeacherSpec:
         """Build the teacher; UsageError lists the sources when this one is unknown."""
         builder = _builder(self.source, self.model)
         model = self.model if self.source != MODULE else ""
+        options = dict(self.options)
+        adjustment = Adjustment.take(options)
         try:
-            return builder(model, dict(self.options))
+            return adjustment.apply(builder(model, options))
         except PhistillError:
             raise
         except Exception as error:  # a library, a hub or a user's plug-in may raise anything
@@ -87,7 +92,8 @@ def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> 
     """UsageError listing the known options when an unknown one is given."""
     if unknown := sorted(set(options) - set(known)):
         raise UsageError(
-            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}."
+            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
+            f"and for every source {', '.join(COMMON_OPTIONS)}."
         )
 
 

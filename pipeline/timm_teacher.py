@@ -11,22 +11,36 @@ from jaxtyping import Float
 from ..cache.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing
 from .teachers import take_options
-from .weights import boolean, integer, load_weights, read_weights, seeded, weights_sha256
+from .timm_tokens import depth_of, tokens
+from .weights import (
+    boolean,
+    cast,
+    integer,
+    load_weights,
+    parameter_dtype,
+    read_weights,
+    seeded,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "norm", "summary", "registers", "weights", "random", "revision")
+OPTIONS = (
+    *("size", "layer", "norm", "neck", "summary", "registers"),
+    *("weights", "random", "revision", "dtype"),
+)
 SUMMARIES = ("head", "mean", "none")
 
 
 class TimmTeacher:
     """A timm model as a teacher.
 
-    ``layer`` counts blocks from the end (-1 is the last). ``norm`` applies the final norm to
-    the patches. ``summary`` is ``head`` (what the model pools before its classifier), ``mean`` (of
-    the patches) or ``none``. ``registers`` keeps the register tokens too.
+    ``layer`` counts blocks, or the stages of a map, from the end (-1 is the last; 0 and above count
+    from the first). ``norm`` applies the final norm (SAM: the neck) to the patches. ``summary`` is
+    ``head`` (what the model pools before its classifier, whatever the layer), ``mean`` (of the
+    patches) or ``none``. ``registers`` keeps the register tokens too.
     """
 
     def __init__(
@@ -44,11 +58,22 @@ class TimmTeacher:
             raise UsageError(
                 f"summary={summary!r} is not known; choose one of {', '.join(SUMMARIES)}."
             )
+        depth = depth_of(model)
+        if not -depth <= layer < depth:
+            raise UsageError(
+                f"layer={layer} does not exist; the model has {depth} layers, -1 is the last."
+            )
         self.model = model.eval().requires_grad_(False)
         self._preprocessing = preprocessing
         self._identity = dict(identity)
-        self._layer, self._norm, self._summary = layer, norm, summary
-        self._registers = registers
+        self._layer = layer - depth if layer >= 0 else layer
+        self._norm, self._summary, self._registers = norm, summary, registers
+
+    @property
+    def licence(self) -> str | None:
+        """What timm's pretrained config says of the weights."""
+        config = getattr(self.model, "pretrained_cfg", None) or {}
+        return config.get("license")
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -57,6 +82,7 @@ class TimmTeacher:
             "layer": self._layer,
             "norm": self._norm,
             "summary": self._summary,
+            "dtype": str(parameter_dtype(self.model)).removeprefix("torch."),
         }
 
     def preprocessing(self) -> Preprocessing:
@@ -66,131 +92,111 @@ class TimmTeacher:
         self.model.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
-        patches, registers, final = tokens(self.model, images, layer=self._layer, norm=self._norm)
-        if self._summary == "none":
-            summary = None
-        elif self._summary == "mean":
-            summary = patches.flatten(1, 2).mean(1)
-        else:
-            model: Any = self.model
-            features = model.forward_features(images) if final is None else final
-            summary = model.forward_head(features, pre_logits=True)
-        return Features(patches, summary, registers if self._registers else None)
-
-
-def tokens(
-    model: nn.Module, images: Float[torch.Tensor, "b 3 h w"], *, layer: int = -1, norm: bool = True
-) -> tuple[
-    Float[torch.Tensor, "b h w c"],
-    Float[torch.Tensor, "b g c"] | None,
-    torch.Tensor | None,
-]:
-    """Patches (b, h, w, c), registers (b, g, c) or None, and the model's last features.
-
-    The last features are None when an intermediate layer was asked for. Class and register tokens
-    come first in timm's sequences: class, registers, patches.
-    """
-    net: Any = model
-    if layer == -1 and norm:
-        final = net.forward_features(images)
-        if final.ndim == 3:
-            return (*_split(net, final, images), final)
-        return _map(net, final), None, final
-    depth = len(net.blocks) if hasattr(net, "blocks") else None
-    index = layer if depth is None else depth + layer
-    if depth is not None and not 0 <= index < depth:
-        raise UsageError(f"layer={layer} does not exist; the model has {depth} blocks, -1 is last.")
-    extra = {"return_prefix_tokens": True} if net_has_prefix(net) else {}
-    (found,) = net.forward_intermediates(
-        images, indices=[index], norm=norm, output_fmt="NCHW", intermediates_only=True, **extra
-    )
-    if isinstance(found, tuple):
-        found, prefix = found
-        first = net.num_prefix_tokens - _num_registers(net)
-        registers = prefix[:, first:] if _num_registers(net) else None
-    else:
-        registers = None
-    return found.permute(0, 2, 3, 1), registers, None
-
-
-def net_has_prefix(net: Any) -> bool:
-    """Whether the model puts class or register tokens before the patches."""
-    return bool(getattr(net, "num_prefix_tokens", 0))
-
-
-def _num_registers(net: Any) -> int:
-    return int(getattr(net, "num_reg_tokens", 0) or 0)
-
-
-def _split(
-    net: Any, sequence: torch.Tensor, images: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    num_prefix = int(getattr(net, "num_prefix_tokens", 0))
-    patches = sequence[:, num_prefix:]
-    patch_h, patch_w = net.patch_embed.patch_size
-    grid = (images.shape[2] // patch_h, images.shape[3] // patch_w)
-    if grid[0] * grid[1] != patches.shape[1]:
-        raise TeacherError(
-            f"{type(net).__name__} gives {patches.shape[1]} patch tokens for a grid of "
-            f"{grid[0]} x {grid[1]}; its tokens are not a plain grid."
+        head = self._summary == "head"
+        images = images.to(parameter_dtype(self.model))
+        patches, registers, final = tokens(
+            self.model, images, layer=self._layer, norm=self._norm, final=head
         )
-    registers = None
-    if num_registers := _num_registers(net):
-        registers = sequence[:, num_prefix - num_registers : num_prefix]
-    return patches.unflatten(1, grid), registers
-
-
-def _map(net: Any, features: torch.Tensor) -> torch.Tensor:
-    """A feature map as (b, h, w, c), whichever order the model uses."""
-    if features.ndim != 4:
-        raise TeacherError(f"{type(net).__name__} gives {features.ndim}-d features, wanted a map.")
-    if getattr(net, "output_fmt", "NCHW") == "NHWC":
-        return features
-    return features.permute(0, 2, 3, 1)
+        summary = None
+        if self._summary == "mean":
+            summary = patches.flatten(1, 2).mean(1)
+        elif head:
+            model: Any = self.model
+            summary = model.forward_head(final, pre_logits=True)
+            if summary.ndim != 2:
+                raise TeacherError(
+                    f"{type(model).__name__} pools to shape {tuple(summary.shape)}, which is no "
+                    "vector per image; use summary=mean or summary=none."
+                )
+        return Features(patches, summary, registers if self._registers else None)
 
 
 def build(model: str, options: dict[str, str]) -> TimmTeacher:
     """``timm:MODEL``: MODEL as timm names it (``hf-hub:`` and ``local-dir:`` forms too)."""
-    import timm
-
     take_options(options, OPTIONS, f"timm:{model}")
-    seed, size = integer(options, "random"), integer(options, "size")
-    kwargs: dict[str, Any] = {"num_classes": 0}
-    if "revision" in options:
-        model = f"{model}@{options['revision']}"
-    if size is not None:
-        kwargs["img_size"] = size
+    seed, size = integer(options, "random"), size_of(options)
     local = Path(options["weights"]) if "weights" in options else None
     if seed is not None and local is not None:
         raise UsageError("options weights and random exclude each other; give one.")
+    if "revision" in options:
+        model = f"{model}@{options['revision']}"
+    net = _create(model, size, seed, pretrained=seed is None and local is None)
+    if local is not None:
+        load_weights(net, fitted_state(net, read_weights(local)), str(local))
+    dense = _is_dense(net)
+    if ("neck" if not dense else "norm") in options:
+        raise UsageError(
+            f"timm:{model}: norm is for models with a final norm, neck for SAM's image encoder."
+        )
+    return TimmTeacher(
+        cast(net, options.get("dtype")),
+        preprocessing_of(net, size),
+        {"source": "timm", "model": model},
+        layer=-1 if (layer := integer(options, "layer")) is None else layer,
+        norm=boolean(options, "neck" if dense else "norm", default=not dense),
+        registers=boolean(options, "registers", default=False),
+        summary=options.get("summary", "none" if dense else "head"),
+    )
+
+
+def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretrained: bool) -> Any:
+    import timm
+
+    kwargs: dict[str, Any] = {"num_classes": 0}
+    # SAM's encoder resamples its positions as it runs, and only from their own size.
+    if size is not None and not model.startswith("samvit"):
+        kwargs["img_size"] = size
     try:
         with seeded(seed or 0):
-            net = timm.create_model(model, pretrained=seed is None and local is None, **kwargs)
+            try:
+                return timm.create_model(model, pretrained=pretrained, **kwargs)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                del kwargs["img_size"]  # a convolutional model runs at any size
+                return timm.create_model(model, pretrained=pretrained, **kwargs)
     except RuntimeError as error:
         if "Unknown model" in str(error):
             raise _unknown(model) from error
         raise
-    if local is not None:
-        load_weights(net, read_weights(local), str(local))
-    return TimmTeacher(
-        net,
-        preprocessing_of(net, size),
-        {"source": "timm", "model": model},
-        layer=-1 if (layer := integer(options, "layer")) is None else layer,
-        norm=boolean(options, "norm", default=True),
-        registers=boolean(options, "registers", default=False),
-        summary=options.get("summary", "none" if _is_dense(net) else "head"),
-    )
 
 
-def preprocessing_of(net: nn.Module, size: int | None = None) -> Preprocessing:
+def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """The option ``size``, ``224`` or ``224x336`` (height x width)."""
+    if "size" not in options:
+        return None
+    parts = options["size"].split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"option size={options['size']!r} must be a side, or HEIGHTxWIDTH.")
+    return int(parts[0]), int(parts[-1])
+
+
+def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as the model wants it: other layouts by timm's own rules, no classifier."""
+    import sys
+
+    wanted = set(net.state_dict())
+    if not wanted <= set(state):
+        convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        state = state if convert is None else convert(state, net)
+    config = getattr(net, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    return {
+        name: value
+        for name, value in state.items()
+        if name in wanted or not name.startswith(tuple(f"{head}." for head in heads))
+    }
+
+
+def preprocessing_of(net: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
     """What timm's pretrained config says, at ``size`` when given."""
     from timm.data.config import resolve_data_config
 
     config = resolve_data_config({}, model=net)
     _, height, width = config["input_size"]
     return Preprocessing(
-        size=(height, width) if size is None else (size, size),
+        size=size or (height, width),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=config["interpolation"],

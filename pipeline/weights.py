@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
+WRAPPERS = ("module.", "_orig_mod.")
+"""What data parallelism and torch.compile put before every name of a saved model."""
+
 
 def weights_sha256(model: nn.Module) -> str:
     """sha256 (hex) over name, dtype, shape and bytes of every parameter and buffer, by name."""
@@ -42,7 +46,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise TeacherError(f"{path} holds no state dict of tensors.")
-    return state
+    return {_plain(name): value for name, value in state.items()}
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
@@ -53,6 +57,25 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], what: str) ->
             f"{what} does not fit the model: it lacks {_some(missing)} and holds the unknown "
             f"{_some(unexpected)}."
         )
+
+
+def cast(model: nn.Module, dtype: str | None) -> nn.Module:
+    """The model with its weights in ``dtype``; as it is when None."""
+    import torch
+
+    if dtype is None:
+        return model
+    if dtype not in WEIGHT_DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not known; choose one of {', '.join(WEIGHT_DTYPES)}.")
+    return model.to(getattr(torch, dtype))
+
+
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's first floating parameter: what its input must have."""
+    import torch
+
+    found = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    return next(found, torch.float32)
 
 
 @contextmanager
@@ -81,6 +104,12 @@ def boolean(options: dict[str, str], key: str, *, default: bool) -> bool:
     if text not in ("true", "false"):
         raise UsageError(f"option {key}={text!r} must be true or false.")
     return text == "true"
+
+
+def _plain(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def _some(names: list[str]) -> str:

@@ -1,0 +1,182 @@
+"""Options that every teacher takes, whatever its source: its input, and the grid of its patches.
+
+* ``mean``, ``std`` (one number, or three with commas) and ``interpolation`` replace what the
+  teacher's own config says.
+* ``grid=16x16`` brings the patches to that grid, with ``resample=area`` (the default: each cell is
+  the mean of what it covers) or ``bilinear``.
+* ``pad_from=256`` renders the view at 256 x 256, pads it below and to the right with zeros (after
+  normalisation) to the teacher's own size, and crops the features to the part that shows the
+  image: how an encoder of a fixed large input, SAM's, is matched with a small student.
+
+Without any of them a teacher is used as it is, and its identity does not mention them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from jaxtyping import Float
+
+from ..cache.errors import TeacherError, UsageError
+from .contract import Features, Preprocessing, Teacher
+
+if TYPE_CHECKING:
+    import torch
+
+OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from")
+RESAMPLINGS = ("area", "bilinear")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adjustment:
+    """What is changed about a teacher; nothing by default."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    grid: tuple[int, int] | None = None
+    """(h, w) that the patches are resampled to."""
+    resample: str = "area"
+    pad_from: int | None = None
+    """Side in pixels of the view inside the padded input."""
+
+    @classmethod
+    def take(cls, options: dict[str, str]) -> Self:
+        """Remove these options from ``options`` and parse them; UsageError on a wrong value."""
+        given = {key: options.pop(key) for key in OPTIONS if key in options}
+        resample = given.get("resample", "area")
+        if resample not in RESAMPLINGS:
+            raise UsageError(
+                f"option resample={resample!r} is not known; choose one of "
+                f"{', '.join(RESAMPLINGS)}."
+            )
+        if "resample" in given and "grid" not in given:
+            raise UsageError("option resample says how to reach a grid; give grid=HxW too.")
+        return cls(
+            mean=_three(given, "mean"),
+            std=_three(given, "std"),
+            interpolation=given.get("interpolation"),
+            grid=_grid(given["grid"]) if "grid" in given else None,
+            resample=resample,
+            pad_from=_side(given["pad_from"]) if "pad_from" in given else None,
+        )
+
+    def apply(self, teacher: Teacher) -> Teacher:
+        """The teacher with these changes; itself when there are none."""
+        return teacher if self == Adjustment() else AdjustedTeacher(teacher, self)
+
+
+class AdjustedTeacher:
+    """A teacher whose input or grid was changed by options."""
+
+    def __init__(self, teacher: Teacher, adjustment: Adjustment) -> None:
+        self._teacher, self._adjustment = teacher, adjustment
+        own = teacher.preprocessing()
+        self._full_size = own.size
+        side = adjustment.pad_from
+        if side is not None and side > min(own.size):
+            raise UsageError(
+                f"option pad_from={side} must be at most the teacher's input, {min(own.size)}."
+            )
+        self._preprocessing = replace(
+            own,
+            mean=adjustment.mean or own.mean,
+            std=adjustment.std or own.std,
+            interpolation=adjustment.interpolation or own.interpolation,
+            size=own.size if side is None else (side, side),
+        )
+
+    @property
+    def licence(self) -> str | None:
+        return licence_of(self._teacher)
+
+    def identity(self) -> Mapping[str, Any]:
+        found = dict(self._teacher.identity())
+        if self._adjustment.grid is not None:
+            found["resampled_to"] = [*self._adjustment.grid, self._adjustment.resample]
+        if self._adjustment.pad_from is not None:
+            found["padded_to"] = list(self._full_size)
+        return found
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    def to(self, device: torch.device) -> None:
+        self._teacher.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        if self._adjustment.pad_from is None:
+            found = self._teacher.features(images)
+        else:
+            found = self._padded(images)
+        if self._adjustment.grid is None:
+            return found
+        patches = resampled(found.patches, self._adjustment.grid, self._adjustment.resample)
+        return replace(found, patches=patches)
+
+    def _padded(self, images: torch.Tensor) -> Features:
+        import torch
+
+        height, width = self._full_size
+        inner_h, inner_w = images.shape[2:]
+        padded = torch.nn.functional.pad(images, (0, width - inner_w, 0, height - inner_h))
+        found = self._teacher.features(padded)
+        grid_h, grid_w = found.patches.shape[1:3]
+        if grid_h * inner_h % height or grid_w * inner_w % width:
+            raise TeacherError(
+                f"pad_from={inner_h} cuts through a patch: the teacher sees {height} x {width} "
+                f"pixels as {grid_h} x {grid_w} patches. Take a multiple of "
+                f"{height // grid_h} pixels."
+            )
+        rows, columns = grid_h * inner_h // height, grid_w * inner_w // width
+        return replace(found, patches=found.patches[:, :rows, :columns])
+
+
+def resampled(
+    patches: Float[torch.Tensor, "b h w c"], grid: tuple[int, int], how: str
+) -> Float[torch.Tensor, "b h2 w2 c"]:
+    """Patches on another grid, in float32.
+
+    ``area`` averages over what each new cell covers; ``bilinear`` reads at the centres of the new
+    cells (align_corners=False), with a wider filter where the grid shrinks.
+    """
+    from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+    maps = patches.permute(0, 3, 1, 2).float()
+    if how == "area":
+        found = adaptive_avg_pool2d(maps, grid)
+    else:
+        found = interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
+    return found.permute(0, 2, 3, 1)
+
+
+def licence_of(teacher: Teacher) -> str | None:
+    """The licence of a teacher's weights, where the teacher says it (an optional property)."""
+    found = getattr(teacher, "licence", None)
+    return None if found is None else str(found)
+
+
+def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] | None:
+    if key not in options:
+        return None
+    try:
+        values = [float(part) for part in options[key].split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3):
+        raise UsageError(f"option {key}={options[key]!r} must be one number, or three with commas.")
+    red, green, blue = values * (3 // len(values))
+    return red, green, blue
+
+
+def _side(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UsageError(f"{text!r} is no number of pixels or patches above 0.")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    return _side(height), _side(width if cross else height)
