@@ -1,0 +1,119 @@
+"""What a person types, and what they read when it is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from phistill.cache import Cache
+from phistill.cli import main
+
+CacheFactory = Callable[..., Cache]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_loads_neither_torch_nor_zarr() -> None:
+    code = (
+        "import sys\nfrom phistill.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'zarr', 'timm', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_explains_itself(command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 4
+    first = main.commands[command].help
+    assert first is not None
+    assert first.strip().split("\n")[0].endswith((".", ":"))
+
+
+def test_an_unknown_teacher_source_lists_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    code, _, err = run("extract", tmp_path, "--cache", tmp_path / "c", "--teacher", "nope:x")
+    assert code == 2
+    assert "known are demo, module, open_clip, timm" in err
+
+
+def test_an_unknown_demo_teacher_lists_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    code, _, err = run("extract", tmp_path, "--cache", tmp_path / "c", "--teacher", "demo:x")
+    assert code == 2
+    assert "clip, ssl, mask" in err
+
+
+def test_an_unknown_normalizer_lists_the_known_ones(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    cache = make_cache()
+    assert run("fit-stats", cache.path)[0] == 0
+    code, _, err = run("train", cache.path, "--out", tmp_path / "r", "--normalizer", "phi")
+    assert code == 2
+    assert "phi-s" in err
+    assert "standardize" in err
+
+
+def test_a_path_that_is_no_cache_says_which_command_makes_one(tmp_path: Path) -> None:
+    code, _, err = run("fit-stats", tmp_path)
+    assert code == 2
+    assert "is not a cache" in err
+    assert "phistill extract" in err
+
+
+def test_an_unfinished_cache_says_which_command_finishes_it(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    cache.forget_shard("a", 1)
+    code, _, err = run("fit-stats", cache.path)
+    assert code == 1
+    assert "a has 3 of 4 shards" in err
+    assert f"phistill extract IMAGES --cache {cache.path}" in err
+
+
+def test_training_before_fit_stats_names_it(make_cache: CacheFactory, tmp_path: Path) -> None:
+    code, _, err = run("train", make_cache().path, "--out", tmp_path / "r")
+    assert code == 1
+    assert "phistill fit-stats" in err
+
+
+def test_an_unknown_setting_suggests_the_right_one(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    code, _, err = run("train", make_cache().path, "--out", tmp_path, "--set", "epoch=3")
+    assert code == 2
+    assert "Did you mean epochs" in err
+
+
+def test_verify_exits_with_one_and_names_the_repair(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    assert run("verify", cache.path)[0] == 0
+    (cache.path / "teachers/a/summary/c/1/0").write_bytes(b"x")
+    code, out, _ = run("verify", cache.path)
+    assert code == 1
+    assert "a, shard 1" in out
+    assert "--repair" in out
+
+
+def test_statistics_are_printed_as_a_table(make_cache: CacheFactory) -> None:
+    code, out, _ = run("fit-stats", make_cache().path)
+    assert code == 0
+    head, _, *rows = out.splitlines()
+    assert head.split()[:3] == ["teacher", "kind", "width"]
+    assert [row.split()[:2] for row in rows[:3]] == [
+        ["a", "patches"], ["a", "summary"], ["b", "patches"]
+    ]  # fmt: skip
