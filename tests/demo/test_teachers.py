@@ -48,10 +48,11 @@ def test_clip_lives_on_the_unit_sphere_in_patches_and_summary() -> None:
         np.testing.assert_allclose(x.norm(dim=-1), 1, atol=1e-5)  # float32 normalisation
 
 
-def test_the_teachers_differ_in_size_and_in_spread_by_ten() -> None:
+def test_the_teachers_differ_in_size_mean_std_and_by_ten_in_spread() -> None:
     teachers = [build(name, {}) for name in NAMES]
     assert len({t.preprocessing().size for t in teachers}) == 3
-    assert len({t.preprocessing().mean for t in teachers}) >= 1
+    assert len({t.preprocessing().mean for t in teachers}) == 3
+    assert len({t.preprocessing().std for t in teachers}) == 3
     phi = []
     for teacher in teachers:
         patches = teacher.features(images_for(teacher, 64)).patches.flatten(0, 2)
