@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -68,7 +70,7 @@ def test_another_grid_is_another_teacher(tiny: str) -> None:
 
 def test_a_small_view_is_padded_and_its_features_cropped() -> None:
     torch.manual_seed(0)
-    net = timm.create_model("convnext_atto", num_classes=0).eval()
+    net: Any = timm.create_model("convnext_atto", num_classes=0).eval()
     own = Preprocessing(size=(128, 128), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     teacher = Adjustment(pad_from=64).apply(TimmTeacher(net, own, {}, summary="none"))
     assert teacher.preprocessing().size == (64, 64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import pytest
 import timm
@@ -81,7 +83,7 @@ def test_seeded_random_weights_are_the_same_every_time() -> None:
 
 def test_class_and_register_tokens_are_stripped_from_the_patches() -> None:
     torch.manual_seed(0)
-    net = timm.create_model(
+    net: Any = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, reg_tokens=4, num_classes=0, depth=2
     ).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -100,7 +102,7 @@ def test_class_and_register_tokens_are_stripped_from_the_patches() -> None:
 
 def test_patches_before_the_norm_become_the_models_own_after_it() -> None:
     torch.manual_seed(0)
-    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=2).eval()
+    net: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=2).eval()
     images = torch.randn(2, 3, 32, 32)
     raw = TimmTeacher(net, PREPROCESSING, {}, norm=False, summary="none")
     with torch.inference_mode():
@@ -111,7 +113,7 @@ def test_patches_before_the_norm_become_the_models_own_after_it() -> None:
 
 def test_a_convolutional_map_keeps_its_orientation() -> None:
     torch.manual_seed(0)
-    net = timm.create_model("convnext_atto", num_classes=0).eval()
+    net: Any = timm.create_model("convnext_atto", num_classes=0).eval()
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         found = TimmTeacher(net, PREPROCESSING, {}).features(images)
@@ -130,14 +132,14 @@ def small_clip() -> torch.nn.Module:
 
 @pytest.mark.parametrize("space", ["trunk", "joint"])
 def test_clip_gives_projected_summary_and_patches_in_the_chosen_space(space: str) -> None:
-    net = small_clip()
+    net: Any = small_clip()
     images = torch.randn(2, 3, 32, 32)
     visual = net.visual
     with torch.inference_mode():
         found = OpenClipTeacher(net, PREPROCESSING, {}, space=space).features(images)
-        summary = net.encode_image(images, normalize=space == "joint")  # type: ignore[operator]
-        visual.output_tokens = True  # type: ignore[union-attr]
-        _, tokens = visual(images)  # type: ignore[operator]
+        summary = net.encode_image(images, normalize=space == "joint")
+        visual.output_tokens = True
+        _, tokens = visual(images)
         if space == "joint":
             tokens = torch.nn.functional.normalize(tokens @ visual.proj, dim=-1)
     assert found.summary is not None
