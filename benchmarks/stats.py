@@ -5,6 +5,7 @@
     python benchmarks/stats.py growth                 second run, 10 % more images, a new teacher
     python benchmarks/stats.py widths                 a rotation for every width 1..2048
     python benchmarks/stats.py errors                 moments against two-pass float64
+    python benchmarks/stats.py heldout --cache DIR    channel variances on held-out images
 
 Each prints a Markdown section; `--out FILE` appends it there. The cache is synthetic, 256 x 1024
 float16 per row, made in a temporary folder and read once before anything is timed.
@@ -32,8 +33,9 @@ import pyarrow as pa
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
-from phistill.stats import Moments, Normalizer, fit_stats
+from phistill.stats import Moments, Normalizer, fit_stats, fitted
 from phistill.stats.hadamard import factorize, hadamard, is_hadamard
+from phistill.stats.heldout import heldout_variances
 from phistill.stats.rotation import rotation
 
 TOKENS, WIDTH, SHARD_ROWS = 256, 1024, 128
@@ -111,7 +113,7 @@ def throughput(gib: float, repeats: int) -> list[str]:
     """Interleaved repeats of every contender; vectors per second, medians, ratios to ours."""
     import torch
 
-    num_rows = int(gib * 2**30 / ROW_BYTES)
+    num_rows = _rows(gib)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -321,6 +323,29 @@ def _relative(scatter: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.abs(scatter - reference) / np.outer(size, size)))
 
 
+def heldout(path: Path) -> list[str]:
+    """Variances of normalised channels: on the rows they were fitted on, and on held-out ones."""
+    cache = store.open(path)
+    fit_stats(cache)
+    lines = [
+        "| teacher, kind | method | own rows, max abs(var - 1) | held-out rows | min | mean | max "
+        "| expected for so many images |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for teacher in cache.teachers:
+        for kind in cache.teacher(teacher).kinds:
+            x = cache.reader(teacher, kind).read(cache.rows([teacher]))
+            for row in heldout_variances(cache, teacher, kind):
+                y = fitted(cache, teacher, kind, row.method).transform(x)
+                variance = y.reshape(-1, y.shape[-1]).var(axis=0, dtype=np.float64)
+                lines.append(
+                    f"| {teacher} {kind} | {row.method} | {np.max(np.abs(variance - 1)):.1e} "
+                    f"| {row.num_rows} | {row.variance_min:.3f} | {row.variance_mean:.3f} "
+                    f"| {row.variance_max:.3f} | {row.expected_min:.2f} .. {row.expected_max:.2f} |"
+                )
+    return lines
+
+
 def hardware() -> str:
     model = next(
         (
@@ -338,23 +363,29 @@ def hardware() -> str:
     )
 
 
+def _rows(gib: float) -> int:
+    return int(gib * 2**30 / ROW_BYTES)
+
+
 def main() -> None:
+    sections: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+        "throughput": lambda given: throughput(given.gib, given.repeats),
+        "memory": lambda given: memory([_rows(given.gib) // part for part in (8, 4, 2, 1)]),
+        "growth": lambda given: growth(_rows(given.gib)),
+        "widths": lambda given: widths(given.last),
+        "errors": lambda _: errors(),
+        "heldout": lambda given: heldout(given.cache),
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["throughput", "memory", "growth", "widths", "errors"])
+    parser.add_argument("what", choices=list(sections))
     parser.add_argument("--gib", type=float, default=4.0, help="size of the cache")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--last", type=int, default=2048, help="last width")
+    parser.add_argument("--cache", type=Path, help="an existing cache, for heldout")
     parser.add_argument("--out", type=Path, help="append the section to this file")
     options = parser.parse_args()
     title = f"## {options.what}\n\n{hardware()}\n"
-    rows = int(options.gib * 2**30 / ROW_BYTES)
-    lines = {
-        "throughput": lambda: throughput(options.gib, options.repeats),
-        "memory": lambda: memory([rows // 8, rows // 4, rows // 2, rows]),
-        "growth": lambda: growth(rows),
-        "widths": lambda: widths(options.last),
-        "errors": errors,
-    }[options.what]()
+    lines = sections[options.what](options)
     section = "\n".join([title, *lines, ""])
     sys.stdout.write(section)
     if options.out is not None:
