@@ -266,7 +266,7 @@ def writes(disk: Path) -> Iterator[str]:
         if sync:
             fsync_folder(path.parent)
 
-    for name, folder, sync in (("tmpfs", Path("/dev/shm"), False), ("disk, fsync", disk, True)):
+    for name, folder, sync in (("tmpfs", Path("/dev", "shm"), False), ("disk, fsync", disk, True)):
         path = folder / f"phistill-benchmark-{os.getpid()}"
         found = alternating(
             {

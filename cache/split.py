@@ -7,10 +7,11 @@ the split of what it had. A split column given by the user wins.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Final, Literal
 
 Split = Literal["train", "heldout", "all"]
-TRAIN, HELDOUT = "train", "heldout"
+TRAIN: Final = "train"
+HELDOUT: Final = "heldout"
 
 
 def is_heldout(image_sha256: str, *, seed: int, fraction: float) -> bool:

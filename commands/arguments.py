@@ -1,0 +1,56 @@
+"""Arguments that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+
+
+def seconds_of(text: str | None) -> float | None:
+    """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
+    import re
+
+    from phistill.cache.errors import UsageError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    if not text.strip() or found is None:
+        raise UsageError(f"--time-limit {text!r} is not like 3h50m, 90m or 45s.")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
+def names_of(text: str | None) -> list[str] | None:
+    """``a,b`` as a list; None stays None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    from phistill.cache.errors import UsageError
+
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}.") from error
+
+
+def assignment_of(text: str) -> tuple[str, Any]:
+    """``key=value`` with the value as in TOML; what is not TOML is a string."""
+    import tomllib
+
+    from phistill.cache.errors import UsageError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text!r} is not KEY=VALUE.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value

@@ -1,0 +1,109 @@
+"""Looking at a cache, checking it, changing what it holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .arguments import cache_argument
+from .extracting import rejects_text
+
+
+@click.command()
+@cache_argument
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--rejects", "show_rejects", is_flag=True, help="List every rejected image.")
+def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
+    """What a cache holds: rows, teachers, progress, sizes, settings."""
+    import json
+
+    from phistill import cache as store
+    from phistill.pipeline import rejects
+    from phistill.report.inspection import describe, render
+
+    opened = store.open(cache)
+    if show_rejects:
+        found = rejects(opened)
+        click.echo(json.dumps(dict(found), indent=2) if as_json else rejects_text(found))
+        return
+    facts = describe(opened)
+    click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
+
+
+@click.command()
+@cache_argument
+def verify(cache: Path) -> None:
+    """Check every byte of a cache against its checksums and commit records.
+
+    Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
+    """
+    from phistill import cache as store
+    from phistill.cache.verify import verify as check
+    from phistill.report.terminal import bytes_text, progress_bar
+
+    with progress_bar("verify") as bar:
+        report = check(
+            store.open(cache), progress=lambda done, total: bar(done, total, bytes_text(total))
+        )
+    for finding in report.findings:
+        click.echo(str(finding))
+    checked = f"{report.num_files} files, {bytes_text(report.num_bytes)} checked"
+    if not report.findings:
+        click.echo(f"{cache} is whole: {checked}.")
+        return
+    if report.damaged:
+        click.echo(
+            f"{len(report.damaged)} damaged; {checked}. "
+            f"Mend it with: phistill extract IMAGES --cache {cache} --repair"
+        )
+    else:
+        click.echo(
+            f"Nothing is damaged, {len(report.findings)} shards are unfinished; {checked}. "
+            f"Finish with: phistill extract IMAGES --cache {cache}"
+        )
+    sys.exit(1)
+
+
+@click.command()
+@cache_argument
+@click.argument("other", type=click.Path(path_type=Path))
+def merge(cache: Path, other: Path) -> None:
+    """Copy into CACHE the shards that OTHER has: another worker's copy, or other images."""
+    from phistill import cache as store
+    from phistill.cache.growth import merge as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        num_shards = run(opened, store.open(other))
+    click.echo(f"{cache}: {num_shards} shards copied from {other}.")
+    click.echo(f"Next: phistill fit-stats {cache}")
+
+
+@click.command("remove-teacher")
+@cache_argument
+@click.argument("name")
+def remove_teacher(cache: Path, name: str) -> None:
+    """Delete a teacher and all its features from a cache."""
+    from phistill import cache as store
+    from phistill.cache.growth import remove_teacher as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        run(opened, name)
+    click.echo(f"{cache}: teacher {name} is deleted; {', '.join(opened.teachers) or 'none'} left.")
+
+
+@click.command("remove-images")
+@cache_argument
+@click.argument("ids", nargs=-1, required=True)
+def remove_images(cache: Path, ids: tuple[str, ...]) -> None:
+    """Take down images by id: their rows are never used again. Run fit-stats afterwards."""
+    from phistill import cache as store
+    from phistill.cache.growth import remove_images as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        num_rows = run(opened, ids)
+    click.echo(f"{cache}: {num_rows} rows removed. Next: phistill fit-stats {cache}")

@@ -1,0 +1,148 @@
+"""``extract``: stage one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import seconds_of
+
+
+@click.command()
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="Cache to write.")
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
+    help="Teacher to run, repeatable. Without it, the cache's own teachers are finished.",
+)
+@click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
+@click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
+@click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
+@click.option(
+    "--view",
+    type=click.Choice(["resize", "center-crop"]),
+    help="Part of the image that is looked at.  [default: resize]",
+)
+@click.option(
+    "--background",
+    type=click.IntRange(0, 255),
+    nargs=3,
+    metavar="R G B",
+    help="Colour behind transparent pixels.  [default: 128 128 128]",
+)
+@click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
+@click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--autocast",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
+)
+@click.option(
+    "--batch-size", "rows_per_forward", type=int, help="Rows per forward pass of a new teacher."
+)
+@click.option(
+    "--workers", "num_workers", type=int, help="Decoding workers.  [default: one per core]"
+)
+@click.option(
+    "--max-reject-frac",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Stop when more than this fraction of the rows is rejected.",
+)
+@click.option("--time-limit", metavar="3h50m", help="Finish a shard and stop after this long.")
+@click.option("--append", is_flag=True, help="Add images that the cache does not have.")
+@click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
+def extract(
+    images: Path,
+    cache: Path,
+    teachers: tuple[str, ...],
+    holdout: float | None,
+    seed: int | None,
+    pixel_size: int | None,
+    view: str | None,
+    background: tuple[int, int, int] | None,
+    min_side: int | None,
+    shard_rows: int | None,
+    time_limit: str | None,
+    **options: Any,
+) -> None:
+    """Run teachers over IMAGES once and cache their features.
+
+    IMAGES is a folder, a parquet file with an image column, or a text file with one path per line.
+    Run it again after an interruption, or with another --teacher: only what is missing is done.
+    """
+    from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
+    from phistill.pipeline import extract as run
+    from phistill.pipeline.decode import DecodeRules
+    from phistill.pipeline.views import View
+    from phistill.report.terminal import bytes_text, duration_text, progress_bar
+
+    decode = None
+    if background or min_side is not None:
+        decode = DecodeRules(
+            background=background or DecodeRules().background,
+            min_side=DecodeRules().min_side if min_side is None else min_side,
+        )
+    options["time_limit_s"] = seconds_of(time_limit)
+    settings = CacheSettings(
+        seed=seed,
+        holdout=holdout,
+        pixel_size=pixel_size,
+        views=(View(view),) if view else None,
+        decode=decode,
+        shard_rows=shard_rows,
+    )
+    with progress_bar("extract") as bar:
+
+        def show(at: ExtractProgress) -> None:
+            rate = at.done_rows / at.elapsed_s if at.elapsed_s else 0.0
+            note = f"{rate:.0f} rows/s, {bytes_text(at.written_bytes)}, {at.num_rejects} rejected"
+            bar(at.done_rows, at.total_rows, note)
+
+        report = run(
+            images,
+            cache,
+            teachers,
+            settings=settings,
+            options=ExtractOptions(**options),
+            on_progress=show,
+        )
+    found = report.cache
+    names = ", ".join(found.teachers)
+    if report.num_shards:
+        click.echo(
+            f"{cache}: {report.num_shards} shards, {bytes_text(report.written_bytes)} written in "
+            f"{duration_text(report.elapsed_s)}."
+        )
+    else:
+        click.echo(f"{cache} is complete: nothing to do.")
+    click.echo(f"{found.index().num_rows:,} rows, teachers {names}.")
+    _print_rejects(report.rejects, cache)
+    if report.num_repaired:
+        click.echo(f"{report.num_repaired} shards were damaged and are extracted again.")
+    if report.num_new_images:
+        click.echo(f"{report.num_new_images} images of {images} are not in it: --append adds them.")
+    if report.out_of_time:
+        click.echo("The time limit is reached; run the same command again to go on.", err=True)
+        sys.exit(143)
+    click.echo(f"Next: phistill fit-stats {cache}")
+
+
+def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: Path) -> None:
+    if rejects:
+        click.echo(f"{len(rejects)} rejected:")
+        click.echo(rejects_text(rejects[:10]))
+    if len(rejects) > 10:
+        click.echo(f"  and {len(rejects) - 10} more: phistill inspect {cache} --rejects")
+
+
+def rejects_text(rejects: tuple[tuple[str, str], ...]) -> str:
+    return "\n".join(f"  {name}: {reason}" for name, reason in rejects)

@@ -1,0 +1,146 @@
+"""Statistics and students: stages two and three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import assignment_of, cache_argument, names_of, read_toml
+
+
+@click.command("fit-stats")
+@cache_argument
+@click.option("--teachers", help="Comma-separated; all by default.")
+@click.option("--exact", is_flag=True, help="Float64 products instead of float32 ones.")
+@click.option("--tokens-per-image", type=int, help="Use this many random tokens of each image.")
+@click.option("--max-images", type=int, help="Use this many random images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the subsampling.")
+@click.option("--trim", type=float, default=0.0, help="Leave out this fraction of outlier tokens.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device.")
+@click.option("--workers", type=int, help="Processes; threads of this one by default.")
+@click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
+def fit_stats(cache: Path, teachers: str | None, **options: Any) -> None:
+    """Compute the moments of every teacher and fit PHI-S.
+
+    A killed run goes on where it stopped, and a cache that grew costs its new shards only.
+    """
+    from phistill import cache as store
+    from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.stats import fit_stats as run
+    from phistill.stats.schedule import FitProgress
+    from phistill.stats.table import render_notes, render_table
+
+    with progress_bar("fit-stats") as bar:
+
+        def show(at: FitProgress) -> None:
+            bar(at.done_bytes, at.total_bytes, f"{at.array}, {bytes_text(at.total_bytes)}")
+
+        rows = run(store.open(cache), teachers=names_of(teachers), progress=show, **options)
+    click.echo(render_table(rows))
+    for note in render_notes(rows):
+        click.echo(note)
+    click.echo(f"Next: phistill train {cache} --out runs/phi-s")
+
+
+@click.command()
+@cache_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML of settings.")
+@click.option("--normalizer", help="Of the patch targets.  [default: phi-s]")
+@click.option("--teachers", help="Comma-separated; all of the cache by default.")
+@click.option("--student", help="A timm model.  [default: vit_small_patch16_224]")
+@click.option("--epochs", type=float, help="Passes over the training rows.  [default: 20]")
+@click.option("--batch-size", "rows_per_forward", type=int, help="Rows per step.  [default: 128]")
+@click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
+@click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
+@click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting (docs/training.md), value as in TOML; repeatable.",
+)
+def train(
+    cache: Path,
+    out: Path,
+    config: Path | None,
+    teachers: str | None,
+    assignments: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a student from the cache alone: no teacher, no images.
+
+    Run it again after an interruption to go on from the last checkpoint. Settings come from
+    --config, then --set, then the options.
+    """
+    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.train import Progress, TrainConfig
+    from phistill.train import train as run
+
+    values = read_toml(config) if config else {}
+    values |= dict(assignment_of(text) for text in assignments)
+    values |= {key: value for key, value in options.items() if value is not None}
+    if teachers is not None:
+        values["teachers"] = names_of(teachers)
+    with progress_bar("train") as bar:
+
+        def show(at: Progress) -> None:
+            bar(at.step, at.num_steps, at.line().partition("  ")[2])
+
+        result = run(cache, out, TrainConfig.from_dict(values), progress=show)
+    if result.resumed_from == result.num_steps:
+        click.echo(f"{out} is finished: {result.num_steps} steps, nothing to do.")
+    else:
+        click.echo(
+            f"{out}: steps {result.resumed_from} to {result.num_steps} in "
+            f"{duration_text(result.seconds)}, {result.rows_per_s:.0f} rows/s, "
+            f"{result.wait_share:.1%} of the time waiting for data."
+        )
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
+        click.echo(f"Last losses: {losses}")
+    click.echo(f"Next: phistill evaluate {out}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--cache", type=click.Path(path_type=Path), help="[default: the run's own]")
+@click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
+@click.option(
+    "--split", type=click.Choice(["heldout", "train", "all"]), default="heldout", show_default=True
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(
+    run: Path, cache: Path | None, which: str, split: Any, device: str, as_json: bool
+) -> None:
+    """How much of each teacher a student explains on held-out images, beside an untrained one.
+
+    Unexplained is the squared error over the squared deviation from the training mean: 0 is the
+    teacher itself, 1 is no better than its mean.
+    """
+    import json
+
+    from phistill.report.terminal import progress_bar
+    from phistill.train import evaluate as measure
+    from phistill.train.evaluation import as_table
+
+    with progress_bar("evaluate") as bar:
+        lines = measure(run, cache, which=which, split=split, device=device, progress=bar)
+    if as_json:
+        click.echo(json.dumps([line.to_dict() for line in lines], indent=2))
+    else:
+        click.echo(as_table(lines))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
+def export(run: Path, out: Path, which: str) -> None:
+    """Write the student with its normalizers folded in: safetensors that timm loads, and heads."""
+    from phistill.train import export as write
+
+    click.echo(f"{write(run, out, which=which)}: model.safetensors, heads.safetensors, config.json")
