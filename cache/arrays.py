@@ -11,21 +11,27 @@ from typing import Any
 
 import numpy as np
 
+from .compressed import compressor
 from .document import canonical, parse, seal, unseal
 from .errors import CorruptCache
 
 
 def array_document(
-    num_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any], shard_rows: int
+    num_rows: int,
+    row_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    shard_rows: int,
+    compression: str = "",
 ) -> bytes:
     """zarr.json of an array (num_rows, *row_shape) with one row per inner chunk.
 
-    Inner codecs are bytes (little-endian) and crc32c: float16 features do not compress, and
-    without a checksum zarr returns flipped bits as data. Fill is NaN for floats and 0 for integers.
+    Inner codecs are bytes (little-endian), a compressor if there is one, and crc32c: without a
+    checksum zarr returns flipped bits as data. Fill is NaN for floats and 0 for integers.
     """
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
+    compressors = [compressor(compression)] if compression else []
     documents: dict[str, Any] = {}
     store = zarr.storage.MemoryStore(documents)
     zarr.create_array(
@@ -35,7 +41,7 @@ def array_document(
         chunks=(shard_rows, *row_shape),
         serializer=ShardingCodec(
             chunk_shape=(1, *row_shape),
-            codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],
             index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
         ),
         filters=None,

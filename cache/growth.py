@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from . import names
-from .arrays import array_document
 from .commit import CommitRecord
 from .errors import CacheMismatch, UsageError
-from .info import DTYPES, CacheInfo, Segment
+from .info import CacheInfo, Segment
 from .store import Cache, publish_index
 
 
@@ -37,8 +36,8 @@ def add_segment(cache: Cache, index: pa.Table) -> Segment:
     )
     info = replace(cache.info, segments=(*cache.info.segments, segment))
     for owner in cache.owners:
-        for kind, shape in cache.shapes(owner).items():
-            document = array_document(info.num_rows, shape, DTYPES[kind], info.shard_rows)
+        for kind in cache.shapes(owner):
+            document = cache.array_document(owner, kind, info.num_rows)
             cache.files.publish(names.metadata(names.array(owner, kind)), [document])
     cache.publish_root(info)
     return segment
@@ -96,7 +95,7 @@ def merge(target: Cache, source: Cache) -> int:
 
 
 def _refuse_differences(target: Cache, source: Cache) -> None:
-    for field in ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode"):
+    for field in ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression"):
         ours, theirs = getattr(target.info, field), getattr(source.info, field)
         if ours != theirs:
             raise CacheMismatch(

@@ -79,6 +79,8 @@ class CacheInfo:
     """One per stored view of an image, as the pipeline describes them."""
     decode: dict[str, Any]
     """How an image becomes RGB, as the pipeline describes it."""
+    compression: str = ""
+    """Of every array, as ``compressed`` describes it; empty for none."""
     segments: tuple[Segment, ...] = ()
     teachers: tuple[str, ...] = ()
     removed: tuple[tuple[int, int], ...] = ()

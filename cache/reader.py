@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from . import names
 from .commit import CommitRecord
+from .compressed import read_compressed
 from .errors import CorruptCache, MissingRow
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
 
@@ -81,13 +82,14 @@ class ArrayReader:
         shard_rows: int,
         num_rows: int,
         removed: Sequence[tuple[int, int]] = (),
+        compressed: bool = False,
         commits: Callable[[], Mapping[int, CommitRecord]],
     ) -> None:
         self.owner, self.kind = owner, kind
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
         self._root, self._shard_rows, self._num_rows = root, shard_rows, num_rows
-        self._removed, self._commits = removed, commits
+        self._removed, self._commits, self._compressed = removed, commits, compressed
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = Lock()
         self._records: Mapping[int, CommitRecord] = {}
@@ -122,6 +124,8 @@ class ArrayReader:
                 f"out is {out.dtype} {out.shape}, must be {self.dtype} "
                 f"{(rows.size, *self.row_shape)}."
             )
+        if self._compressed:
+            return self._through_zarr(rows, out)
         flat = out.reshape(rows.size, -1).view(np.uint8)
         if not np.shares_memory(flat, out) and rows.size:
             raise ValueError("out must be C-contiguous.")
@@ -154,6 +158,10 @@ class ArrayReader:
             record = self._records.get(shard)
         if record is None:
             raise MissingRow(f"shard {shard} of {self._what} is not committed.")
+        if self._compressed:
+            stored_rows = np.arange(record.start, record.start + record.num_rows)
+            shape = (record.num_rows, *self.row_shape)
+            return self._through_zarr(stored_rows, np.empty(shape, self.dtype))
         opened = self._shard(shard)
         stride = self.row_bytes + CRC_BYTES
         body = np.empty((record.num_rows, stride), np.uint8)
@@ -193,6 +201,22 @@ class ArrayReader:
                 f"row {row} of {self._what} {why}; {missing.size} of {rows.size} rows asked for "
                 "cannot be read. Choose rows with Cache.rows(), or finish with `phistill extract`."
             )
+
+    def _through_zarr(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
+        """Rows of a compressed array; zarr's own errors become ours, naming the row."""
+        path = self._root / names.array(self.owner, self.kind)
+        for shard in np.unique(rows // self._shard_rows).tolist():
+            relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
+            if not (self._root / relative).exists():  # zarr would give fill values
+                raise CorruptCache(f"{self._root / relative} is committed but missing. {_REPAIR}")
+        try:
+            read_compressed(path, rows, out)
+        except Exception as error:  # codecs raise nearly anything on damaged bytes
+            if rows.size > 1:
+                for position in range(rows.size):
+                    self._through_zarr(rows[position : position + 1], out[position : position + 1])
+            raise self._damaged(*divmod(int(rows[0]), self._shard_rows)) from error
+        return out
 
     def _shard(self, shard: int) -> _OpenShard:
         with self._lock:

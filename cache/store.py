@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from . import lock, names
 from .arrays import array_document, group_attributes, group_document, same_array
 from .commit import CommitRecord, ImageFacts
+from .compressed import encode_compressed
 from .document import MAX_DOCUMENT_BYTES
 from .errors import CacheMismatch, CorruptCache, IncompleteCache, UsageError
 from .files import LocalFiles
@@ -116,6 +117,16 @@ class Cache:
             self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES), str(self.path / path)
         )
         return TeacherInfo.from_dict(attributes)
+
+    def array_document(self, owner: str, kind: str, num_rows: int | None = None) -> bytes:
+        """The zarr.json that an array must have, at the cache's length or another."""
+        return array_document(
+            self.num_rows if num_rows is None else num_rows,
+            self.shapes(owner)[kind],
+            DTYPES[kind],
+            self.info.shard_rows,
+            self.info.compression,
+        )
 
     def shapes(self, owner: str) -> dict[str, tuple[int, ...]]:
         """Row shape of each kind an owner stores."""
@@ -229,7 +240,7 @@ class Cache:
             raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
         dtype = DTYPES[kind]
         path = names.metadata(names.array(owner, kind))
-        expected = array_document(self.num_rows, shapes[kind], dtype, self.info.shard_rows)
+        expected = self.array_document(owner, kind)
         same_array(self.files.read(path, max_bytes=2**20), expected, str(self.path / path))
         return ArrayReader(
             self.path,
@@ -240,6 +251,7 @@ class Cache:
             shard_rows=self.info.shard_rows,
             num_rows=self.num_rows,
             removed=self.info.removed,
+            compressed=bool(self.info.compression),
             commits=lambda: self.commits(owner),
         )
 
@@ -255,7 +267,11 @@ class Cache:
             raise UsageError(f"{self.path} already has a teacher {teacher.name!r}.")
         for kind in teacher.kinds:
             document = array_document(
-                self.num_rows, teacher.row_shape(kind), DTYPES[kind], self.info.shard_rows
+                self.num_rows,
+                teacher.row_shape(kind),
+                DTYPES[kind],
+                self.info.shard_rows,
+                self.info.compression,
             )
             self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
         self.files.publish(
@@ -291,7 +307,7 @@ class Cache:
                     f"wanted {DTYPES[kind]} {wanted}."
                 )
             relative = names.shard(owner, kind, shard, values.ndim)
-            encoded = encode_shard(values, self.info.shard_rows)
+            encoded = self._encode(owner, kind, values)
             self.files.publish(relative, [encoded.data])
             files[relative] = (encoded.nbytes, hashlib.sha256(encoded.data).hexdigest())
         record = CommitRecord(
@@ -307,6 +323,11 @@ class Cache:
         self.files.publish(names.commit(owner, shard), [record.to_bytes()])
         self._commits.setdefault(owner, {})[shard] = record
         return record
+
+    def _encode(self, owner: str, kind: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if not self.info.compression:
+            return encode_shard(values, self.info.shard_rows)
+        return encode_compressed(values, self.array_document(owner, kind, len(values)))
 
     def _same_images(self, owner: str, shard: int, images: ImageFacts) -> None:
         """A row must come from the same bytes for every owner, or features pair wrongly."""
@@ -335,8 +356,8 @@ class Cache:
 
     def restore_metadata(self, owner: str) -> None:
         """Publish the zarr.json of an owner's arrays again, from the cache's settings."""
-        for kind, shape in self.shapes(owner).items():
-            document = array_document(self.num_rows, shape, DTYPES[kind], self.info.shard_rows)
+        for kind in self.shapes(owner):
+            document = self.array_document(owner, kind)
             self.files.publish(names.metadata(names.array(owner, kind)), [document])
 
     def publish_root(self, info: CacheInfo) -> None:
@@ -360,7 +381,9 @@ class Cache:
 
 def _pixels_document(info: CacheInfo) -> bytes:
     shape = (info.pixel_size, info.pixel_size, 3)
-    return array_document(info.num_rows, shape, DTYPES[names.PIXELS], info.shard_rows)
+    return array_document(
+        info.num_rows, shape, DTYPES[names.PIXELS], info.shard_rows, info.compression
+    )
 
 
 def publish_index(

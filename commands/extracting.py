@@ -38,6 +38,7 @@ from .arguments import seconds_of
 )
 @click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
+@click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--autocast",
@@ -71,6 +72,7 @@ def extract(
     background: tuple[int, int, int] | None,
     min_side: int | None,
     shard_rows: int | None,
+    compression: str | None,
     time_limit: str | None,
     **options: Any,
 ) -> None:
@@ -99,6 +101,7 @@ def extract(
         views=(View(view),) if view else None,
         decode=decode,
         shard_rows=shard_rows,
+        compression=compression,
     )
     with progress_bar("extract") as bar:
 

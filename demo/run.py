@@ -90,7 +90,13 @@ def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoR
         lines[name] = evaluate(runs[name], cache)
     say("4. the teachers' own tasks")
     scores = score_students(cache, runs)
-    page = report(cache, list(runs.values()), out / "report.html", extra=scores.as_report_tables())
+    page = report(
+        cache,
+        list(runs.values()),
+        out / "report.html",
+        evaluations={runs[name]: found for name, found in lines.items()},
+        extra_tables=scores.as_report_tables(),
+    )
     say("")
     say(scores.as_text())
     say("")

@@ -33,6 +33,9 @@ class CacheSettings:
     shard_rows: int | None = None
     """Rows per shard, a power of two; default from the largest array's row."""
 
+    compression: str | None = None
+    """zstd:LEVEL, gzip:LEVEL or blosc:CNAME:LEVEL; default none."""
+
     def new_cache(self, *, num_rows: int, max_row_bytes: int) -> CacheInfo:
         """The settings of a new cache with every default filled in."""
         return CacheInfo(
@@ -41,6 +44,7 @@ class CacheSettings:
             pixel_size=224 if self.pixel_size is None else self.pixel_size,
             views=tuple(view.to_dict() for view in self.views or (View(),)),
             decode=(self.decode or DecodeRules()).to_dict(),
+            compression=self.compression or "",
             shard_rows=self.shard_rows
             or default_shard_rows(num_rows=num_rows, row_bytes=max_row_bytes),
         )
@@ -54,6 +58,7 @@ class CacheSettings:
             "views": None if self.views is None else tuple(view.to_dict() for view in self.views),
             "decode": None if self.decode is None else self.decode.to_dict(),
             "shard_rows": self.shard_rows,
+            "compression": self.compression,
         }
         for field, value in asked.items():
             found = getattr(info, field)

@@ -73,6 +73,7 @@ def make_cache(tmp_path: Path) -> CacheFactory:
         holdout: float = 0.2,
         seed: int = 0,
         rejects: Sequence[int] = (),
+        compression: str = "",
         teachers: Sequence[TeacherInfo] | None = None,
         features: Callable[[str, str, int, Any], Any] | None = None,
         name: str = "small.cache",
@@ -89,6 +90,7 @@ def make_cache(tmp_path: Path) -> CacheFactory:
             pixel_size=pixel_size,
             views=({"kind": "resize"},),
             decode={},
+            compression=compression,
         )
         cache = store.create(tmp_path / name, info, small_index(num_rows))
         for teacher in teachers:
