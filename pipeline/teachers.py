@@ -1,8 +1,8 @@
 """From the text ``[NAME=]SOURCE:MODEL[?key=value&...]`` to a teacher.
 
 Sources are entry points in the group ``phistill.teachers``; ours are found the same way as a
-user's own. ``module:package.module:function`` calls a function without any registration. Some options
-are for teachers of every source (see ``adjust``); a source sees the others.
+user's own. ``module:package.module:function`` calls a function without any registration.
+Some options are for teachers of every source (see ``adjust``); a source sees the others.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ def test_a_random_crop_is_the_same_in_every_version() -> None:
 
 
 def test_areas_and_positions_of_random_crops_are_spread_evenly() -> None:
-    places = [
-        CROP.place((1000, 1000), seed=0, image_id=str(i), number=0).box for i in range(2000)
-    ]
+    places = [CROP.place((1000, 1000), seed=0, image_id=str(i), number=0).box for i in range(2000)]
     areas = np.array([(r - left) * (b - top) / 1e6 for left, top, r, b in places])
     generator = np.random.default_rng(0)
     share = generator.uniform(0.25, 1.0, 100_000)
