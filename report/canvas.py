@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ INKS = {
 }
 """Marker colour to what stands for it in the page."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": FONT_SIZE,
     "svg.fonttype": "none",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from .students import Curve, RunFacts
 FLOOR = 1e-9
 """Eigenvalues below this share of the largest are rounding and are not drawn."""
 
-DOTS = {"linestyle": "none", "marker": ".", "markersize": 2.6, "markeredgewidth": 0}
+DOTS: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 2.6, "markeredgewidth": 0}
 SMALL = FONT_SIZE - 1
 
 

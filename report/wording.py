@@ -91,7 +91,7 @@ def percent_text(share: float) -> str:
 
 def times_text(ratio: float) -> str:
     """A ratio with two or three digits: 1.4, 37, 21,000."""
-    if ratio < 10:
+    if ratio < 9.95:
         return f"{ratio:.1f}"
     digits = max(0, math.floor(math.log10(ratio)) - 1)
     return f"{round(ratio, -digits):,.0f}"
@@ -156,7 +156,7 @@ def _bar(method: str, shares: Mapping[str, float]) -> Bar:
 
 def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
     """The evaluation by teacher and run; the lowest unexplained variance of each is marked."""
-    found = []
+    found: list[EvalLine] = []
     for teacher in teachers:
         entries = [
             (run, label, patches)

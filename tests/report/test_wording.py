@@ -1,0 +1,51 @@
+"""Numbers as words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phistill.report.wording import number_text, numeric_columns, percent_text, times_text
+
+
+@given(st.floats(1e-9, 1 - 1e-9))
+def test_a_percentage_is_neither_all_nor_nothing_and_close_to_the_share(share: float) -> None:
+    shown = float(percent_text(share).removesuffix(" %")) / 100
+    assert 0 < shown < 1
+    # A digit after the point is half a tenth of a percent off at most; nearer to an end two digits
+    # of what is left are shown, half a unit of the second being 5 % of it.
+    assert abs(shown - share) <= 0.000501 or abs(shown - share) <= 0.051 * share
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1.0, "1.00"),
+        (0.0011, "0.00110"),
+        (-0.5, "−0.500"),
+        (12.34, "12.3"),
+        (999.7, "1,000"),
+        (123456.0, "123,456"),
+        (1.2e-7, "1.20e−07"),
+        (-3e7, "−3.00e+07"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(1.04, "1.0"), (9.96, "10"), (37.4, "37"), (131.0, "130"), (20514, "21,000")],
+)
+def test_a_ratio_has_two_digits(ratio: float, text: str) -> None:
+    assert times_text(ratio) == text
+
+
+def test_columns_of_numbers_are_found_whatever_follows_the_number() -> None:
+    rows = [("a", "0.41 [0.3, 0.5]", "yes", "–"), ("b", "−1", "1", "3 %")]
+    assert numeric_columns(("task", "x", "y", "z"), rows) == [False, True, False, True]
+    assert numeric_columns(("task", "x"), []) == [False, False]
