@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from .energies import WARNING_SHARE
+from .energies import WARNING_SHARE, WARNING_VECTORS
 from .summary import Sketch, Summary
 
 STABLE = 1e-3
@@ -57,7 +57,8 @@ class StatsRow:
     @property
     def has_outliers(self) -> bool:
         """Whether a few tokens hold so much variance that they set phi."""
-        return self.outlier_share > WARNING_SHARE
+        enough = self.num_vectors >= WARNING_VECTORS
+        return enough and self.outlier_share > WARNING_SHARE
 
     @property
     def stable_after(self) -> int | None:

@@ -74,6 +74,11 @@ def test_histograms_merge_exactly_and_bound_the_share(a: int, b: int, fraction: 
     assert np.mean(values > whole.limit(fraction)) <= fraction
 
 
+def test_a_handful_of_vectors_raises_no_warning() -> None:
+    assert row(outlier_share=0.3).has_outliers
+    assert not row(outlier_share=0.3, num_vectors=1_000).has_outliers
+
+
 def test_no_variance_has_no_outliers() -> None:
     assert Energies.of(np.zeros(50)).top_share() == 0.0
     assert Energies.zero().top_share() == 0.0
