@@ -43,6 +43,7 @@ class RowPlan:
     """Per entry of ``rows``, the number of the one teacher it is learnt from; None: from all."""
 
     teachers: tuple[str, ...]
+    shard_rows: int
     config: TrainConfig
 
     @property
@@ -74,7 +75,8 @@ class RowPlan:
             chosen,
             seed=self.config.order_seed,
             epoch=epoch,
-            mode=self.config.order,  # type: ignore[arg-type]
+            mode=self.config.order,
+            shard_rows=self.shard_rows,
         )
 
     def step(self, step: int) -> Rows:
@@ -133,8 +135,7 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
     slot = None
     if config.partition == "one":
         slot = _hashes(names, b"teacher")[image].astype(np.int64) % len(teachers)
-    order.epoch_rows(rows[:1], seed=0, epoch=0, mode=config.order)  # type: ignore[arg-type]
-    return RowPlan(
+    plan = RowPlan(
         rows=rows,
         views=views.astype(np.int64),
         starts=starts.astype(np.int64),
@@ -142,8 +143,11 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
         phase=_hashes(names, b"view") if counts.max() > 1 else np.zeros(len(names), np.uint64),
         teacher_slot=slot,
         teachers=teachers,
+        shard_rows=cache.info.shard_rows,
         config=config,
     )
+    plan.epoch(0)  # a mode the order does not know is refused here, not in a thread
+    return plan
 
 
 def _filtered(index: Any, config: TrainConfig) -> NDArray[np.bool_]:

@@ -199,6 +199,7 @@ class Run:
         self.saved = self.first_step if found is not None else -1
         self._log: MetricsLog | None = None
         self._since = (time.perf_counter(), self.first_step, 0.0)
+        ranks.barrier()  # every rank has looked at the folder before the first writes into it
         if ranks.is_first:
             self._begin()
 

@@ -60,6 +60,16 @@ def test_batches_are_the_same_however_they_are_read(
     assert_same(plain, batches(fitted_cache, config, **options))
 
 
+def test_another_order_takes_the_same_rows(fitted_cache: Cache, make_config: Config) -> None:
+    full, block = (
+        make_plan(fitted_cache, make_config(order=mode)).epoch(0) for mode in ("full", "block")
+    )
+    assert sorted(full) == sorted(block)
+    assert full.tolist() != block.tolist()
+    with pytest.raises(UsageError, match="block"):
+        make_plan(fitted_cache, make_config(order="sorted"))
+
+
 def test_a_batch_holds_what_the_cache_stores(fitted_cache: Cache, make_config: Config) -> None:
     for batch in batches(fitted_cache, make_config(num_steps=3), workers=1):
         pixels = fitted_cache.reader(PIXELS, PIXELS).read(batch.rows)
