@@ -14,6 +14,7 @@ from .. import __version__
 from .. import cache as store
 from ..cache import Cache, publish
 from ..cache.errors import UsageError
+from ..stats.table import render_notes
 from ..train import EvalRow
 from . import figures
 from .canvas import NUM_SERIES
@@ -24,6 +25,7 @@ from .terminal import bytes_text
 from .wording import (
     eval_lines,
     finding_text,
+    made_with_text,
     method_label,
     number_text,
     numeric_columns,
@@ -179,6 +181,9 @@ def render(
             run_number=run_number,
             num_series=NUM_SERIES,
             method_label=method_label,
+            statistics_notes=render_notes([array.stats for array in cache.arrays]),
+            has_warnings=any(array.stats.has_outliers for array in cache.arrays),
+            made_with=made_with_text(runs),
             has_bands=any(facts.chance is not None for facts in cache.patches),
             has_checks=any(curve.relative and curve.checks for curve in curves),
             values_per_point=max((curve.values_per_point for curve in curves), default=1.0),

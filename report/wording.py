@@ -13,6 +13,9 @@ from .students import RunFacts
 READABLE_SHARE = 0.22
 """A part of a bar narrower than this has no room for its name; it is named below the bar."""
 
+MAX_NAMED_RUNS = 3
+"""Runs the opening names one by one; of more it names the best and the worst."""
+
 SUMMARY = "summary"
 DASH = "–"
 NORMAL_95 = 1.96
@@ -109,9 +112,9 @@ def finding_text(cache: CacheFacts) -> str:
         return f"One teacher, {cache.teachers[0]}: there is nothing to balance yet."
     even = percent_text(1 / len(cache.teachers))
     return (
-        f"In an unweighted sum of raw patch errors, {finding.largest} would hold "
-        f"{percent_text(finding.largest_share)}, {times_text(finding.ratio)} times the share of "
-        f"{finding.smallest} ({percent_text(finding.smallest_share)}). "
+        f"In an unweighted sum of raw patch MSEs, {finding.largest} would hold "
+        f"{percent_text(finding.largest_share)} of the loss, {times_text(finding.ratio)} times "
+        f"the share of {finding.smallest} ({percent_text(finding.smallest_share)}). "
         f"After PHI-S each of the {len(cache.teachers)} teachers holds {even}."
     )
 
@@ -121,18 +124,34 @@ def outcome_text(cache: CacheFacts, runs: Sequence[RunFacts]) -> str:
     finding = find(cache.shares[BEFORE])
     if finding is None:
         return ""
-    said = []
-    for run in runs:
-        line = run.row(finding.smallest, PATCHES)
-        if line is not None and line.unexplained is not None:
-            how = "no normalizer" if run.normalizer == BEFORE else method_label(run.normalizer)
-            said.append(f"{line.unexplained:.2f} in run {run.name} ({how})")
-    if not said:
+    known = [
+        (line.unexplained, run)
+        for run in runs
+        if (line := run.row(finding.smallest, PATCHES)) and line.unexplained is not None
+    ]
+    if not known:
         return ""
+    known.sort(key=lambda entry: entry[0])
+    many = len(known) > MAX_NAMED_RUNS
+    said = [
+        f"{value:.2f} in run {run.name} "
+        f"({'no normalizer' if run.normalizer == BEFORE else method_label(run.normalizer)})"
+        for value, run in known
+    ]
+    joined = f"from {said[0]} to {said[-1]}" if many else ", ".join(said)
     return (
-        f"Unexplained variance of {finding.smallest}, the quietest teacher, on held-out images: "
-        f"{', '.join(said)}."
+        f"Unexplained variance of {finding.smallest}, the quietest teacher, "
+        f"on held-out images: {joined}."
     )
+
+
+def made_with_text(runs: Sequence[RunFacts]) -> str:
+    """The versions the runs were trained with, each combination once."""
+    versions = dict.fromkeys(
+        f"phistill {facts['phistill']}, torch {facts['torch']}, timm {facts['timm']}"
+        for facts in (run.student.facts for run in runs)
+    )
+    return f"Trained with {'; '.join(versions)}." if versions else ""
 
 
 def share_bars(cache: CacheFacts) -> list[Bar]:
