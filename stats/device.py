@@ -40,7 +40,7 @@ def torch_sums(device: str) -> TakeBlock:
         return BlockSums(
             pilot.double().cpu().numpy(),
             offset.double().cpu().numpy(),
-            products.cpu().numpy(),
+            ((products + products.T) / 2).cpu().numpy(),  # symmetric to the bit, as SYRK is
             energies.cpu().numpy(),
         )
 

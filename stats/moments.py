@@ -197,11 +197,13 @@ class Accumulator:
             return Moments.zero(self.width)
         counts = np.array(self._counts, dtype=np.float64)[:, None]
         means = np.stack(self._means)
-        offsets = np.stack(self._offsets)
         mean = means[0] + np.sum(counts * (means - means[0]), axis=0) / n
-        between = means - mean
-        scatter = self._products + (counts * between).T @ between - (counts * offsets).T @ offsets
-        return Moments(n, mean, (scatter + scatter.T) / 2, self._eps)
+        # Weights go in as square roots: x.T @ x of one array is symmetric to the bit.
+        between = np.sqrt(counts) * (means - mean)
+        offsets = np.sqrt(counts) * np.stack(self._offsets)
+        scatter = self._products + between.T @ between
+        scatter -= offsets.T @ offsets
+        return Moments(n, mean, scatter, self._eps)
 
 
 class BlockSummer:

@@ -63,7 +63,7 @@ def test_starting_from_hartley_mixes_and_givens_alone_do_not() -> None:
     values = SPECTRA["decaying"](188)
     mixed = np.max(np.abs(rotation(values)[0]))
     unmixed = np.max(np.abs(level_diagonal(np.eye(188), values)))
-    assert mixed < 0.25
+    assert mixed < 0.12  # 0.103
     assert unmixed > 0.5
 
 
