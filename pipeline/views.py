@@ -64,7 +64,9 @@ class View:
             raise UsageError(f"flip={self.flip!r} is not known; choose one of {', '.join(FLIPS)}.")
         low, high = self.scale
         if not 0.0 < low <= high <= 1.0:
-            raise UsageError(f"scale={self.scale} must be two shares of the area, the smaller first.")
+            raise UsageError(
+                f"scale={self.scale} must be two shares of the area, the smaller first."
+            )
         if not 0.0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"ratio={self.ratio} must be two numbers above 0, the smaller first.")
 

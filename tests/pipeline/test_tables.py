@@ -1,0 +1,156 @@
+"""Parquet tables read in any order, and Hugging Face datasets saved to disk."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from phistill.cache.errors import SourceError, UsageError
+from phistill.pipeline.entries import Entry
+from phistill.pipeline.holdout import hold_out
+from phistill.pipeline.parquet_source import ParquetSource
+from phistill.pipeline.sources import open_source
+
+GENERATOR = np.random.default_rng(0)
+IMAGES = [GENERATOR.bytes(int(size)) for size in GENERATOR.integers(0, 5000, 60)]
+
+
+def features(label: str = "label") -> dict[bytes, bytes]:
+    names = {"names": ["cat", "dog", "eel"], "_type": "ClassLabel"}
+    info = {"info": {"features": {label: names, "image": {"_type": "Image"}}}}
+    return {b"huggingface": json.dumps(info).encode()}
+
+
+def table(start: int = 0, stop: int = 60) -> pa.Table:
+    return pa.table(
+        {
+            "image": [{"bytes": image, "path": "x.jpg"} for image in IMAGES[start:stop]],
+            "label": pa.array([row % 3 for row in range(start, stop)], pa.int64()),
+        }
+    ).replace_schema_metadata(features())
+
+
+@pytest.mark.parametrize("memory_bytes", [2**30, 0])
+def test_row_groups_are_unpacked_once_and_read_in_any_order(
+    tmp_path: Path, memory_bytes: int
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(table(), path, row_group_size=16)
+    source = ParquetSource(tmp_path, [path], memory_bytes=memory_bytes)
+    entries = source.entries()
+    order = np.random.default_rng(1).permutation(60).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: source.read(entries[row].uri, row, -1), order))
+    assert found == [IMAGES[row] for row in order]
+    path.unlink()  # nothing is read from it again
+    assert [source.read("t.parquet", row, -1) for row in order] == found
+
+
+def test_a_class_label_is_its_name_and_a_plain_number_itself(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "t.parquet")
+    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").entries()]
+    assert labels[:4] == ["cat", "dog", "eel", "cat"]
+    plain = table().replace_schema_metadata({b"huggingface": b"[" * 100_000})
+    pq.write_table(plain, tmp_path / "t.parquet")
+    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").entries()]
+    assert labels[:4] == ["0", "1", "2", "0"]
+
+
+def test_a_snapshot_with_a_test_part_is_split_by_the_names_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    pq.write_table(table(0, 40), tmp_path / "data" / "train-00000-of-00001.parquet")
+    only_train = open_source(tmp_path).entries()
+    assert {entry.split for entry in only_train} == {None}
+    pq.write_table(table(40, 60), tmp_path / "data" / "test-00000-of-00001.parquet")
+    source = open_source(tmp_path)
+    splits = {entry.split: entry for entry in source.entries()}
+    heldout = splits["heldout"]
+    assert set(splits) == {"train", "heldout"}
+    assert source.read(heldout.uri, heldout.offset, heldout.length) == IMAGES[59]
+
+
+def saved(folder: Path, part: pa.Table, num_files: int = 2) -> None:
+    """As ``datasets`` writes it: Arrow streams and a state that names them."""
+    folder.mkdir(parents=True)
+    names = [f"data-{n:05d}-of-{num_files:05d}.arrow" for n in range(num_files)]
+    step = -(-part.num_rows // num_files)
+    for number, name in enumerate(names):
+        with pa.ipc.new_stream(str(folder / name), part.schema) as writer:
+            writer.write_table(part.slice(number * step, step), max_chunksize=7)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_a_saved_dataset_is_read_in_any_order(tmp_path: Path) -> None:
+    saved(tmp_path / "d", table())
+    source = open_source(tmp_path / "d")
+    entries = source.entries()
+    assert len(entries) == 60
+    assert [entry.label for entry in entries[:3]] == ["cat", "dog", "eel"]
+    for row in np.random.default_rng(0).permutation(60).tolist():
+        entry = entries[row]
+        assert source.read(entry.uri, entry.offset, entry.length) == IMAGES[row]
+
+
+def test_a_saved_dictionary_keeps_its_splits(tmp_path: Path) -> None:
+    saved(tmp_path / "d" / "train", table(0, 40))
+    saved(tmp_path / "d" / "validation", table(40, 60), num_files=1)
+    (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    source = open_source(tmp_path / "d")
+    entries = source.entries()
+    assert [entry.split for entry in entries] == ["train"] * 40 + ["heldout"] * 20
+    last = entries[-1]
+    assert last.id == "validation/data-00000-of-00001.arrow#19"
+    assert source.read(last.uri, last.offset, last.length) == IMAGES[59]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ['{"_data_files": [{"filename": "../secret.arrow"}]}', '{"_data_files": [{"filename": 3}]}',
+     '{"_data_files": {"a": 1}}', "[" * 200_000, "[]", '{"_data_files": [{"filename": ".."}]}'],
+)  # fmt: skip
+def test_a_state_that_points_elsewhere_is_refused(tmp_path: Path, state: str) -> None:
+    saved(tmp_path / "d", table(), num_files=1)
+    (tmp_path / "secret.arrow").write_bytes(b"")
+    (tmp_path / "d" / "state.json").write_text(state)
+    with pytest.raises(SourceError):
+        open_source(tmp_path / "d").entries()
+
+
+def test_a_cut_arrow_file_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "d", table(), num_files=1)
+    (path,) = (tmp_path / "d").glob("*.arrow")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(SourceError, match="cannot be read as an Arrow stream"):
+        open_source(tmp_path / "d").entries()
+
+
+def test_a_file_holds_out_ids_and_folders(tmp_path: Path) -> None:
+    entries = [Entry(id=name, uri=name) for name in ("a/1", "a/2", "b/1", "c")]
+    listed = tmp_path / "holdout.txt"
+    listed.write_text("# chosen by hand\na/\nc\n")
+    assert [e.split for e in hold_out(entries, listed)] == ["heldout"] * 2 + ["train", "heldout"]
+    for text in ("d\n", "d/\n", "\n"):
+        listed.write_text(text)
+        with pytest.raises(UsageError, match="--holdout"):
+            hold_out(entries, listed)
+
+
+def test_a_damaged_row_group_stops_the_run_and_is_no_reject(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(table(), path, compression="zstd", use_dictionary=False, write_statistics=False)
+    data = bytearray(path.read_bytes())
+    source: Any = open_source(path)
+    entries = source.entries()
+    data[4:2000] = bytes(1996)
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="cannot be read"):
+        source.read(entries[0].uri, 0, -1)
