@@ -86,7 +86,7 @@ class TeacherRunner:
         reasons: dict[int, str] = {}
         for start in range(0, len(pixels), rows_per_forward):
             stop = min(start + rows_per_forward, len(pixels))
-            for kind, tensor in _kinds(self._features(pixels[start:stop])).items():
+            for kind, tensor in _kinds(self.forward(pixels[start:stop])).items():
                 values = tensor.float().cpu().numpy()
                 stored, why = _storable(values, DTYPES[kind], f"{self.info.name}/{kind}")
                 if stored.shape[1:] != arrays[kind].shape[1:]:
@@ -101,7 +101,8 @@ class TeacherRunner:
             values[list(reasons)] = np.nan
         return arrays, reasons
 
-    def _features(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
+    def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
+        """Features of rendered images, on the device and as the teacher gives them."""
         import torch
 
         mean = torch.tensor(self._preprocessing.mean, device=self._device).view(1, 3, 1, 1)
@@ -123,7 +124,7 @@ class TeacherRunner:
         """Shapes from one forward pass over two grey images."""
         height, width = self._preprocessing.size
         grey = np.full((2, height, width, 3), 127, np.uint8)
-        found = self._features(grey)
+        found = self.forward(grey)
         if found.patches.ndim != 4 or found.patches.shape[0] != 2:
             raise TeacherError(
                 f"teacher {name} gave patches of shape {tuple(found.patches.shape)} for two "
