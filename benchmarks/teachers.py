@@ -64,7 +64,6 @@ def line(spec: str, folder: Path) -> str:
         folder / built.name,
         [random],
         settings=CacheSettings(pixel_size=0, holdout=0.0),
-        rows_per_forward=1,
     ).cache
     info = store.open(cache.path).teacher(built.name)
     values = cache.reader(built.name, "patches").read(cache.rows(split="all"))

@@ -1,0 +1,93 @@
+"""A plan's bytes are those of the cache that is then written, and its sums add up."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phistill.cache.errors import SourceError, UsageError
+from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline.views import View
+from phistill.report.plan import Plan, TeacherPlan, plan, render
+
+TEACHER = "t=timm:vit_tiny_patch16_224?random=0&size=32"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        pixels = generator.integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"no")
+    return folder
+
+
+def test_planned_bytes_are_the_bytes_of_the_cache(images: Path, tmp_path: Path) -> None:
+    settings = CacheSettings(pixel_size=16, views=(View(), View("center-crop", flip="yes")))
+    found = plan(images, [TEACHER], cache=tmp_path / "c", settings=settings, device="cpu")
+    assert (found.num_images, found.num_rows, found.num_sample, found.num_rejected) == (
+        13,
+        26,
+        13,
+        1,
+    )
+    cache = extract(images, tmp_path / "c", [TEACHER], settings=settings).cache
+    info = cache.teacher("t")
+    assert found.teachers[0].row_bytes == info.row_bytes
+    assert found.total_bytes == 26 * (info.row_bytes + 16 * 16 * 3)
+    assert found.free_bytes is not None
+    text = render(found)
+    assert "13 images, 26 rows; measured on 13 images (1 rejected)" in text
+    json.dumps({**found.to_dict(), "break_even_epochs": str(found.break_even_epochs)})
+
+
+def invented(device: str, decode: float, teacher: float) -> Plan:
+    one = TeacherPlan(
+        name="a", spec="demo:a", grid=(2, 2), widths={"patches": 4}, row_bytes=1000,
+        total_bytes=10**9, seconds_per_row=teacher, hours=teacher * 1e6 / 3600, licence="mit",
+    )  # fmt: skip
+    return Plan(
+        num_images=10**6, num_rows=2 * 10**6, num_sample=64, num_rejected=0, image_bytes=1e5,
+        teachers=(one,), pixel_row_bytes=500, total_bytes=3 * 10**9, free_bytes=10**9,
+        decode_seconds_per_row=decode, num_cores=4, device=device, epochs=10.0, num_runs=3,
+        student_rows_per_s=2000.0, disk_bytes_per_s=1e6,
+    )  # fmt: skip
+
+
+def test_a_cpu_adds_decoding_and_a_gpu_hides_it() -> None:
+    assert invented("cpu", 0.04, 0.02).pass_seconds_per_row == pytest.approx(0.03)
+    assert invented("cuda", 0.04, 0.02).pass_seconds_per_row == pytest.approx(0.02)
+    assert invented("cuda", 0.4, 0.02).pass_seconds_per_row == pytest.approx(0.1)
+
+
+def test_from_break_even_on_the_cache_is_cheaper() -> None:
+    found = invented("cuda", 0.04, 0.02)
+    epochs = found.break_even_epochs
+    live, read = found.live_hours_per_epoch, found.read_hours_per_epoch
+    assert epochs * live == pytest.approx(found.extract_hours + epochs * read)
+    assert found.read_bytes_per_s == 2000 * 1500
+    assert "NOT ENOUGH" in render(found)
+    slow = replace(found, disk_bytes_per_s=1e4)
+    assert math.isinf(slow.break_even_epochs)
+    assert "Worth it never" in render(slow)
+
+
+def test_what_cannot_be_planned_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one --teacher"):
+        plan(images, [])
+    with pytest.raises(UsageError, match="epochs=0"):
+        plan(images, [TEACHER], epochs=0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no")
+    with pytest.raises(SourceError, match="none of 1 images can be used"):
+        plan(broken, [TEACHER], device="cpu")
