@@ -23,6 +23,7 @@ from .maps import TeacherMaps, gather_maps
 from .students import RunFacts, by_target, gather_runs
 from .terminal import bytes_text
 from .wording import (
+    METHOD_WORDS,
     eval_lines,
     finding_text,
     made_with_text,
@@ -181,6 +182,7 @@ def render(
             run_number=run_number,
             num_series=NUM_SERIES,
             method_label=method_label,
+            method_words=METHOD_WORDS,
             statistics_notes=render_notes([array.stats for array in cache.arrays]),
             has_warnings=any(array.stats.has_outliers for array in cache.arrays),
             made_with=made_with_text(runs),

@@ -18,7 +18,22 @@ MAX_NAMED_RUNS = 3
 
 SUMMARY = "summary"
 DASH = "–"
+PERCENT = "\u00a0%"
+"""With a space at which no line breaks."""
+
 NORMAL_95 = 1.96
+
+METHOD_WORDS = {
+    "none": "the features as they are",
+    "global": "one mean and one standard deviation for all channels",
+    "standardize": "a mean and a standard deviation per channel",
+    "isotropic": "a mean per channel and the one scale phi",
+    "phi-s": "a mean per channel, the one scale phi, and a rotation that evens out the channels",
+    "pca": "whitening in principal components",
+    "zca": "whitening, turned back to the original axes",
+    "hca": "whitening, then the rotation",
+}
+"""What each of stats.METHODS does, for a reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +100,11 @@ def percent_text(share: float) -> str:
     """A share as a percentage that is never rounded to all or to nothing."""
     percent = 100 * float(share)
     if percent in (0.0, 100.0):
-        return f"{percent:.0f} %"
+        return f"{percent:.0f}{PERCENT}"
     # Digits enough to show how far it is from the nearer end.
     away = min(percent, 100 - percent)
     digits = max(1, math.ceil(-math.log10(away)) + 1) if away < 1 else 1
-    return f"{percent:.{min(digits, 9)}f} %"
+    return f"{percent:.{min(digits, 9)}f}{PERCENT}"
 
 
 def times_text(ratio: float) -> str:

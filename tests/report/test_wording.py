@@ -6,12 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.report.wording import number_text, numeric_columns, percent_text, times_text
+from phistill.report.wording import (
+    METHOD_WORDS,
+    PERCENT,
+    number_text,
+    numeric_columns,
+    percent_text,
+    times_text,
+)
+from phistill.stats import METHODS
 
 
 @given(st.floats(1e-9, 1 - 1e-9))
 def test_a_percentage_is_neither_all_nor_nothing_and_close_to_the_share(share: float) -> None:
-    shown = float(percent_text(share).removesuffix(" %")) / 100
+    shown = float(percent_text(share).removesuffix(PERCENT)) / 100
     assert 0 < shown < 1
     # A digit after the point is half a tenth of a percent off at most; nearer to an end two digits
     # of what is left are shown, half a unit of the second being 5 % of it.
@@ -49,3 +57,7 @@ def test_columns_of_numbers_are_found_whatever_follows_the_number() -> None:
     rows = [("a", "0.41 [0.3, 0.5]", "yes", "–"), ("b", "−1", "1", "3 %")]
     assert numeric_columns(("task", "x", "y", "z"), rows) == [False, True, False, True]
     assert numeric_columns(("task", "x"), []) == [False, False]
+
+
+def test_every_normalizer_has_words() -> None:
+    assert tuple(METHOD_WORDS) == METHODS
