@@ -1,0 +1,86 @@
+"""The doctor finds what is wrong, says what to do, and touches no network by itself."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phistill.report.doctor import Finding, doctor, render, to_json
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the doctor opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def problems(found: tuple[Finding, ...]) -> list[Finding]:
+    return [one for one in found if one.state == "problem"]
+
+
+def test_this_installation_is_in_order() -> None:
+    found = doctor()
+    assert problems(found) == []
+    assert {"python", "packages", "device", "cpu", "disk", "decoding", "teachers", "hub"} <= {
+        one.topic for one in found
+    }
+    assert render(found).endswith("Nothing is wrong.")
+    assert len(json.loads(to_json(found))) == len(found)
+
+
+def test_a_cache_without_statistics_names_the_command(make_cache: Any) -> None:
+    cache = make_cache(rejects=(3,))
+    found = problems(doctor(cache.path))
+    assert len(found) == 3
+    assert all("phistill fit-stats" in one.text for one in found)
+    assert "rejected rows: 1" in render(doctor(cache.path))
+
+
+def test_missing_shards_and_cut_files_are_found(make_cache: Any) -> None:
+    cache = make_cache()
+    record = cache.commits("a")[0]
+    first = cache.path / next(iter(record.files))
+    first.write_bytes(first.read_bytes()[:-1])
+    cache.forget_shard("b", 1)
+    text = render(doctor(cache.path))
+    assert "a: 1 files are gone or cut" in text
+    assert "--repair" in text
+    assert "b: 1 of 4 shards are missing" in text
+
+
+def test_what_is_no_cache_and_no_run_is_said(tmp_path: Path) -> None:
+    found = problems(doctor(tmp_path / "none", tmp_path))
+    assert {one.topic for one in found} == {"cache", "run"}
+
+
+def test_a_run_that_learnt_from_another_teacher_does_not_fit(
+    make_cache: Any, tmp_path: Path
+) -> None:
+    cache = make_cache()
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, text in (("z", "has no teacher 'z'"), ("a", "is not the one")):
+        (run / "config.json").write_text(json.dumps({"teachers": {name: {"grid": [9, 9]}}}))
+        assert text in render(doctor(cache.path, run))
+    (run / "config.json").write_text(
+        json.dumps({"teachers": {"a": cache.teacher("a").fingerprint}})
+    )
+    assert "holds the teachers it was trained on" in render(doctor(cache.path, run))
+
+
+def test_a_hub_that_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    from phistill.report import doctor as module
+
+    # A port of this machine that nobody listens on.
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        monkeypatch.undo()
+        found = module._answer(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+    assert found.state == "problem"
+    assert "does not answer" in found.text
