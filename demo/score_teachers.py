@@ -168,31 +168,60 @@ def windows(images: Float[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n t k"]:
     return unfolded.transpose(1, 2).numpy()
 
 
+def matte_inputs(pictures: Pictures, background: str) -> Float[Tensor, "n 3 s s"]:
+    """Drawings over mid-grey or each over a random colour, in 0 to 1."""
+    rgba = pictures.squares.float() / 255
+    if background == "grey":
+        return composite(rgba, GREY)
+    rng = torch.Generator().manual_seed(len(rgba))
+    return composite(rgba, torch.rand(len(rgba), 3, generator=rng))
+
+
 def score_mask(train: Pictures, held_out: Pictures) -> None:
     """Matte IoU; other features get a linear map from token to alpha, fitted by least squares."""
     alpha = {
-        p: cells(x.squares[:, 3].float() / 255).numpy()
-        for p, x in (("train", train), ("heldout", held_out))
-    }
-    weight, bias = (t.numpy() for t in matte_decoder())
-    teacher = build("mask", {})
-    patches, _ = bundled_features(teacher, "heldout")
-    decoded = tasks.decode_matte(patches, weight, bias)
-    found = {"trained": {"matte IoU": tasks.matte_iou(decoded, alpha["heldout"])}}
-    untrained = build("mask", {"random": str(UNTRAINED_SEED)})
-    tokens = {s: bundled_features(untrained, s)[0] for s in ("train", "heldout")}
-    pixels = {
-        name: windows(composite(p.squares.float() / 255, GREY))
+        name: cells(p.squares[:, 3].float() / 255).numpy()
         for name, p in (("train", train), ("heldout", held_out))
     }
-    for who, x in (("untrained + ridge", tokens), ("pixels of 3 x 3 cells + ridge", pixels)):
-        flat = x["train"].reshape(-1, x["train"].shape[-1])
-        ridge = tasks.Ridge.fit(flat, alpha["train"].reshape(len(flat), -1), penalty=0.01)
-        guess = ridge(x["heldout"].reshape(-1, flat.shape[1])).reshape(alpha["heldout"].shape)
-        found[who] = {"matte IoU": tasks.matte_iou(guess, alpha["heldout"])}
-    everything = np.ones_like(alpha["heldout"])
-    found["all foreground"] = {"matte IoU": tasks.matte_iou(everything, alpha["heldout"])}
+    weight, bias = (t.numpy() for t in matte_decoder())
+    trained, untrained = build("mask", {}), build("mask", {"random": str(UNTRAINED_SEED)})
+    found: dict[str, dict[str, tasks.Score]] = {}
+    for background in ("grey", "random colour"):
+        column = f"IoU over {background}"
+        x = {
+            "train": matte_inputs(train, background),
+            "heldout": matte_inputs(held_out, background),
+        }
+        decoded = tasks.decode_matte(run_teacher(trained, x["heldout"])[0], weight, bias)
+        guesses = {
+            "trained": decoded,
+            "untrained + ridge": ridge_matte(
+                run_teacher(untrained, x["train"])[0],
+                run_teacher(untrained, x["heldout"])[0],
+                alpha["train"],
+            ),
+            "pixels of 3 x 3 cells + ridge": ridge_matte(
+                windows(x["train"]), windows(x["heldout"]), alpha["train"]
+            ),
+            "all foreground": np.ones_like(alpha["heldout"]),
+        }
+        for who, guess in guesses.items():
+            found.setdefault(who, {})[column] = tasks.matte_iou(guess, alpha["heldout"])
     print_scores("matte", found)
+
+
+def ridge_matte(
+    train_x: Float[np.ndarray, "m t c"],
+    x: Float[np.ndarray, "n t c"],
+    train_alpha: Float[np.ndarray, "m t pp"],
+) -> Float[np.ndarray, "n t pp"]:
+    """Alpha predicted from each token by a linear map fitted on the training images."""
+    ridge = tasks.Ridge.fit(
+        train_x.reshape(-1, train_x.shape[-1]),
+        train_alpha.reshape(-1, train_alpha.shape[-1]),
+        penalty=0.01,
+    )
+    return ridge(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], -1)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from ..pipeline.contract import Preprocessing, Teacher
 from ..pipeline.open_clip_teacher import OpenClipTeacher
 from ..pipeline.teachers import take_options
 from ..pipeline.timm_teacher import TimmTeacher
-from ..pipeline.weights import integer, load_weights, seeded
+from ..pipeline.weights import boolean, integer, load_weights, seeded
 from .weights import FOLDER, read_settings, read_tensors
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ DECODER = "decoder."
 
 
 def build(model: str, options: dict[str, str]) -> Teacher:
-    """``demo:NAME``; with ``random=SEED`` the same architecture without its training."""
+    """``demo:NAME``; with ``random=SEED`` the same architecture without its training.
+
+    ``registers=true`` keeps the register tokens of `ssl`; the others have none.
+    """
     if model not in NAMES:
         raise UsageError(f"demo:{model} does not exist; choose one of {', '.join(NAMES)}.")
-    take_options(options, ("random",), f"demo:{model}")
+    known = ("random", "registers") if model == "ssl" else ("random",)
+    take_options(options, known, f"demo:{model}")
     settings = read_settings(model)
     net = network(model, settings, integer(options, "random"))
     identity = {"source": "demo", "model": model}
@@ -39,6 +43,7 @@ def build(model: str, options: dict[str, str]) -> Teacher:
         identity,
         norm=not dense,
         summary="none" if dense else "head",
+        registers=boolean(options, "registers", default=False),
     )
 
 

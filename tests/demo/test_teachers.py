@@ -36,8 +36,16 @@ def test_each_teacher_has_its_grid_width_and_summary(name: str) -> None:
     assert features.patches.shape == (4, *grid)
     assert (features.summary is None) == (summary is None)
     assert features.summary is None or features.summary.shape == (4, summary)
-    assert features.registers is None or features.registers.shape == (4, 4, 160)
-    assert (features.registers is not None) == (name == "ssl")
+    assert features.registers is None
+
+
+def test_the_registers_of_ssl_come_when_asked_for() -> None:
+    teacher = build("ssl", {"registers": "true"})
+    registers = teacher.features(images_for(teacher, 4)).registers
+    assert registers is not None
+    assert registers.shape == (4, 4, 160)
+    with pytest.raises(UsageError, match="registers"):
+        build("mask", {"registers": "true"})
 
 
 def test_clip_lives_on_the_unit_sphere_in_patches_and_summary() -> None:
