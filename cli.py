@@ -74,12 +74,17 @@ for command in (
     training.train,
     training.evaluate,
     training.export,
+    training.sweep,
+    training.export_normalizer,
     caches.inspect,
     caches.verify,
     caches.merge,
     caches.remove_images,
     caches.remove_teacher,
     pages.report,
+    pages.plan,
+    pages.doctor,
+    pages.check_teacher,
     pages.demo,
 ):
     main.add_command(command)

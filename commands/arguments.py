@@ -9,6 +9,14 @@ import click
 
 cache_argument = click.argument("cache", type=click.Path(path_type=Path))
 
+teacher_option = click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
+    help="Teacher to run, repeatable. Without it, the cache's own teachers are finished.",
+)
+
 
 def seconds_of(text: str | None) -> float | None:
     """``3h50m``, ``90m``, ``45s`` or a number of seconds."""

@@ -16,7 +16,7 @@ from .extracting import rejects_text
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--rejects", "show_rejects", is_flag=True, help="List every rejected image.")
 def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
-    """What a cache holds: rows, teachers, progress, sizes, settings."""
+    """Say what a cache holds: rows, teachers, progress, sizes."""
     import json
 
     from phistill import cache as store
@@ -35,9 +35,9 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
 @click.command()
 @cache_argument
 def verify(cache: Path) -> None:
-    """Check every byte of a cache against its checksums and commit records.
+    """Check every byte of a cache.
 
-    Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
+    Compares checksums and commit records. Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
     """
     from phistill import cache as store
     from phistill.cache.verify import verify as check
@@ -70,7 +70,10 @@ def verify(cache: Path) -> None:
 @cache_argument
 @click.argument("other", type=click.Path(path_type=Path))
 def merge(cache: Path, other: Path) -> None:
-    """Copy into CACHE the shards that OTHER has: another worker's copy, or other images."""
+    """Copy into CACHE the shards that OTHER has.
+
+    OTHER is another worker's copy of the same cache, or one of other images with equal settings.
+    """
     from phistill import cache as store
     from phistill.cache.growth import merge as run
 
@@ -85,7 +88,7 @@ def merge(cache: Path, other: Path) -> None:
 @cache_argument
 @click.argument("name")
 def remove_teacher(cache: Path, name: str) -> None:
-    """Delete a teacher and all its features from a cache."""
+    """Delete a teacher and all its features."""
     from phistill import cache as store
     from phistill.cache.growth import remove_teacher as run
 
@@ -99,7 +102,7 @@ def remove_teacher(cache: Path, name: str) -> None:
 @cache_argument
 @click.argument("ids", nargs=-1, required=True)
 def remove_images(cache: Path, ids: tuple[str, ...]) -> None:
-    """Take down images by id: their rows are never used again. Run fit-stats afterwards."""
+    """Take down images by id: their rows are never used again."""
     from phistill import cache as store
     from phistill.cache.growth import remove_images as run
 

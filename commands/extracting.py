@@ -8,19 +8,13 @@ from typing import Any
 
 import click
 
-from .arguments import seconds_of
+from .arguments import seconds_of, teacher_option
 
 
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Cache to write.")
-@click.option(
-    "--teacher",
-    "teachers",
-    multiple=True,
-    metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
-    help="Teacher to run, repeatable. Without it, the cache's own teachers are finished.",
-)
+@teacher_option
 @click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
 @click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")

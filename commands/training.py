@@ -71,9 +71,9 @@ def train(
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Train a student from the cache alone: no teacher, no images.
+    """Train a student from the cache alone.
 
-    Run it again after an interruption to go on from the last checkpoint. Settings come from
+    Neither teachers nor images are needed. Run it again after an interruption to go on from the last checkpoint. Settings come from
     --config, then --set, then the options.
     """
     from phistill.report.terminal import duration_text, progress_bar
@@ -116,9 +116,9 @@ def train(
 def evaluate(
     run: Path, cache: Path | None, which: str, split: Any, device: str, as_json: bool
 ) -> None:
-    """How much of each teacher a student explains on held-out images, beside an untrained one.
+    """Say how much of each teacher a student explains.
 
-    Unexplained is the squared error over the squared deviation from the training mean: 0 is the
+    Measured on held-out images, beside the same student before training. Unexplained is the squared error over the squared deviation from the training mean: 0 is the
     teacher itself, 1 is no better than its mean.
     """
     import json
@@ -140,7 +140,63 @@ def evaluate(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
 def export(run: Path, out: Path, which: str) -> None:
-    """Write the student with its normalizers folded in: safetensors that timm loads, and heads."""
+    """Write the student with its normalizers folded in.
+
+    OUT gets model.safetensors and config.json for timm, and heads.safetensors that answer in each
+    teacher's own feature space.
+    """
     from phistill.train import export as write
 
     click.echo(f"{write(run, out, which=which)}: model.safetensors, heads.safetensors, config.json")
+
+
+@click.command()
+@cache_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
+@click.option(
+    "--config",
+    "grid",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="TOML grid: settings, and a [grid] table of lists.",
+)
+def sweep(cache: Path, out: Path, grid: Path) -> None:
+    """Train every setting of a grid in one pass over the cache.
+
+    The students are equal to those of separate runs. Run it again to go on: finished cells are
+    skipped.
+    """
+    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.train import Progress
+    from phistill.train.grid import read_grid
+    from phistill.train.sweeping import sweep as run
+
+    with progress_bar("sweep") as bar:
+
+        def show(cell: str, at: Progress) -> None:
+            bar(at.step, at.num_steps, cell)
+
+        result = run(cache, out, read_grid(grid), progress=show)
+    click.echo(
+        f"{out}: {result.num_trained} of {result.num_cells} cells trained in {result.num_passes} "
+        f"passes over the cache, {duration_text(result.seconds)}."
+    )
+    click.echo(result.table.read_text("utf-8"))
+
+
+@click.command("export-normalizer")
+@cache_argument
+@click.argument("teacher")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--kind", default="patches", show_default=True, help="patches, summary, registers.")
+@click.option("--method", default="phi-s", show_default=True, help="Normalizer.")
+def export_normalizer(cache: Path, teacher: str, out: Path, kind: str, method: str) -> None:
+    """Write a fitted normalizer as a file of its own.
+
+    One safetensors file with mean, W and Theta, to be used without phistill.
+    """
+    from phistill import cache as store
+    from phistill.stats.export import export_normalizer as write
+
+    write(store.open(cache), teacher, out, kind=kind, method=method)
+    click.echo(f"Written: {out}")
