@@ -16,7 +16,7 @@ from .extracting import rejects_text
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--rejects", "show_rejects", is_flag=True, help="List every rejected image.")
 def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
-    """Say what a cache holds: rows, teachers, progress, sizes."""
+    """Say what a cache holds."""
     import json
 
     from phistill import cache as store
@@ -37,7 +37,8 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
 def verify(cache: Path) -> None:
     """Check every byte of a cache.
 
-    Compares checksums and commit records. Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
+    Compares checksums and commit records. Exits with 1 when anything is damaged or unfinished, and
+    names teacher, shard and rows.
     """
     from phistill import cache as store
     from phistill.cache.verify import verify as check
@@ -102,7 +103,10 @@ def remove_teacher(cache: Path, name: str) -> None:
 @cache_argument
 @click.argument("ids", nargs=-1, required=True)
 def remove_images(cache: Path, ids: tuple[str, ...]) -> None:
-    """Take down images by id: their rows are never used again."""
+    """Take down images by id.
+
+    Their rows are never given out again. Run fit-stats afterwards.
+    """
     from phistill import cache as store
     from phistill.cache.growth import remove_images as run
 

@@ -17,7 +17,7 @@ from .arguments import cache_argument, teacher_option
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True
 )
 def report(cache: Path, runs: tuple[Path, ...], out: Path) -> None:
-    """Write one self-contained page: statistics, learning curves, PCA maps."""
+    """Write one page to look at: statistics, curves, PCA maps."""
     from phistill.report import report as write
 
     click.echo(f"Written: {write(cache, runs, out)}")
@@ -26,7 +26,7 @@ def report(cache: Path, runs: tuple[Path, ...], out: Path) -> None:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 def demo(out: Path) -> None:
-    """The whole method on bundled images and teachers, with a report to look at."""
+    """Run the whole method on bundled images and teachers."""
     from phistill.demo.run import demo as run
 
     run(out, say=click.echo)
@@ -35,9 +35,7 @@ def demo(out: Path) -> None:
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
 @teacher_option
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Where it would lie, for free space."
-)
+@click.option("--cache", type=click.Path(path_type=Path), help="Where it would lie.")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
@@ -51,7 +49,11 @@ def plan(
     epochs: float,
     num_runs: int,
 ) -> None:
-    """What a cache will cost: bytes, hours (measured on a few images), and when it pays off."""
+    """Say what a cache will cost, before it is made.
+
+    Bytes, hours (measured on a few images), the read rate a trainer needs, and after how many
+    epochs or runs the cache is cheaper than live teachers.
+    """
     from phistill.pipeline import CacheSettings
     from phistill.report.plan import plan as measure
     from phistill.report.plan import render
@@ -75,7 +77,7 @@ def plan(
 @click.option("--network", is_flag=True, help="Ask the model hub whether it answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def doctor(cache: Path | None, run: Path | None, network: bool, as_json: bool) -> None:
-    """What is installed, which devices there are, what is wrong and what to do about it."""
+    """Say what is installed, what is wrong, and what to do."""
     from phistill.report.doctor import doctor as examine
     from phistill.report.doctor import render, to_json
 
@@ -90,7 +92,7 @@ def doctor(cache: Path | None, run: Path | None, network: bool, as_json: bool) -
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--autocast", type=click.Choice(["float32", "bfloat16", "float16"]))
 def check_teacher(teacher: str, device: str, autocast: str | None) -> None:
-    """Run a teacher on two images and show its tokens, shapes, dtype, NaN and time."""
+    """Run a teacher on two images and show what it gives."""
     from phistill.pipeline.check import check_teacher as check
     from phistill.pipeline.check import render
 

@@ -73,8 +73,8 @@ def train(
 ) -> None:
     """Train a student from the cache alone.
 
-    Neither teachers nor images are needed. Run it again after an interruption to go on from the last checkpoint. Settings come from
-    --config, then --set, then the options.
+    Neither teachers nor images are needed. Run it again after an interruption to go on from the
+    last checkpoint. Settings come from --config, then --set, then the options.
     """
     from phistill.report.terminal import duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
@@ -118,8 +118,9 @@ def evaluate(
 ) -> None:
     """Say how much of each teacher a student explains.
 
-    Measured on held-out images, beside the same student before training. Unexplained is the squared error over the squared deviation from the training mean: 0 is the
-    teacher itself, 1 is no better than its mean.
+    Measured on held-out images, beside the same student before training. Unexplained is the squared
+    error over the squared deviation from the training mean: 0 is the teacher itself, 1 is no better
+    than its mean.
     """
     import json
 
@@ -161,7 +162,7 @@ def export(run: Path, out: Path, which: str) -> None:
     help="TOML grid: settings, and a [grid] table of lists.",
 )
 def sweep(cache: Path, out: Path, grid: Path) -> None:
-    """Train every setting of a grid in one pass over the cache.
+    """Train every setting of a grid in one pass.
 
     The students are equal to those of separate runs. Run it again to go on: finished cells are
     skipped.
