@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -39,6 +40,7 @@ from phistill.stats import (
 )
 from phistill.stats.groups import Group, PassOptions, plan_array
 from phistill.stats.partials import compute_partial, forget_readers, stored_pieces
+from phistill.stats.summary import Summary
 
 CacheFactory = Callable[..., Cache]
 
@@ -498,3 +500,20 @@ def test_moments_of_the_cache_are_moments_of_the_array(cache: Cache) -> None:
     moments = load_moments(cache, "a", "summary")
     assert np.allclose(moments.scatter, plain.scatter, rtol=1e-12, atol=1e-12 * len(x))
     assert Path(cache.path / "teachers/a/moments/summary").is_dir()
+
+
+def test_few_partials_are_in_memory_at_a_time(make_cache: CacheFactory) -> None:
+    """Memory grows with the logarithm of the cache: 64 groups, and a dozen summaries alive."""
+    teacher = TeacherInfo(name="a", grid=(8, 8), widths={"patches": 2})
+    cache = make_cache(num_rows=64 * 64, shard_rows=64, teachers=[teacher], holdout=0.0)
+    plan = plan_array(cache, "a", "patches", PassOptions())
+    assert len(plan.groups) == 64
+    alive = []
+
+    def count(_progress: FitProgress) -> None:
+        alive.append(sum(isinstance(thing, Summary) for thing in gc.get_objects()))
+
+    fit_stats(cache, progress=count)
+    assert len(alive) == 64
+    # one per level of the tree on both sides of it, and those being computed
+    assert max(alive) <= 2 * 6 + len(os.sched_getaffinity(0))
