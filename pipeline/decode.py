@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ from PIL import Image, ImageOps
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
 """A decoded RGB image of this many pixels takes 300 MB."""
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM"),
+    *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""What is tried, whatever a file is named. Pillow knows more, among them EPS, for which it runs
+another program."""
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -53,7 +61,7 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
     if len(data) > MAX_IMAGE_BYTES:
         raise Reject(f"{len(data):,} bytes, more than the cap of {MAX_IMAGE_BYTES:,}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(image.size, rules)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), rules)
@@ -65,6 +73,13 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
         raise Reject("decoding ran out of memory") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise Reject(f"cannot be decoded: {_one_line(error)}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow, or a plug-in that is loaded, can open."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def prepare_decoder() -> None:
