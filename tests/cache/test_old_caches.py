@@ -1,0 +1,37 @@
+"""A cache of every released format opens for ever. Never change or regenerate tests/data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from phistill.cache import Cache
+from phistill.cache.verify import verify
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def test_a_version_1_cache_opens_and_gives_its_values() -> None:
+    cache = Cache(DATA / "cache-v1")
+    assert cache.info.format == 1
+    assert verify(cache).findings == ()
+    assert cache.rows(split="all").tolist() == list(range(20))
+    assert cache.rows(split="heldout").tolist() == [8, 17, 18]
+    generator = np.random.default_rng([1, len("t")])
+    expected = (generator.random((8, 4, 4)) * 200).astype(np.float16)
+    np.testing.assert_array_equal(cache.reader("t", "patches").read(np.arange(8, 16)), expected)
+    assert cache.index()["id"].to_pylist() == [str(row) for row in range(20)]
+
+
+def test_what_is_written_today_is_still_version_1_to_the_byte(tmp_path: Path) -> None:
+    """A change of the format needs a new number; this notices one that slipped in."""
+    script = Path(__file__).with_name("writing_script.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path / "c")], check=True)
+    for path in sorted((DATA / "cache-v1").rglob("*")):
+        # pyarrow names its own version inside the index, and with it the digest in the root.
+        if path.is_file() and path.suffix != ".parquet" and path.parent.name != "cache-v1":
+            copy = tmp_path / "c" / path.relative_to(DATA / "cache-v1")
+            assert copy.read_bytes() == path.read_bytes(), path.name
