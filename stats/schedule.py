@@ -146,7 +146,14 @@ def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[StatsRo
             f"scheduler={address!r} needs dask.distributed. Install phistill[distributed]."
         ) from error
     api: Any = distributed
-    with api.Client(address, set_as_default=False) as client:
+    try:
+        connected = api.Client(address, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"scheduler={address!r} does not answer ({error}). Start one with `dask scheduler`, or "
+            "leave the option out to use this machine."
+        ) from error
+    with connected as client:
         rows = client.compute(results)
         parts = client.compute(meter.tasks)
         waiting = api.as_completed([*parts, *rows], loop=client.loop)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import DegenerateMoments
+from phistill.cache.errors import DegenerateMoments, UsageError
 from phistill.stats import FitProgress, fit_stats
 
 distributed: Any = pytest.importorskip("distributed")
@@ -61,6 +62,15 @@ def test_an_error_on_the_cluster_is_the_error_here(make_cache: CacheFactory, clu
     cache = make_cache(num_rows=100, teachers=[TEACHER], features=poison)
     with pytest.raises(DegenerateMoments, match=r"teacher a, patches: row \d+ \(shard 2\)"):
         fit_stats(cache, scheduler=cluster.scheduler_address)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=20, teachers=[TEACHER])
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9' does not answer"),
+    ):
+        fit_stats(cache, scheduler="tcp://127.0.0.1:9")
 
 
 def test_a_killed_worker_costs_a_retry_and_not_the_result(
