@@ -91,8 +91,6 @@ class Cache:
         except (TypeError, KeyError, AttributeError, UsageError) as error:
             raise CorruptCache(f"{self.path / names.ROOT} does not describe a cache.") from error
 
-    # -- what it holds ---------------------------------------------------------------------------
-
     @property
     def num_rows(self) -> int:
         """Length of every array; rows between segments are padding and never committed."""
@@ -147,8 +145,6 @@ class Cache:
                 raise CorruptCache(f"{self.path / path} is not the index the cache was made with.")
             tables.append(read_table(data))
         return pa.concat_tables(tables, promote_options="default")
-
-    # -- what is committed -----------------------------------------------------------------------
 
     def commits(self, owner: str) -> dict[int, CommitRecord]:
         """Commit records by shard. Records already read are kept; new ones are looked up."""
@@ -231,8 +227,6 @@ class Cache:
                         )
         return heldout
 
-    # -- reading ---------------------------------------------------------------------------------
-
     def reader(self, owner: str, kind: str) -> ArrayReader:
         """A reader of one array; the array's zarr.json must say what the settings say."""
         shapes = self.shapes(owner)
@@ -255,8 +249,6 @@ class Cache:
             commits=lambda: self.commits(owner),
         )
 
-    # -- writing ---------------------------------------------------------------------------------
-
     def writing(self) -> AbstractContextManager[None]:
         """Hold the cache for writing; LockHeld names who has it."""
         return lock.writing(self.path)
@@ -266,12 +258,9 @@ class Cache:
         if teacher.name in self.teachers:
             raise UsageError(f"{self.path} already has a teacher {teacher.name!r}.")
         for kind in teacher.kinds:
+            shape, info = teacher.row_shape(kind), self.info
             document = array_document(
-                self.num_rows,
-                teacher.row_shape(kind),
-                DTYPES[kind],
-                self.info.shard_rows,
-                self.info.compression,
+                info.num_rows, shape, DTYPES[kind], info.shard_rows, info.compression
             )
             self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
         self.files.publish(

@@ -17,7 +17,7 @@ from ..report import report
 from ..report.terminal import duration_text, progress_bar
 from ..stats import fit_stats
 from ..stats.table import render_notes, render_table
-from ..train import EvalRow, TrainConfig, evaluate, train
+from ..train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
 from .pictures import BUNDLED
 from .scoring import ScoreTable, score_students
 
@@ -76,13 +76,7 @@ def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoR
     for name, method in RUNS.items():
         say(f"3. train and evaluate: {name} targets")
         runs[name] = out / "runs" / name
-        with progress_bar(name) as bar:
-            result = train(
-                cache,
-                runs[name],
-                replace(config, normalizer=method),
-                progress=lambda at, bar=bar: bar(at.step, at.num_steps, f"{at.total:.3f}"),
-            )
+        result = _train(cache, runs[name], replace(config, normalizer=method))
         say(f"   {result.num_steps} steps in {duration_text(result.seconds)}")
         lines[name] = evaluate(runs[name], cache)
     say("4. the teachers' own tasks")
@@ -100,6 +94,15 @@ def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoR
     say(unexplained_table(lines))
     say(f"\nDone in {duration_text(time.monotonic() - begun)}. Look at {page}")
     return DemoResult(cache, runs, lines, scores, page)
+
+
+def _train(cache: Cache, run: Path, config: TrainConfig) -> RunResult:
+    with progress_bar(run.name) as bar:
+
+        def show(at: Progress) -> None:
+            bar(at.step, at.num_steps, f"loss {at.total:.3f}")
+
+        return train(cache, run, config, progress=show)
 
 
 def unexplained_table(lines: dict[str, list[EvalRow]]) -> str:

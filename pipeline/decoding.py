@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -79,7 +79,7 @@ def decode_shards(
     num_rows: int | None = None,
     timeout_s: float = DECODE_TIMEOUT_S,
     ahead: int = 1,
-) -> Iterator[DecodedShard]:
+) -> Generator[DecodedShard]:
     """Decode shards in order, ``ahead`` of the one that is being used.
 
     ``num_rows`` of all jobs together lets ``auto`` choose. ``timeout_s`` is for one image in a

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,15 +104,16 @@ class ShardPass:
             rules=DecodeRules.from_dict(info.decode),
             views=[View.from_dict(view) for view in info.views],
             renderings=self._renderings(),
+            seed=info.seed,
             num_workers=self._limits.num_workers,
+            num_rows=sum(stop - start for start, stop in map(info.shard_range, shards)),
         )
         self._report()
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        with closing(decoded), ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             pending: list[Future[CommitRecord]] = []
             for shard in decoded:
                 if self._limits.exceeded(time.monotonic() - self._started):
                     self.out_of_time = True
-                    decoded.close()
                     break
                 for owner, arrays, reasons in self._compute(shard):
                     if len(pending) == 2:  # bounded: a slow disk must not fill the memory
@@ -147,13 +149,15 @@ class ShardPass:
 
     def _jobs(self, shards: Sequence[int]) -> Iterator[ShardRows]:
         index = self._cache.index()
-        table = index.select(["row", "uri", "offset", "length", "view"])
+        table = index.select(["row", "id", "uri", "offset", "length", "view"])
         starts = table["row"].to_numpy()
         for shard in shards:
             start, stop = self._cache.info.shard_range(shard)
             first = int(starts.searchsorted(start))
             part = table.slice(first, stop - start).to_pydict()
-            yield ShardRows(shard, part["uri"], part["offset"], part["length"], part["view"])
+            yield ShardRows(
+                shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]
+            )
 
     def _renderings(self) -> list[Rendering]:
         wanted = [runner.rendering for runner in self._runners.values()]
