@@ -14,19 +14,23 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .decode import prepare_decoder
-from .decode_image import DecodeSetup, decode_image
+from .decode_image import DecodedImage, DecodeSetup, decode_image
 
 LENGTH = struct.Struct("<Q")
 MEMORY_CAP = 4 * 2**30
 """Address space of a worker: an image of the largest allowed size fits several times."""
 
 
-def main() -> None:
+Decode = Callable[[bytes, str, Sequence[int], DecodeSetup], DecodedImage]
+
+
+def main(decode: Decode = decode_image) -> None:
     """Serve until stdin ends."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -45,7 +49,7 @@ def main() -> None:
         memory = np.frombuffer(arena, np.uint8)
         write_frame(answers, {"ready": os.getpid()})
         while (request := read_frame(requests)) is not None:
-            write_frame(answers, _answer(*request, setup, memory))
+            write_frame(answers, _answer(decode, *request, setup, memory))
         del memory
 
 
@@ -66,9 +70,13 @@ def write_frame(stream: BinaryIO, record: dict[str, Any], data: bytes = b"") -> 
 
 
 def _answer(
-    request: dict[str, Any], data: bytes, setup: DecodeSetup, memory: np.ndarray[Any, Any]
+    decode: Decode,
+    request: dict[str, Any],
+    data: bytes,
+    setup: DecodeSetup,
+    memory: np.ndarray[Any, Any],
 ) -> dict[str, Any]:
-    found = decode_image(data, request["id"], request["views"], setup)
+    found = decode(data, request["id"], request["views"], setup)
     start = 0
     for renderings in found.pixels:
         for values in renderings:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 AUTOCASTS = ("float32", "bfloat16", "float16")
-DEFAULT_ROWS_PER_FORWARD = {"cpu": 32, "cuda": 128, "mps": 64}
+ROWS_AT_256 = {"cpu": 32, "cuda": 128, "mps": 64}
+"""Rows in one forward pass of a teacher whose input is 256 x 256 pixels."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,6 +45,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def default_rows_per_forward(device: str, size: tuple[int, int]) -> int:
+    """Rows whose pixels are at most those of ROWS_AT_256, a power of two: SAM's 1024 x 1024 take
+    16 times the memory. A rule and no measurement, so that every machine chooses the same."""
+    rows = ROWS_AT_256.get(device, 32) * 256 * 256 // (size[0] * size[1])
+    return int(2 ** (min(max(rows, 1), 256).bit_length() - 1))
+
+
 class TeacherRunner:
     """A teacher on its device, with the shapes of what it gives."""
 
@@ -62,13 +70,16 @@ class TeacherRunner:
         self.licence: str | None = licence_of(teacher)
         """Of the weights, where it is known."""
         teacher.to(device)
+        self._constants = _constants(self._preprocessing, device)
         self._autocast = autocast or ("bfloat16" if device.type == "cuda" else "float32")
         if self._autocast not in AUTOCASTS:
             raise UsageError(
                 f"autocast={self._autocast!r} is not known; choose one of {', '.join(AUTOCASTS)}."
             )
         self.info = self._probe(
-            name, spec, rows_per_forward or DEFAULT_ROWS_PER_FORWARD.get(device.type, 32)
+            name,
+            spec,
+            rows_per_forward or default_rows_per_forward(device.type, self._preprocessing.size),
         )
 
     @property
@@ -78,37 +89,57 @@ class TeacherRunner:
     def run(
         self, pixels: UInt8[np.ndarray, "n h w 3"], rows_per_forward: int
     ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-        """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored."""
+        """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored.
+
+        On CUDA a batch is copied to the host while the next one runs.
+        """
         arrays = {
             kind: np.empty((len(pixels), *self.info.row_shape(kind)), DTYPES[kind])
             for kind in self.info.kinds
         }
         reasons: dict[int, str] = {}
+        flying: _Batch | None = None
         for start in range(0, len(pixels), rows_per_forward):
-            stop = min(start + rows_per_forward, len(pixels))
-            for kind, tensor in _kinds(self.forward(pixels[start:stop])).items():
-                values = tensor.float().cpu().numpy()
-                stored, why = _storable(values, DTYPES[kind], f"{self.info.name}/{kind}")
-                if stored.shape[1:] != arrays[kind].shape[1:]:
-                    raise TeacherError(
-                        f"teacher {self.info.name} gave {kind} of shape {stored.shape[1:]}, its "
-                        f"first images gave {arrays[kind].shape[1:]}."
-                    )
-                arrays[kind][start:stop] = stored
-                for row, reason in why.items():
-                    reasons.setdefault(start + row, reason)
+            batch = self._launch(pixels[start : start + rows_per_forward], start)
+            if flying is not None:
+                flying.land(arrays, reasons)
+            flying = batch
+        if flying is not None:
+            flying.land(arrays, reasons)
         for values in arrays.values():
             values[list(reasons)] = np.nan
         return arrays, reasons
+
+    def _launch(self, pixels: UInt8[np.ndarray, "b h w 3"], start: int) -> _Batch:
+        """Run a batch and begin to copy what is stored of it."""
+        import torch
+
+        stored = {}
+        for kind, values in _kinds(self.forward(pixels)).items():
+            if tuple(values.shape[1:]) != self.info.row_shape(kind):
+                raise TeacherError(
+                    f"teacher {self.info.name} gave {kind} of shape {tuple(values.shape[1:])}, its "
+                    f"first images gave {self.info.row_shape(kind)}."
+                )
+            with torch.inference_mode():
+                stored[kind] = _to_host(_storable(values, DTYPES[kind]))
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        return _Batch(self.info.name, start, stored, event)
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
         import torch
 
-        mean = torch.tensor(self._preprocessing.mean, device=self._device).view(1, 3, 1, 1)
-        std = torch.tensor(self._preprocessing.std, device=self._device).view(1, 3, 1, 1)
-        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255.0
-        images = ((images - mean) / std).contiguous()
+        given = torch.from_numpy(pixels)
+        if self._device.type == "cuda":
+            given = given.pin_memory().to(self._device, non_blocking=True)
+        else:
+            given = given.to(self._device)
+        mean, std = self._constants
+        images = ((given.permute(0, 3, 1, 2).float() / 255.0 - mean) / std).contiguous()
         mixed = self._autocast != "float32"
         with (
             torch.inference_mode(),
@@ -173,18 +204,56 @@ def _kinds(features: Features) -> Mapping[str, torch.Tensor]:
     return found
 
 
-def _storable(
-    values: NDArray[np.float32], dtype: np.dtype[Any], what: str
-) -> tuple[NDArray[Any], dict[int, str]]:
-    """Values in the stored dtype, and for each row that does not survive it, why."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = values.astype(dtype)
-    axes = tuple(range(1, values.ndim))
-    bad = np.flatnonzero(~np.isfinite(stored).all(axis=axes))
-    reasons = {}
-    for row in bad.tolist():
-        finite = np.isfinite(values[row]).all()
-        largest = np.abs(values[row]).max() if finite else np.nan
-        why = f"exceeds {dtype} (largest {largest:.6g})" if finite else "holds NaN or infinity"
-        reasons[row] = f"{what} {why}"
-    return stored, reasons
+def _constants(given: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std as (1, 3, 1, 1)."""
+    import torch
+
+    mean = torch.tensor(given.mean, device=device).view(1, 3, 1, 1)
+    return mean, torch.tensor(given.std, device=device).view(1, 3, 1, 1)
+
+
+_Stored = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+"""Values (b, ...) in the stored dtype; per row whether they survived it, and the largest absolute
+value before: NaN where one was NaN or infinite."""
+
+
+def _storable(values: torch.Tensor, dtype: np.dtype[Any]) -> _Stored:
+    import torch
+
+    stored = values.to(getattr(torch, dtype.name))
+    survived = torch.isfinite(stored).flatten(1).all(dim=1)
+    largest = values.float().abs().flatten(1).amax(dim=1)
+    return stored, survived, torch.where(torch.isfinite(largest), largest, torch.nan)
+
+
+def _to_host(stored: _Stored) -> _Stored:
+    """The same on the host; from CUDA into pinned memory, not yet arrived."""
+    import torch
+
+    def move(values: torch.Tensor) -> torch.Tensor:
+        if not values.is_cuda:
+            return values.cpu()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
+
+    values, survived, largest = stored
+    return move(values), move(survived), move(largest)
+
+
+class _Batch:
+    """A batch on its way to the host."""
+
+    def __init__(self, name: str, start: int, stored: dict[str, _Stored], event: Any) -> None:
+        self._name, self._start, self._stored, self._event = name, start, stored, event
+
+    def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
+        """Wait, copy into ``arrays``, and say why a row cannot be stored."""
+        if self._event is not None:
+            self._event.synchronize()
+        for kind, (values, survived, largest) in self._stored.items():
+            arrays[kind][self._start : self._start + len(values)] = values.numpy()
+            for row in np.flatnonzero(~survived.numpy()).tolist():
+                most = float(largest[row])
+                why = f"exceeds {DTYPES[kind]} (largest {most:.6g})"
+                why = why if np.isfinite(most) else "holds NaN or infinity"
+                reasons.setdefault(self._start + row, f"{self._name}/{kind} {why}")

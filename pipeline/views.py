@@ -146,7 +146,10 @@ class View:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        return cls(**values)
 
 
 class _Draws:

@@ -195,7 +195,7 @@ def test_no_process_is_left_when_a_run_is_abandoned() -> None:
     next(shards)
     children = set(_children())
     assert 1 <= len(children) <= 2
-    shards.close()  # type: ignore[attr-defined]
+    shards.close()
     assert not children & set(_children())
 
 
