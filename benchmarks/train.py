@@ -38,10 +38,11 @@ from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, cells
 from phistill.train.data import Loader, Source
+from phistill.train.lesson import Lesson, prepare
 from phistill.train.loop import run_steps
 from phistill.train.plan import Rows
 from phistill.train.ranks import Ranks
-from phistill.train.run import Lesson, Run, prepare
+from phistill.train.run import Run
 from phistill.train.trainee import Trainee
 
 ALONE = Ranks(device=torch.device("cpu"))
@@ -434,6 +435,8 @@ class _Sweeper:
             with peak:
                 run_steps(runs, source, ALONE, lessons[0].targets)
             seconds = time.perf_counter() - begun
+            for one in runs:
+                one.close()
             return {
                 "seconds": seconds,
                 "bytes": float(_bytes_read() - before),

@@ -115,16 +115,19 @@ def load_best(run: Path) -> Checkpoint:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Keep the last ``keep`` checkpoints and the best; the JSON goes first, then the tensors."""
+    """Keep the last ``keep`` checkpoints and the best; the JSON goes first, then the tensors.
+
+    Tensors without a JSON are what a kill left behind; they go too.
+    """
     found, scored = steps(run), _scores(run)
     kept = set(found[-keep:])
     if scored:
         kept.add(min(scored, key=lambda step: (scored[step], -step)))
-    for step in found:
-        if step not in kept:
-            path = run / FOLDER / f"{step:08d}.json"
+    for step in set(found) - kept:
+        (run / FOLDER / f"{step:08d}.json").unlink()
+    for path in (run / FOLDER).glob("*.safetensors"):
+        if not path.with_suffix(".json").exists():
             path.unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def _scores(run: Path) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from .checkpoint import FOLDER
 from .config import TrainConfig
 from .data import Loader, Source
 from .evaluation import open_cache
+from .lesson import make_source, prepare
 from .ranks import Ranks
-from .run import ProgressCallback, Run, RunResult, make_source, prepare
+from .run import ProgressCallback, Run, RunResult
 from .signals import Interrupted, StopRequest
 from .targets import Target
 
@@ -34,9 +36,11 @@ def train(
     Interrupted, with everything saved, on Ctrl-C or SIGTERM.
     """
     group = distributed.join(config.device)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.leave, group)
         lesson = prepare(open_cache(cache), config, group.device)
         run = Run(Path(out), lesson, group, progress)
+        stack.callback(run.close)
         begun, wait_s, in_memory = time.perf_counter(), 0.0, False
         if not run.is_finished:
             source = make_source(run.lesson, group)
@@ -57,8 +61,6 @@ def train(
             precision=run.lesson.precision,
             checkpoint=run.path / FOLDER / f"{run.trainee.done:08d}.safetensors",
         )
-    finally:
-        distributed.leave(group)
 
 
 def run_steps(
@@ -82,20 +84,16 @@ def run_steps(
         read_ahead=lesson.config.read_ahead,
         device=group.device,
     )
-    try:
-        with loader, StopRequest() as stop:
-            for batch in loader:
-                for run in runs:
-                    if run.trainee.done > batch.step:
-                        continue
-                    values = run.learn(batch)
-                    run.report(values, loader.wait_s)
-                    run.validate(source)
-                    run.keep()
-                _stop_if_asked(stop, runs, group)
-    finally:
-        for run in runs:
-            run.close()
+    with loader, StopRequest() as stop:
+        for batch in loader:
+            for run in runs:
+                if run.trainee.done > batch.step:
+                    continue
+                values = run.learn(batch)
+                run.report(values, loader.wait_s)
+                run.validate(source)
+                run.keep()
+            _stop_if_asked(stop, runs, group)
     return loader.wait_s
 
 

@@ -111,8 +111,8 @@ def load_run(
 ) -> TrainedStudent:
     """The student of a run folder: its ``latest`` or ``best`` checkpoint, or that of a step.
 
-    Averaged weights are taken where the run keeps them. ``untrained`` gives the same student as it
-    was before its first step. Needs only the run folder.
+    Averaged weights are taken where the run keeps them. ``untrained`` gives the same student with
+    its seeded random start (also where the run began from timm's weights). Needs only the folder.
     """
     folder = Path(run)
     if step is not None:

@@ -1,4 +1,4 @@
-"""A run: what it learns, its folder, and the verb ``train``.
+"""One run: its folder, and everything that writes into it while the student learns.
 
 config.json             the settings, written before the first step
 metrics.jsonl           one line per logged step, validation and end
@@ -9,32 +9,30 @@ diverged.json           only after a step that was not finite
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
-from .. import __version__
-from ..cache import Cache, publish
-from ..cache.errors import RunMismatch, UsageError
-from ..stats import METHODS, Normalizer, fitted, load_moments, load_row
+from ..cache import lock, names, publish
+from ..cache.errors import LockHeld, RunMismatch, UsageError
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .config import TrainConfig, refuse_changes
+from .config import refuse_changes
 from .data import Source
-from .evaluation import EvalRow, mean_unexplained, measure, open_cache, refuse_other_teachers
+from .evaluation import EvalRow, mean_unexplained, measure, refuse_other_teachers
+from .lesson import Lesson
 from .metrics import MetricsLog
-from .plan import RowPlan, make_plan
 from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
-from .ranks import Ranks, resolve_precision
-from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
+from .ranks import Ranks
+from .targets import Target
 from .trainee import NotFinite, StepValues, Trainee
 
 
@@ -95,80 +93,6 @@ class RunResult:
     checkpoint: Path
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Lesson:
-    """What a config learns from a cache: everything fixed before the first step."""
-
-    cache: Cache
-    config: TrainConfig
-    targets: tuple[Target, ...]
-    normalizers: Mapping[str, Normalizer]
-    means: Mapping[str, np.ndarray[Any, Any]]
-    """Training mean by target key, float64."""
-
-    dispersions: Mapping[str, float]
-    image_size: int
-    plan: RowPlan
-    precision: str
-
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint says beside tensors and mutable state."""
-        teachers = dict.fromkeys(target.teacher for target in self.targets)
-        return {
-            "phistill": __version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "num_threads": torch.get_num_threads(),
-            "config": self.config.to_dict(),
-            "cache": str(self.cache.path.resolve()),
-            "teachers": {name: self.cache.teacher(name).fingerprint for name in teachers},
-            "targets": [target.to_dict() for target in self.targets],
-            "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},
-            "means": {key: mean.tolist() for key, mean in self.means.items()},
-            "dispersions": dict(self.dispersions),
-            "image_size": self.image_size,
-            "num_rows": self.plan.num_images,
-            "num_steps": self.plan.num_steps,
-            "order_digest": self.plan.digest,
-            "precision": self.precision,
-        }
-
-
-def prepare(cache: Cache, config: TrainConfig, device: torch.device) -> Lesson:
-    """Resolve a config against a cache; every question that can be refused is asked here."""
-    if config.normalizer not in METHODS:
-        raise UsageError(f"normalizer={config.normalizer!r} is not one of {', '.join(METHODS)}.")
-    if not cache.info.pixel_size:
-        raise UsageError(
-            f"{cache.path} stores no pixels, so no student can learn from it. "
-            "Extract with a pixel size."
-        )
-    cache.require_complete(chosen_teachers(cache, config.teachers))
-    targets = targets_of(cache, config.teachers, summaries=config.summary_loss != "none")
-    normalizers, means, dispersions = {}, {}, {}
-    for target in targets:
-        learnt_by_value = target.kind == PATCHES or config.summary_loss == "mse"
-        method = config.normalizer if learnt_by_value else "none"
-        options = config.normalizer_options if learnt_by_value else {}
-        normalizers[target.key] = fitted(cache, target.teacher, target.kind, method, **options)
-        means[target.key] = load_moments(cache, target.teacher, target.kind).mean
-        if target.kind == SUMMARY:
-            value = load_row(cache, target.teacher, target.kind).dispersion
-            assert value is not None, "fit_stats measures it for every summary"
-            dispersions[target.key] = value
-    return Lesson(
-        cache=cache,
-        config=config,
-        targets=targets,
-        normalizers=normalizers,
-        means=means,
-        dispersions=dispersions,
-        image_size=config.image_size or cache.info.pixel_size,
-        plan=make_plan(cache, config),
-        precision=resolve_precision(config.precision, device),
-    )
-
-
 class Run:
     """One run folder being trained: the trainee and everything that writes down what it does."""
 
@@ -177,6 +101,21 @@ class Run:
     ) -> None:
         self.path, self.lesson, self.ranks, self.progress = path, lesson, ranks, progress
         self.config = lesson.config
+        self.score: float | None = None
+        self._log: MetricsLog | None = None
+        self._since: tuple[float, int, float] | None = None
+        self._held = contextlib.ExitStack()
+        if ranks.is_first:
+            self._held.enter_context(_only_trainer(path))
+        try:
+            self._go_on()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _go_on(self) -> None:
+        """Take up the folder's latest checkpoint, or begin."""
+        path, lesson, ranks = self.path, self.lesson, self.ranks
         refuse_changed_settings(path, lesson)
         found = checkpoint.load_latest(path)
         if found is not None:
@@ -195,10 +134,7 @@ class Run:
             self.trainee.restore(found.tensors, found.facts["state"])
         self.first_step = self.trainee.done
         self.losses: dict[str, float] = dict(found.facts["losses"]) if found is not None else {}
-        self.score: float | None = None
         self.saved = self.first_step if found is not None else -1
-        self._log: MetricsLog | None = None
-        self._since = (time.perf_counter(), self.first_step, 0.0)
         ranks.barrier()  # every rank has looked at the folder before the first writes into it
         if ranks.is_first:
             self._begin()
@@ -224,6 +160,8 @@ class Run:
 
     def learn(self, batch: Any) -> StepValues:
         """One step; a value that is not finite leaves diverged.json behind."""
+        if self._since is None:
+            self._since = (time.perf_counter(), self.trainee.done, 0.0)
         try:
             values = self.trainee.learn(batch)
         except NotFinite as error:
@@ -241,7 +179,7 @@ class Run:
         if not self.ranks.is_first or (values.step % self.config.log_every and not last):
             return
         now = time.perf_counter()
-        begun, step, waited = self._since
+        begun, step, waited = self._since or (now, values.step, wait_s)
         self._since = (now, values.step, wait_s)
         seconds, num_steps = max(now - begun, 1e-9), values.step - step
         progress = Progress(
@@ -310,7 +248,8 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Flush the logs."""
+        """Flush the logs and let the folder go."""
+        self._held.close()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -320,7 +259,7 @@ def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
     """RunMismatch when the folder's config.json is that of another run."""
     stored = path / "config.json"
     if not stored.exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
             raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
         return
     try:
@@ -335,6 +274,25 @@ def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
             f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.path} now gives "
             f"{lesson.plan.num_images} or orders them differently. Train into another --out."
         )
+
+
+def _is_leftover(entry: Path) -> bool:
+    """What a run that was killed before it published its settings may have written."""
+    return entry.name == names.LOCK or entry.name.endswith(publish.TEMPORARY_SUFFIX)
+
+
+@contextlib.contextmanager
+def _only_trainer(path: Path) -> Iterator[None]:
+    """Hold the run folder; LockHeld names the process that has it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.writing(path))
+        except LockHeld as error:
+            holder = str(error).partition(" is being written by ")[2].partition(". ")[0]
+            raise LockHeld(
+                f"{path} is being trained by {holder}. Wait for it, stop it, or take another --out."
+            ) from error
+        yield
 
 
 def _as_stored(path: Path, lesson: Lesson, found: Checkpoint) -> Lesson:
@@ -357,17 +315,3 @@ def _as_stored(path: Path, lesson: Lesson, found: Checkpoint) -> Lesson:
         plan=lesson.plan,
         precision=str(facts["precision"]),
     )
-
-
-def make_source(lesson: Lesson, ranks: Ranks) -> Source:
-    """Where batches come from; in memory when the training rows fit the config's budget."""
-    source = Source(lesson.cache, lesson.targets)
-    budget = lesson.config.memory_bytes // ranks.world
-    if len(lesson.plan.rows) * source.row_bytes <= budget:
-        source.keep_in_memory(lesson.plan.rows)
-    return source
-
-
-def as_cache(cache: Cache | Path | str) -> Cache:
-    """The cache itself, or the one at a path."""
-    return open_cache(cache)

@@ -11,6 +11,7 @@ to a run of its own. A sweep that was stopped goes on; finished cells are not to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -23,8 +24,9 @@ from ..cache.errors import UsageError
 from . import loop
 from .evaluation import EvalRow, evaluate, open_cache
 from .grid import Cell
+from .lesson import make_source, prepare
 from .ranks import Ranks, resolve_device
-from .run import Progress, Run, make_source, prepare
+from .run import Progress, Run
 from .tables import publish_tables
 
 EVALUATION = "evaluation.json"
@@ -70,7 +72,8 @@ def sweep(
     num_trained = num_passes = 0
     for cells in _sharing(mine):
         group = Ranks(device=resolve_device(cells[0].config.device, local))
-        trained = _one_pass(opened, folder, cells, group, progress)
+        with contextlib.ExitStack() as stack:
+            trained = _one_pass(opened, folder, cells, group, progress, stack)
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
     table = folder / "table.md"
     lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
@@ -99,25 +102,24 @@ def _one_pass(
     cells: Sequence[Cell],
     group: Ranks,
     progress: SweepProgress | None,
+    stack: contextlib.ExitStack,
 ) -> int:
-    """Train and evaluate the unfinished ones of cells that share their rows; returns how many."""
+    """Train and evaluate the unfinished ones of cells that share their rows; returns how many.
+
+    ``stack`` closes the runs, however this ends.
+    """
     open_cells = [cell for cell in cells if not read_evaluation(folder / cell.name)]
-    runs = [
-        Run(
-            folder / cell.name,
-            prepare(cache, cell.config, group.device),
-            group,
-            None if progress is None else _named(progress, cell.name),
-        )
-        for cell in open_cells
-    ]
+    runs: list[Run] = []
+    for cell in open_cells:
+        tell = None if progress is None else _named(progress, cell.name)
+        runs.append(Run(folder / cell.name, prepare(cache, cell.config, group.device), group, tell))
+        stack.callback(runs[-1].close)
     waiting = [run for run in runs if not run.is_finished]
     if waiting:
         # Cells may learn different token kinds; the source reads every one that any cell learns.
         widest = max((run.lesson for run in waiting), key=lambda lesson: len(lesson.targets))
         loop.run_steps(waiting, make_source(widest, group), group, widest.targets)
     for run in runs:
-        run.close()
         lines = evaluate(run.path, cache, untrained=False, device=run.config.device)
         text = json.dumps([line.to_dict() for line in lines], indent=1)
         publish.publish_bytes(run.path / EVALUATION, text.encode())

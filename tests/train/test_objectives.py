@@ -19,10 +19,10 @@ from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train.config import BALANCES, PATCH_LOSSES, SUMMARY_LOSSES
 from phistill.train.data import Loader
+from phistill.train.lesson import make_source, prepare
 from phistill.train.metrics import read_metrics
 from phistill.train.objective import TargetTransform
 from phistill.train.ranks import Ranks
-from phistill.train.run import make_source, prepare
 from phistill.train.trainee import Trainee
 
 Config = Callable[..., TrainConfig]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from phistill.cache import Cache
-from phistill.cache.errors import RunMismatch, UsageError
-from phistill.train import TrainConfig, evaluate, load_run, train
+from phistill.cache.errors import LockHeld, RunMismatch, UsageError
+from phistill.train import Progress, TrainConfig, evaluate, load_run, train
 from phistill.train.metrics import read_metrics
 
 Config = Callable[..., TrainConfig]
@@ -73,6 +73,33 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(
         train(fitted_cache, tmp_path / "run", make_config(num_steps=2, lr=0.5))
     again = train(fitted_cache, tmp_path / "run", make_config(num_steps=2, log_every=7))
     assert again.resumed_from == 2
+
+
+def test_a_run_folder_has_one_trainer(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    def again(_: Progress) -> None:
+        with pytest.raises(LockHeld, match=r"is being trained by process \d+ on .*another --out"):
+            train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1), progress=again)
+
+
+def test_what_a_kill_before_the_first_step_leaves_is_no_obstacle(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (tmp_path / "run" / "config.json.partial").write_text("{")
+    with pytest.raises(UsageError, match="not empty and not a run"):
+        train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    checkpoints.rmdir()
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    orphan = checkpoints / "00000000.safetensors"
+    orphan.write_bytes(b"")
+    (checkpoints / "00000001.json").unlink()
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    assert not orphan.exists()
 
 
 @pytest.mark.parametrize(
