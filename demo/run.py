@@ -54,13 +54,18 @@ class DemoResult:
     report: Path
 
 
-def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoResult:
-    """Run every stage into the folder ``out``; a second call goes on where the first stopped."""
+def demo(
+    out: Path, *, say: Say = print, config: TrainConfig = STUDENT, images: Path = BUNDLED
+) -> DemoResult:
+    """Run every stage into the folder ``out``; a second call goes on where the first stopped.
+
+    ``images`` is a table with the columns of the bundled one.
+    """
     begun = time.monotonic()
-    say(f"1. extract: three teachers over {BUNDLED.name}")
+    say(f"1. extract: three teachers over {images.name}")
     with progress_bar("extract") as bar:
         cache = extract(
-            BUNDLED,
+            images,
             out / "demo.cache",
             TEACHERS,
             settings=CacheSettings(pixel_size=PIXEL_SIZE),
@@ -80,7 +85,7 @@ def demo(out: Path, *, say: Say = print, config: TrainConfig = STUDENT) -> DemoR
         say(f"   {result.num_steps} steps in {duration_text(result.seconds)}")
         lines[name] = evaluate(runs[name], cache)
     say("4. the teachers' own tasks")
-    scores = score_students(cache, runs)
+    scores = score_students(cache, runs, images)
     page = report(
         cache,
         list(runs.values()),

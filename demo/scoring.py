@@ -61,9 +61,12 @@ class ScoreTable:
         return [("The teachers' own tasks", head, rows, note)]
 
 
-def score_students(cache: Cache, runs: Mapping[str, Path]) -> ScoreTable:
-    """Scores of the teachers, of each run's student and of an untrained one."""
-    judge = _Judge(cache)
+def score_students(cache: Cache, runs: Mapping[str, Path], images: Path = BUNDLED) -> ScoreTable:
+    """Scores of the teachers, of each run's student and of an untrained one.
+
+    ``images`` is the table that the cache was made from: it has the words and the alpha.
+    """
+    judge = _Judge(cache, images)
     students = {f"student, {name}": load_run(path) for name, path in runs.items()}
     students["student, untrained"] = load_run(next(iter(runs.values())), untrained=True)
     found = {"teacher": judge.scores(*judge.teacher())}
@@ -75,11 +78,11 @@ def score_students(cache: Cache, runs: Mapping[str, Path]) -> ScoreTable:
 class _Judge:
     """Held-out images with their captions and mattes."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, images: Path) -> None:
         self._cache = cache
         self._rows = cache.rows(("clip", "mask"), HELDOUT)
         offsets = np.asarray(cache.index()["offset"].to_numpy())[self._rows].tolist()
-        table = read_table(BUNDLED, ["image", "name", "folders"]).take(offsets).to_pydict()
+        table = read_table(images, ["image", "name", "folders"]).take(offsets).to_pydict()
         side = PATCH * round(cache.teacher("mask").num_tokens ** 0.5)
         squares = np.stack([decode_square(data, side) for data in table["image"]])
         self._alpha = cells(torch.from_numpy(squares[:, 3]).float() / 255).numpy()

@@ -127,11 +127,14 @@ def test_two_teachers_need_two_names(folder: Path, tiny: str, tmp_path: Path) ->
         extract(folder, tmp_path / "c", [f"t={tiny}", f"t={tiny}?scale=2"])
 
 
-def test_an_extraction_killed_half_way_ends_as_an_uninterrupted_one(
-    folder: Path, tiny: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_an_extraction_stopped_half_way_ends_as_an_uninterrupted_one(
+    number: signal.Signals, code: int, folder: Path, tiny: str, tmp_path: Path
 ) -> None:
     whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
-    target = tmp_path / "killed"
+    target = tmp_path / "stopped"
     command = [sys.executable, "-m", "phistill", "extract", str(folder), "--cache", str(target)]
     command += ["--teacher", f"t={tiny}", "--pixel-size", "16", "--shard-rows", "8", "--seed", "1"]
     process = subprocess.Popen(
@@ -139,11 +142,18 @@ def test_an_extraction_killed_half_way_ends_as_an_uninterrupted_one(
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None and len(list(target.glob("commits/*/*.json"))) < 3:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    process.send_signal(number)
+    begun = time.monotonic()
+    _, said = process.communicate()
+    assert time.monotonic() - begun < 10.0  # G3
+    assert process.returncode == code, "the run ended before it could be stopped"
+    if code > 0:
+        assert "run the same command again to go on" in said
     assert len(store.open(target).missing_shards("t")) > 0
     resumed = extract(folder, target, [f"t={tiny}"], settings=SETTINGS)
     assert resumed.cache.digest() == whole.digest()

@@ -1,0 +1,54 @@
+"""The demo runs from images to report, and a second call does nothing again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from phistill.cache.tables import read_table
+from phistill.demo.pictures import BUNDLED
+from phistill.demo.run import STUDENT, demo, unexplained_table
+
+
+def some_images(path: Path) -> Path:
+    """Every tenth bundled image, both splits among them."""
+    table = read_table(BUNDLED)
+    pq.write_table(table.take(pa.array(range(0, table.num_rows, 10))), path)
+    return path
+
+
+def test_the_demo_goes_from_images_to_a_report(tmp_path: Path) -> None:
+    images = some_images(tmp_path / "images.parquet")
+    config = replace(STUDENT, num_steps=30, tensorboard=False, validate_every=0)
+    said: list[str] = []
+    result = demo(tmp_path / "out", say=said.append, config=config, images=images)
+    assert result.cache.teachers == ("clip", "ssl", "mask")
+    page = result.report.read_text("utf-8")
+    assert len(page) > 100_000
+    for run in ("phi-s", "raw"):
+        assert run in page
+    table = unexplained_table(result.lines)
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        "teacher",
+        "clip",
+        "ssl",
+        "mask",
+    ]
+    clip = {
+        name: line.unexplained
+        for name, lines in result.lines.items()
+        for line in lines
+        if (line.student, line.teacher, line.kind) == ("trained", "clip", "patches")
+    }
+    # The point of the paper, already after 30 steps: raw targets starve the quietest teacher.
+    assert clip["phi-s"] is not None
+    assert clip["raw"] is not None
+    assert clip["phi-s"] < clip["raw"]
+    matte = {who: scores["matte IoU"].value for who, scores in result.scores.scores.items()}
+    assert matte["teacher"] > matte["student, untrained"]
+    before = result.cache.digest()
+    again = demo(tmp_path / "out", say=said.append, config=config, images=images)
+    assert again.cache.digest() == before
