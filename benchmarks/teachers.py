@@ -61,7 +61,7 @@ def line(spec: str, folder: Path) -> str:
     built = TeacherSpec.parse(random)
     cache = extract(
         folder / "images",
-        folder / built.name,
+        folder / f"{len(list(folder.iterdir()))}.cache",
         [random],
         settings=CacheSettings(pixel_size=0, holdout=0.0),
     ).cache
