@@ -48,7 +48,7 @@ def test_an_unknown_teacher_source_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"x")
     code, _, err = run("extract", tmp_path, "--cache", tmp_path / "c", "--teacher", "nope:x")
     assert code == 2
-    assert "known are demo, module, open_clip, timm" in err
+    assert "known are demo, module, open_clip, timm, transformers" in err
 
 
 def test_an_unknown_demo_teacher_lists_the_known_ones(tmp_path: Path) -> None:

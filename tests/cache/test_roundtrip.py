@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorstore
 import zarr
 
 from phistill.cache import Cache
@@ -23,6 +24,15 @@ def test_rows_read_in_any_order_equal_what_zarr_reads(make_cache: CacheFactory) 
         path = cache.path / ("pixels" if owner == "pixels" else f"teachers/{owner}/{kind}")
         theirs: Any = zarr.open_array(path, mode="r")[:]
         np.testing.assert_array_equal(ours, theirs[rows])
+
+
+def test_tensorstore_reads_the_same_rows(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=50)
+    for owner, kind in [("pixels", "pixels"), ("a", "patches"), ("b", "patches")]:
+        path = cache.path / ("pixels" if owner == "pixels" else f"teachers/{owner}/{kind}")
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+        theirs = tensorstore.open(spec).result().read().result()
+        np.testing.assert_array_equal(cache.reader(owner, kind).read(np.arange(50)), theirs)
 
 
 def test_a_shard_has_the_bytes_that_zarr_itself_writes(make_cache: CacheFactory) -> None:

@@ -46,7 +46,7 @@ def test_what_is_no_teacher_is_refused(text: str) -> None:
 
 
 def test_an_unknown_source_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="known are demo, module, open_clip, timm"):
+    with pytest.raises(UsageError, match="known are demo, module, open_clip, timm, transformers"):
         TeacherSpec.parse("hub:x").build()
 
 
