@@ -119,9 +119,9 @@ def throughput(gib: float, repeats: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         cache = make_cache(Path(folder) / "bench.cache", num_rows)
         warm(cache)
-        small = quick_rows(cache, 256)  # 65,536 vectors in memory
+        small = quick_rows(cache, 128)  # 32,768 vectors in memory
         x = torch.from_numpy(small.astype(np.float32))
-        single = small[: 16 * 1024]
+        single = small[: 10 * 1024]
 
         def ours() -> object:
             forget(cache)

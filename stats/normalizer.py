@@ -62,6 +62,9 @@ class Normalizer:
             array.flags.writeable = False
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Normalizer.from_arrays, (self.to_arrays(), self.metadata())
+
     @classmethod
     def fit(
         cls,

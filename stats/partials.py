@@ -75,7 +75,7 @@ def _stored(root: Path, spec: ArraySpec, group: Group, keys: list[str]) -> tuple
     return len(covered), stored.summary
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
 def _reader(root: Path, teacher: str, kind: str, key: str) -> ArrayReader:
     """One reader per array and state of the cache: making one reads every commit record."""
     return store.open(root).reader(teacher, kind)

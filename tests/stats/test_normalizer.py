@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -134,6 +135,13 @@ def test_a_stored_normalizer_comes_back_bit_for_bit(method: str) -> None:
     assert back.metadata() == fitted.metadata()
     for name, array in fitted.to_arrays().items():
         assert back.to_arrays()[name].tobytes() == array.tobytes()
+
+
+def test_a_copy_as_for_another_process_is_the_same() -> None:
+    fitted = Normalizer.fit(Moments.of(features(300, 4)), method="zca", shrinkage=0.5)
+    copied = copy.deepcopy(fitted)
+    assert copied is not fitted
+    assert copied.to_bytes() == fitted.to_bytes()
 
 
 def test_damaged_bytes_are_refused_and_never_half_read() -> None:
