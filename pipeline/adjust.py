@@ -13,6 +13,7 @@ Without any of them a teacher is used as it is, and its identity does not mentio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from")
+MAX_SIDE = 65_536
 RESAMPLINGS = ("area", "bilinear")
 
 
@@ -60,7 +62,7 @@ class Adjustment:
             interpolation=given.get("interpolation"),
             grid=_grid(given["grid"]) if "grid" in given else None,
             resample=resample,
-            pad_from=_side(given["pad_from"]) if "pad_from" in given else None,
+            pad_from=side(given["pad_from"]) if "pad_from" in given else None,
         )
 
     def apply(self, teacher: Teacher) -> Teacher:
@@ -75,17 +77,17 @@ class AdjustedTeacher:
         self._teacher, self._adjustment = teacher, adjustment
         own = teacher.preprocessing()
         self._full_size = own.size
-        side = adjustment.pad_from
-        if side is not None and side > min(own.size):
+        inner = adjustment.pad_from
+        if inner is not None and inner > min(own.size):
             raise UsageError(
-                f"option pad_from={side} must be at most the teacher's input, {min(own.size)}."
+                f"option pad_from={inner} must be at most the teacher's input, {min(own.size)}."
             )
         self._preprocessing = replace(
             own,
             mean=adjustment.mean or own.mean,
             std=adjustment.std or own.std,
             interpolation=adjustment.interpolation or own.interpolation,
-            size=own.size if side is None else (side, side),
+            size=own.size if inner is None else (inner, inner),
         )
 
     @property
@@ -165,18 +167,19 @@ def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] |
         values = [float(part) for part in options[key].split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, 3):
+    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
         raise UsageError(f"option {key}={options[key]!r} must be one number, or three with commas.")
     red, green, blue = values * (3 // len(values))
     return red, green, blue
 
 
-def _side(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise UsageError(f"{text!r} is no number of pixels or patches above 0.")
+def side(text: str) -> int:
+    """A number of pixels or patches, from its text; UsageError beyond 1 to 65,536."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= MAX_SIDE:
+        raise UsageError(f"{text[:20]!r} is no number of pixels or patches from 1 to {MAX_SIDE:,}.")
     return int(text)
 
 
 def _grid(text: str) -> tuple[int, int]:
     height, cross, width = text.partition("x")
-    return _side(height), _side(width if cross else height)
+    return side(height), side(width if cross else height)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NUM_IMAGES = 2
 FLOAT16_MAX = 65504.0
+PERMISSIVE = ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "mit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,10 @@ def _notes(kinds: tuple[KindReport, ...], licence: str | None) -> tuple[str, ...
         found.append("no summary: the student gets no summary head for this teacher.")
     if licence is None:
         found.append("the licence is not known here; look at the model's card before you publish.")
-    elif "nc" in licence.split("-") or licence in ("apple-amlr", "other", "unknown"):
+    elif licence not in PERMISSIVE:
         found.append(
-            f"the licence {licence} may forbid commercial use of what is distilled from it."
+            f"the licence {licence} has conditions of its own, which may extend to a student "
+            "distilled from this teacher; read it before you publish."
         )
     return tuple(found)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
+from .adjust import side
 from .contract import Features, Preprocessing
 from .teachers import take_options
 from .timm_tokens import depth_of, tokens
@@ -165,10 +166,8 @@ def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
     """The option ``size``, ``224`` or ``224x336`` (height x width)."""
     if "size" not in options:
         return None
-    parts = options["size"].split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"option size={options['size']!r} must be a side, or HEIGHTxWIDTH.")
-    return int(parts[0]), int(parts[-1])
+    height, cross, width = options["size"].partition("x")
+    return side(height), side(width if cross else height)
 
 
 def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -53,8 +53,7 @@ class TransformersTeacher:
             )
         if layer > -1:
             raise UsageError(f"layer={layer} must count from the end: -1 is the last.")
-        tower = getattr(model, "vision_model", None)  # CLIP and SigLIP come with a text tower
-        self.model: Any = (model if tower is None else tower).eval().requires_grad_(False)
+        self.model: Any = _tower(model).eval().requires_grad_(False)
         self._preprocessing = preprocessing
         self._identity = dict(identity)
         self._layer, self._summary, self._registers = layer, summary, registers
@@ -86,7 +85,7 @@ class TransformersTeacher:
         if self._layer != -1:
             values = output.hidden_states[self._layer]
         if values.ndim == 4:
-            patches, prefix = values.permute(0, 2, 3, 1), None
+            patches, prefix = _map(self.model, values), None
         else:
             num_prefix = values.shape[1] - _num_patches(self.model, images)
             patches, prefix = _grid(values, images, num_prefix), values[:, :num_prefix]
@@ -183,6 +182,21 @@ def _interpolation(number: int) -> str:
     if name not in INTERPOLATIONS:
         raise UsageError(f"the image processor's resample={number} has no counterpart here.")
     return name
+
+
+def _tower(model: nn.Module) -> Any:
+    """The image part of a model that has others: CLIP's and SigLIP's text, SAM's prompts."""
+    for name in ("vision_model", "vision_encoder"):
+        if (tower := getattr(model, name, None)) is not None:
+            return tower
+    return model
+
+
+def _map(net: Any, values: torch.Tensor) -> torch.Tensor:
+    """A map as (b, h, w, c); SAM's layers, unlike its neck, have their channels last."""
+    width = getattr(_config(net), "hidden_size", None)
+    last = values.shape[-1] == width and values.shape[1] != width
+    return values if last else values.permute(0, 2, 3, 1)
 
 
 def _config(net: Any) -> Any:

@@ -67,8 +67,10 @@ class View:
             raise UsageError(
                 f"scale={self.scale} must be two shares of the area, the smaller first."
             )
-        if not 0.0 < self.ratio[0] <= self.ratio[1]:
-            raise UsageError(f"ratio={self.ratio} must be two numbers above 0, the smaller first.")
+        if not 0.01 <= self.ratio[0] <= self.ratio[1] <= 100.0:
+            raise UsageError(
+                f"ratio={self.ratio} must be two numbers in [0.01, 100], the smaller first."
+            )
 
     @classmethod
     def parse(cls, text: str) -> Self:

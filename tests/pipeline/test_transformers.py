@@ -89,6 +89,25 @@ def test_an_earlier_layer_is_a_hidden_state() -> None:
     torch.testing.assert_close(found.summary, hidden[:, 0])
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_sams_neck_and_layers_keep_rows_and_columns(layer: int) -> None:
+    more = {"output_channels": 16, "global_attn_indexes": [1], "window_size": 2, "image_size": 64}
+    net = model("SamVision", **more)
+    for parameter in net.parameters():  # the neck's are left uninitialised
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = torch.randn(1, 3, 64, 64)
+    changed = images.clone()
+    changed[:, :, :8, 56:] += 5.0  # the upper right patch
+    teacher = TransformersTeacher(net, PREPROCESSING, {}, layer=layer)
+    with torch.inference_mode():
+        one, two = teacher.features(images), teacher.features(changed)
+    assert one.patches.shape == (1, 8, 8, 16 if layer == -1 else 32)
+    assert one.summary is None
+    difference = (two.patches - one.patches).abs().sum(-1)
+    # The neck's 3 x 3 convolution may move the largest change to a neighbour.
+    assert int(difference.flatten().argmax()) in (6, 7, 14, 15)
+
+
 @pytest.mark.parametrize("revision", ["", "&revision=main"])
 def test_a_repositorys_own_code_needs_a_commit(revision: str) -> None:
     spec = TeacherSpec("r", "transformers", "nvidia/RADIO", ())

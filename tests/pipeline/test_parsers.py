@@ -1,0 +1,49 @@
+"""Whatever text is given, our parsers refuse it with a UsageError or understand it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from phistill.cache.errors import UsageError
+from phistill.pipeline.adjust import Adjustment
+from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.views import View
+
+EXAMPLES = 15_000 if os.environ.get("PHISTILL_FULL") == "1" else 300
+TEXT = st.text(alphabet=st.one_of(st.sampled_from("a1:=?&/.,x-%[]"), st.characters()), max_size=40)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(TEXT)
+@example("a=b:c?d=%ff")
+@example("a:b?" + "&" * 10_000)
+def test_a_teacher_is_parsed_or_refused(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        spec = TeacherSpec.parse(text)
+        assert spec.source
+        assert spec.model
+        Adjustment.take(dict(spec.options))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.one_of(TEXT, TEXT.map(lambda text: f"random-resized-crop?{text}")))
+@example("random-resized-crop?scale=nan,1")
+@example("random-resized-crop?ratio=1,inf")
+def test_a_view_is_parsed_or_refused(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        view = View.parse(text)
+        placed = view.place((30, 20), seed=0, image_id=text, number=0)
+        assert placed.box[2] > placed.box[0]
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.sampled_from(["mean", "std", "grid", "pad_from", "interpolation", "resample"]), TEXT)
+@example("mean", "nan")
+@example("grid", "9" * 5000)
+def test_an_option_is_parsed_or_refused(key: str, text: str) -> None:
+    with contextlib.suppress(UsageError):
+        Adjustment.take({key: text})
