@@ -6,6 +6,7 @@ done, 1 a failure the message explains, 2 wrong usage, 130 and 143 interrupted a
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -31,6 +32,9 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        # OpenMP's threads spin for work by default: on two busy cores a training step then takes
+        # ten times as long (docs/log.md). Read when torch is loaded, which happens later.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
