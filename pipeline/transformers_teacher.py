@@ -120,6 +120,7 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
         raise UsageError(
             "teachers from transformers need it installed: pip install 'phistill[transformers]'."
         ) from error
+    auto: Any = AutoModel
     take_options(options, OPTIONS, f"transformers:{model}")
     revision = options.get("revision")
     remote = boolean(options, "remote_code", default=False)
@@ -131,10 +132,10 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
     source: dict[str, Any] = {"trust_remote_code": remote, "revision": revision or "main"}
     seed = integer(options, "random")
     if seed is None:
-        net = AutoModel.from_pretrained(model, **source)
+        net = auto.from_pretrained(model, **source)
     else:
         with seeded(seed):
-            net = AutoModel.from_config(
+            net = auto.from_config(
                 AutoConfig.from_pretrained(model, **source), trust_remote_code=remote
             )
     identity = {"source": "transformers", "model": model, "remote_code": remote}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_weights_are_known_by_their_bytes_and_not_by_their_file(tmp_path: Path) 
         text = f"timm:vit_tiny_patch16_224?size=32&weights={path}"
         return dict(TeacherSpec.parse(text).build().identity())
 
-    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    net: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
     for name in ("a.safetensors", "b.safetensors"):
         save_file(net.state_dict(), tmp_path / name)
     first = identity(tmp_path / "a.safetensors")
