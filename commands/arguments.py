@@ -18,6 +18,16 @@ teacher_option = click.option(
 )
 
 
+def fraction_or_file(text: str | None) -> tuple[float | None, Path | None]:
+    """``0.05`` as a fraction, anything else as the path of a file."""
+    if text is None:
+        return None, None
+    try:
+        return float(text), None
+    except ValueError:
+        return None, Path(text)
+
+
 def seconds_of(text: str | None) -> float | None:
     """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
     import re

@@ -8,20 +8,27 @@ from typing import Any
 
 import click
 
-from .arguments import seconds_of, teacher_option
+from .arguments import fraction_or_file, seconds_of, teacher_option
 
 
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Cache to write.")
 @teacher_option
-@click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
+@click.option(
+    "--holdout",
+    metavar="FRACTION|FILE",
+    help="Fraction of images held out, or a file of their ids, one per line.  [default: 0.05]",
+)
 @click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
 @click.option(
     "--view",
-    type=click.Choice(["resize", "center-crop"]),
-    help="Part of the image that is looked at.  [default: resize]",
+    "views",
+    multiple=True,
+    metavar="KIND[?flip=random&...]",
+    help="A stored view: resize, center-crop or random-resized-crop; repeatable, several views of "
+    "an image are stored as several rows (docs/images.md).  [default: resize]",
 )
 @click.option(
     "--background",
@@ -59,10 +66,10 @@ def extract(
     images: Path,
     cache: Path,
     teachers: tuple[str, ...],
-    holdout: float | None,
+    holdout: str | None,
     seed: int | None,
     pixel_size: int | None,
-    view: str | None,
+    views: tuple[str, ...],
     background: tuple[int, int, int] | None,
     min_side: int | None,
     shard_rows: int | None,
@@ -87,12 +94,13 @@ def extract(
             background=background or DecodeRules().background,
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
+    fraction, options["holdout_file"] = fraction_or_file(holdout)
     options["time_limit_s"] = seconds_of(time_limit)
     settings = CacheSettings(
         seed=seed,
-        holdout=holdout,
+        holdout=fraction,
         pixel_size=pixel_size,
-        views=(View(view),) if view else None,
+        views=tuple(View.parse(view) for view in views) or None,
         decode=decode,
         shard_rows=shard_rows,
         compression=compression,

@@ -16,6 +16,7 @@ from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, lock, names
 from ..cache.errors import CacheMismatch, UsageError
 from ..cache.verify import discard, verify
+from .holdout import hold_out
 from .index import build_index
 from .runner import TeacherRunner, choose_device
 from .settings import CacheSettings
@@ -65,6 +66,8 @@ class ExtractOptions:
     """The run stops after the shard in which this is exceeded."""
     append: bool = False
     """Add images of the source that the cache does not have, as a new segment."""
+    holdout_file: Path | None = None
+    """Ids that are held out, one per line; images that are new to the cache follow it."""
     repair: bool = False
     """Check every byte first and extract damaged shards again."""
 
@@ -105,6 +108,8 @@ def extract(
     if not exists:
         _keep_out_of_the_way(path)
     entries = source.entries()
+    if options.holdout_file is not None:
+        entries = hold_out(entries, options.holdout_file)
     device = choose_device(options.device)
     with lock.writing(path):
         stored = store.open(path) if exists else None

@@ -203,3 +203,27 @@ def test_a_time_limit_ends_the_run_after_a_shard_and_the_next_goes_on(
     second = extract(folder, tmp_path / "c")
     assert not second.out_of_time
     assert second.cache.digest() == whole.digest()
+
+
+def test_two_views_of_an_image_are_two_rows_from_one_decode(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    views = (View("resize"), View("random-resized-crop", flip="random"))
+    settings = CacheSettings(pixel_size=16, shard_rows=8, views=views, seed=3)
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=settings).cache
+    index = cache.index().to_pydict()
+    assert index["id"][::2] == index["id"][1::2]
+    assert index["view"][:2] == [0, 1]
+    heldout = set(cache.rows(split="heldout").tolist())
+    assert heldout
+    assert all(row ^ 1 in heldout for row in heldout), "views of an image share its split"
+    again = extract(folder, tmp_path / "d", [f"t={tiny}"], settings=settings).cache
+    assert again.digest() == cache.digest()
+
+
+def test_a_file_of_ids_decides_what_is_held_out(folder: Path, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("cats/001.png\ndogs/000.jpg\n")
+    options = ExtractOptions(holdout_file=tmp_path / "held.txt")
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options).cache
+    ids = cache.index()["id"].to_pylist()
+    assert {ids[row] for row in cache.rows(split="heldout")} == {"cats/001.png", "dogs/000.jpg"}
