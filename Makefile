@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint constraints clean
+.PHONY: setup demo test torture lint constraints clean
 
 setup: .venv/.ready
 
@@ -19,6 +19,10 @@ demo: setup
 # more than they bring.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The full sizes of the kill, fault and fuzz tests; hours.
+torture: setup
+	OMP_NUM_THREADS=1 PHISTILL_FULL=1 $(BIN)/python -m pytest -n auto --timeout 0 tests/cache tests/pipeline
 
 lint: setup
 	$(BIN)/ruff check .

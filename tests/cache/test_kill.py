@@ -1,6 +1,6 @@
 """Killed at any rename or fsync, or refused by the disk, a cache ends as an uninterrupted one.
 
-``PHISTILL_TORTURE=1`` tries every place; otherwise an even sample of them.
+``PHISTILL_FULL=1`` tries every place; otherwise an even sample of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from phistill.cache import Cache
 
 SCRIPT = Path(__file__).with_name("writing_script.py")
-SAMPLE = None if os.environ.get("PHISTILL_TORTURE") else 5
+SAMPLE = None if os.environ.get("PHISTILL_FULL") == "1" else 5
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or os.geteuid() != 0, reason="needs strace and root"
 )
