@@ -386,7 +386,7 @@ def sweep(options: argparse.Namespace) -> list[str]:
         alone = [train.run([cell]) for cell in grid]
         together = train.run(grid)
         need = alone[0]["bytes"] / statistics.median(run["seconds"] for run in held)
-        rate = need / 4
+        rate = need / 5
         slow_alone = train.run(grid[:1], bytes_per_s=rate)["seconds"] * len(grid)
         slow_together = train.run(grid, bytes_per_s=rate)["seconds"]
     total_held, total_bytes = (
