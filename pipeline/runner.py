@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -89,33 +89,22 @@ class TeacherRunner:
     def run(
         self, pixels: UInt8[np.ndarray, "n h w 3"], rows_per_forward: int
     ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-        """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored.
+        """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored."""
+        (found,) = run_together([self], pixels, rows_per_forward)
+        return found
 
-        On CUDA a batch is copied to the host while the next one runs.
-        """
-        arrays = {
-            kind: np.empty((len(pixels), *self.info.row_shape(kind)), DTYPES[kind])
-            for kind in self.info.kinds
-        }
-        reasons: dict[int, str] = {}
-        flying: _Batch | None = None
-        for start in range(0, len(pixels), rows_per_forward):
-            batch = self._launch(pixels[start : start + rows_per_forward], start)
-            if flying is not None:
-                flying.land(arrays, reasons)
-            flying = batch
-        if flying is not None:
-            flying.land(arrays, reasons)
-        for values in arrays.values():
-            values[list(reasons)] = np.nan
-        return arrays, reasons
+    def shares_forward(self, other: TeacherRunner) -> bool:
+        """Whether ``run_together`` needs one forward pass for both."""
+        shares = getattr(self._teacher, "shares_forward", None)
+        same = (self._device, self._autocast) == (other._device, other._autocast)
+        return same and shares is not None and bool(shares(other._teacher))
 
-    def _launch(self, pixels: UInt8[np.ndarray, "b h w 3"], start: int) -> _Batch:
-        """Run a batch and begin to copy what is stored of it."""
+    def launch(self, features: Features, start: int) -> _Batch:
+        """Begin to copy what is stored of a batch that starts at row ``start``."""
         import torch
 
         stored = {}
-        for kind, values in _kinds(self.forward(pixels)).items():
+        for kind, values in _kinds(features).items():
             if tuple(values.shape[1:]) != self.info.row_shape(kind):
                 raise TeacherError(
                     f"teacher {self.info.name} gave {kind} of shape {tuple(values.shape[1:])}, its "
@@ -131,6 +120,12 @@ class TeacherRunner:
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
+        return self.forward_together([self], pixels)[0]
+
+    def forward_together(
+        self, runners: Sequence[TeacherRunner], pixels: UInt8[np.ndarray, "b h w 3"]
+    ) -> list[Features]:
+        """Features of each runner, from one forward pass where there are several."""
         import torch
 
         given = torch.from_numpy(pixels)
@@ -149,7 +144,13 @@ class TeacherRunner:
                 enabled=mixed,
             ),
         ):
-            return self._teacher.features(images)
+            if len(runners) == 1:
+                return [self._teacher.features(images)]
+            together: Any = self._teacher
+            found: list[Features] = together.features_together(
+                [runner._teacher for runner in runners], images
+            )
+            return found
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
         """Shapes from one forward pass over two grey images."""
@@ -175,6 +176,58 @@ class TeacherRunner:
                 "autocast": self._autocast,
             },
         )
+
+
+def run_together(
+    runners: Sequence[TeacherRunner],
+    pixels: UInt8[np.ndarray, "n h w 3"],
+    rows_per_forward: int,
+) -> list[tuple[dict[str, NDArray[Any]], dict[int, str]]]:
+    """``run`` of each runner; all of them share the forward pass with the first.
+
+    On CUDA a batch is copied to the host while the next one runs.
+    """
+    found = [
+        (
+            {
+                kind: np.empty((len(pixels), *r.info.row_shape(kind)), DTYPES[kind])
+                for kind in r.info.kinds
+            },
+            dict[int, str](),
+        )
+        for r in runners
+    ]
+    flying: list[_Batch] = []
+    for start in range(0, len(pixels), rows_per_forward):
+        features = runners[0].forward_together(runners, pixels[start : start + rows_per_forward])
+        launched = [r.launch(given, start) for r, given in zip(runners, features, strict=True)]
+        for batch, (arrays, reasons) in zip(flying, found, strict=False):
+            batch.land(arrays, reasons)
+        flying = launched
+    for batch, (arrays, reasons) in zip(flying, found, strict=False):
+        batch.land(arrays, reasons)
+    for arrays, reasons in found:
+        for values in arrays.values():
+            values[list(reasons)] = np.nan
+    return found
+
+
+def sharing(runners: Mapping[str, TeacherRunner]) -> list[list[str]]:
+    """Names in groups that ``run_together`` can run, each in the order given.
+
+    Teachers share a forward pass when they are layers of one model, and a batch size.
+    """
+    groups: list[list[str]] = []
+    for name, runner in runners.items():
+        for group in groups:
+            first = runners[group[0]]
+            same = first.info.rows_per_forward == runner.info.rows_per_forward
+            if same and first.shares_forward(runner):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
 
 
 def environment(device: torch.device | None) -> dict[str, str]:

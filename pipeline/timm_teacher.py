@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
 from .adjust import side
-from .contract import Features, Preprocessing
+from .contract import Features, Preprocessing, Teacher
 from .teachers import take_options
-from .timm_tokens import depth_of, tokens
+from .timm_tokens import depth_of, tokens_of_layers
 from .weights import (
     boolean,
     cast,
+    file_state,
     integer,
     load_weights,
     parameter_dtype,
@@ -33,6 +35,9 @@ OPTIONS = (
     *("weights", "random", "revision", "dtype"),
 )
 SUMMARIES = ("head", "mean", "none")
+_BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
+"""Models that a teacher still holds: several layers of one model are several teachers, and its
+weights are in memory once."""
 
 
 class TimmTeacher:
@@ -93,15 +98,40 @@ class TimmTeacher:
         self.model.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
-        head = self._summary == "head"
-        images = images.to(parameter_dtype(self.model))
-        patches, registers, final = tokens(
-            self.model, images, layer=self._layer, norm=self._norm, final=head
+        (found,) = self.features_together([self], images)
+        return found
+
+    def shares_forward(self, other: Teacher) -> bool:
+        """Whether one forward pass serves both: the same model, at other layers perhaps."""
+        return (
+            isinstance(other, TimmTeacher)
+            and other.model is self.model
+            and other._norm == self._norm
+            and other._preprocessing == self._preprocessing
         )
+
+    @staticmethod
+    def features_together(
+        teachers: Sequence[TimmTeacher], images: Float[torch.Tensor, "b 3 h w"]
+    ) -> list[Features]:
+        """Features of teachers that share a forward pass, from one."""
+        first = teachers[0]
+        layers, final = tokens_of_layers(
+            first.model,
+            images.to(parameter_dtype(first.model)),
+            [teacher._layer for teacher in teachers],
+            norm=first._norm,
+            final=any(teacher._summary == "head" for teacher in teachers),
+        )
+        return [teacher._of(*layers[teacher._layer], final) for teacher in teachers]
+
+    def _of(
+        self, patches: torch.Tensor, registers: torch.Tensor | None, final: torch.Tensor | None
+    ) -> Features:
         summary = None
         if self._summary == "mean":
             summary = patches.flatten(1, 2).mean(1)
-        elif head:
+        elif self._summary == "head":
             model: Any = self.model
             summary = model.forward_head(final, pre_logits=True)
             if summary.ndim != 2:
@@ -121,16 +151,20 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         raise UsageError("options weights and random exclude each other; give one.")
     if "revision" in options:
         model = f"{model}@{options['revision']}"
-    net = _create(model, size, seed, pretrained=seed is None and local is None)
-    if local is not None:
-        load_weights(net, fitted_state(net, read_weights(local)), str(local))
+    key = (model, size, seed, file_state(local), options.get("dtype"))
+    net = _BUILT.get(key)
+    if net is None:
+        net = _create(model, size, seed, pretrained=seed is None and local is None)
+        if local is not None:
+            load_weights(net, fitted_state(net, read_weights(local)), str(local))
+        _BUILT[key] = net = cast(net, options.get("dtype"))
     dense = _is_dense(net)
     if ("neck" if not dense else "norm") in options:
         raise UsageError(
             f"timm:{model}: norm is for models with a final norm, neck for SAM's image encoder."
         )
     return TimmTeacher(
-        cast(net, options.get("dtype")),
+        net,
         preprocessing_of(net, size),
         {"source": "timm", "model": model},
         layer=-1 if (layer := integer(options, "layer")) is None else layer,

@@ -7,6 +7,7 @@ has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -16,6 +17,14 @@ from ..cache.errors import TeacherError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+SHUFFLED = ("Hiera",)
+"""Models whose last tokens are in another order than the image's, and are normalised only after
+pooling: their map is an intermediate without a norm."""
+
+Tokens = tuple["torch.Tensor", "torch.Tensor | None"]
+"""Patches (b, h, w, c), and registers (b, g, c) where the model has them."""
 
 
 def tokens(
@@ -32,23 +41,43 @@ def tokens(
 ]:
     """Patches (b, h, w, c), registers (b, g, c) or None, and the model's last features.
 
-    ``layer`` counts from the end, -1 is the last. One forward pass; the last features, which the
-    model's own head pools, are None when ``final`` is false and they were not needed.
+    ``layer`` counts from the end, -1 is the last. The last features, which the model's own head
+    pools, are None when ``final`` is false and they were not needed.
     """
+    found, last = tokens_of_layers(model, images, [layer], norm=norm, final=final)
+    return *found[layer], last
+
+
+def tokens_of_layers(
+    model: nn.Module,
+    images: Float[torch.Tensor, "b 3 h w"],
+    layers: Sequence[int],
+    *,
+    norm: bool = True,
+    final: bool = True,
+) -> tuple[dict[int, Tokens], torch.Tensor | None]:
+    """As ``tokens`` for several layers, from one forward pass."""
     net: Any = model
-    if layer == -1 and norm:
+    shuffled = type(net).__name__ in SHUFFLED
+    by_last = norm and -1 in layers and not shuffled
+    rest = sorted(set(layers) - ({-1} if by_last else set()))
+    found: dict[int, Tokens] = {}
+    if rest:
+        given, last = _intermediates(
+            net, images, rest, norm=norm and not shuffled, final=final or by_last
+        )
+        found = {
+            layer: _of_intermediate(net, value) for layer, value in zip(rest, given, strict=True)
+        }
+    else:
         last = net.forward_features(images)
-        if last.ndim == 4:
-            return _map(net, last), None, last
-        if (split := _split(net, last, images)) is not None:
-            return *split, last
-    found, last = _intermediate(net, images, layer, norm=norm, final=final)
-    registers = None
-    if isinstance(found, tuple):
-        found, prefix = found
-        if num_registers := num_registers_of(net):
-            registers = prefix[:, prefix.shape[1] - num_registers :]
-    return found.permute(0, 2, 3, 1), registers, last
+    if by_last:
+        whole = _of_last(net, last, images)
+        if whole is None:  # no plain grid is stated; the model knows how to make one
+            ((value,), _) = _intermediates(net, images, [-1], norm=norm, final=False)
+            whole = _of_intermediate(net, value)
+        found[-1] = whole
+    return found, last
 
 
 def depth_of(model: nn.Module) -> int:
@@ -70,24 +99,37 @@ def num_registers_of(model: Any) -> int:
     return 0 if tokens is None else int(tokens.shape[1])
 
 
-def _intermediate(
-    net: Any, images: torch.Tensor, layer: int, *, norm: bool, final: bool
-) -> tuple[Any, torch.Tensor | None]:
+def _intermediates(
+    net: Any, images: torch.Tensor, layers: Sequence[int], *, norm: bool, final: bool
+) -> tuple[list[Any], torch.Tensor | None]:
     prefix = {"return_prefix_tokens": True} if getattr(net, "num_prefix_tokens", 0) else {}
-    hiera = type(net).__name__ == "Hiera"  # normalises after pooling, so a map has no norm
     result = net.forward_intermediates(
         images,
-        indices=[layer],
-        norm=norm and not hiera,
+        indices=list(layers),
+        norm=norm,
         stop_early=not final,
         output_fmt="NCHW",
         intermediates_only=not final,
         **prefix,
     )
     if not final:
-        return result[0], None
-    last, (found,) = result
-    return found, last
+        return list(result), None
+    last, given = result
+    return list(given), last
+
+
+def _of_intermediate(net: Any, value: Any) -> Tokens:
+    registers = None
+    if isinstance(value, tuple):
+        value, prefix = value
+        if num_registers := num_registers_of(net):
+            registers = prefix[:, prefix.shape[1] - num_registers :]
+    return value.permute(0, 2, 3, 1), registers
+
+
+def _of_last(net: Any, last: Any, images: torch.Tensor) -> Tokens | None:
+    """Tokens of the model's last features; None when they are no plain grid."""
+    return (_map(net, last), None) if last.ndim == 4 else _split(net, last, images)
 
 
 def _split(

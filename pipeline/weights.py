@@ -49,6 +49,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {_plain(name): value for name, value in state.items()}
 
 
+def file_state(path: Path | None) -> tuple[object, ...] | None:
+    """What changes when a file does: its path, size and time."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise UsageError(f"weights file {path} does not exist.")
+    facts = path.stat()
+    return path.absolute(), facts.st_size, facts.st_mtime_ns
+
+
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
     """Load every tensor; TeacherError names what is missing or unexpected."""
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -11,7 +11,13 @@ import torch
 
 from phistill.cache.errors import TeacherError
 from phistill.pipeline.contract import Features, Preprocessing
-from phistill.pipeline.runner import TeacherRunner, default_rows_per_forward
+from phistill.pipeline.runner import (
+    TeacherRunner,
+    default_rows_per_forward,
+    run_together,
+    sharing,
+)
+from phistill.pipeline.teachers import TeacherSpec
 
 
 class Echo:
@@ -100,3 +106,30 @@ def test_a_teacher_that_changes_its_shape_is_stopped(pixels: Any) -> None:
 )  # fmt: skip
 def test_large_inputs_go_in_small_batches(device: str, size: tuple[int, int], rows: int) -> None:
     assert default_rows_per_forward(device, size) == rows
+
+
+def test_layers_of_one_model_share_its_weights_and_one_forward() -> None:
+    base = "timm:vit_tiny_patch16_224?random=0&size=32"
+    texts = [base, f"{base}&layer=-3&summary=none", f"{base}&layer=-6&summary=mean",
+             f"{base}&norm=false"]  # fmt: skip
+    cpu = torch.device("cpu")
+    runners = {
+        f"t{number}": TeacherRunner(f"t{number}", text, TeacherSpec.parse(text).build(), cpu)
+        for number, text in enumerate(texts)
+    }
+    models = {id(runner._teacher.model) for runner in runners.values()}  # type: ignore[attr-defined]
+    assert len(models) == 1
+    assert sharing(runners) == [["t0", "t1", "t2"], ["t3"]]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    calls: list[int] = []
+    model: Any = runners["t0"]._teacher.model  # type: ignore[attr-defined]
+    hook = model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    together = run_together([runners[name] for name in ("t0", "t1", "t2")], pixels, 2)
+    assert len(calls) == 3  # batches of 2, 2 and 1
+    hook.remove()
+    for name, (arrays, reasons) in zip(("t0", "t1", "t2"), together, strict=True):
+        alone, _ = runners[name].run(pixels, 2)
+        assert reasons == {}
+        assert set(arrays) == set(alone)
+        for kind, values in arrays.items():
+            np.testing.assert_array_equal(values, alone[kind])
