@@ -34,7 +34,10 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
 
 @click.command()
 @cache_argument
-def verify(cache: Path) -> None:
+@click.argument("images", required=False, type=click.Path(path_type=Path))
+@click.option("--live", type=int, help="Run each teacher again on this many rows of IMAGES.")
+@click.option("--device", default="auto", show_default=True, help="For --live.")
+def verify(cache: Path, images: Path | None, live: int | None, device: str) -> None:
     """Check every byte of a cache.
 
     Compares checksums and commit records. Exits with 1 when anything is damaged or unfinished, and
@@ -53,6 +56,8 @@ def verify(cache: Path) -> None:
     checked = f"{report.num_files} files, {bytes_text(report.num_bytes)} checked"
     if not report.findings:
         click.echo(f"{cache} is whole: {checked}.")
+        if live is not None and not _agrees_live(cache, images, live, device):
+            sys.exit(1)
         return
     if report.damaged:
         click.echo(
@@ -65,6 +70,26 @@ def verify(cache: Path) -> None:
             f"Finish with: phistill extract IMAGES --cache {cache}"
         )
     sys.exit(1)
+
+
+def _agrees_live(cache: Path, images: Path | None, num_rows: int, device: str) -> bool:
+    """Print how far each teacher is from what is stored; False when one is another teacher."""
+    from phistill import cache as store
+    from phistill.cache.errors import UsageError
+    from phistill.pipeline.extract import stored_runner
+    from phistill.pipeline.live import compare_live, sample_rows
+    from phistill.pipeline.sources import open_source
+
+    if images is None:
+        raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
+    opened, source = store.open(cache), open_source(images)
+    agree = True
+    for name in opened.teachers:
+        rows = sample_rows(opened, name, num_rows)
+        report = compare_live(opened, source, stored_runner(opened, name, device), rows)
+        click.echo(str(report))
+        agree = agree and report.agrees
+    return agree
 
 
 @click.command()

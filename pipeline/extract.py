@@ -18,7 +18,8 @@ from ..cache.errors import CacheMismatch, UsageError
 from ..cache.verify import discard, verify
 from .holdout import hold_out
 from .index import build_index
-from .runner import TeacherRunner, choose_device
+from .live import require_same_teacher
+from .runner import TeacherRunner, choose_device, environment
 from .settings import CacheSettings
 from .shard_pass import ExtractProgress, PassLimits, ShardPass, rejects
 from .sources import Entry, Source, open_source
@@ -135,6 +136,8 @@ def extract(
             _add_or_compare(cache, name, runner)
         if not specs:
             runners = _unfinished(cache, device, options)
+        unfinished = {n: found for n, found in runners.items() if cache.missing_shards(n)}
+        require_same_teacher(cache, source, unfinished, environment(device))
         limits = PassLimits(options.num_workers, options.max_reject_frac, options.time_limit_s)
         work = ShardPass(cache, source, runners, device, limits, on_progress, started)
         work.run()
@@ -174,10 +177,23 @@ def _unfinished(
     runners = {}
     for name in cache.teachers:
         if cache.missing_shards(name):
-            spec = TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
-            runners[name] = _runner(spec, cache, device, options)
-            _add_or_compare(cache, name, runners[name])
+            runners[name] = _stored_runner(cache, name, device, options)
     return runners
+
+
+def stored_runner(cache: Cache, name: str, device: str = "auto") -> TeacherRunner:
+    """A teacher of the cache, built again from its spec; CacheMismatch when it is another one."""
+    return _stored_runner(cache, name, choose_device(device), ExtractOptions())
+
+
+def _stored_runner(
+    cache: Cache, name: str, device: torch.device, options: ExtractOptions
+) -> TeacherRunner:
+    runner = _runner(
+        TeacherSpec.parse(f"{name}={cache.teacher(name).spec}"), cache, device, options
+    )
+    _add_or_compare(cache, name, runner)
+    return runner
 
 
 def _create(

@@ -1,0 +1,74 @@
+"""A changed library is noticed by its features, and a harmless change is let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from phistill.cache import Cache
+from phistill.cache.errors import CacheMismatch
+from phistill.pipeline import CacheSettings, extract, runner
+from phistill.pipeline.extract import stored_runner
+from phistill.pipeline.live import compare_live, sample_rows
+from phistill.pipeline.sources import open_source
+
+SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
+
+
+@pytest.fixture
+def half_done(folder: Path, tiny: str, tmp_path: Path) -> Cache:
+    """A cache that misses its last shard."""
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    for owner in cache.owners:
+        cache.forget_shard(owner, 5)
+    return cache
+
+
+def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if timm had been upgraded since."""
+    known = runner.version
+    monkeypatch.setattr(runner, "version", lambda name: "99" if name == "timm" else known(name))
+
+
+def test_rows_run_again_are_the_stored_ones(half_done: Cache, folder: Path) -> None:
+    rows = sample_rows(half_done, "t", 8)
+    report = compare_live(half_done, open_source(folder), stored_runner(half_done, "t"), rows)
+    assert report.differences == {"patches": 0.0, "summary": 0.0}
+    assert report.agrees
+
+
+def test_a_changed_environment_with_the_same_features_goes_on_and_is_recorded(
+    half_done: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_version(monkeypatch)
+    cache = extract(folder, half_done.path).cache
+    versions = [record.environment["timm"] for record in cache.commits("t").values()]
+    assert versions.count("99") == 1
+    assert len(set(versions)) == 2
+
+
+def test_a_changed_environment_with_other_features_is_refused_naming_the_change(
+    half_done: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiny_teacher
+
+    another_version(monkeypatch)
+    before = tiny_teacher.TinyTeacher.features
+
+    def drifted(self: object, images: object) -> object:
+        found = before(self, images)  # type: ignore[arg-type]
+        return type(found)(found.patches * 1.05, found.summary)
+
+    monkeypatch.setattr(tiny_teacher.TinyTeacher, "features", drifted)
+    with pytest.raises(CacheMismatch, match=r"ANOTHER TEACHER.*timm \S+ -> 99"):
+        extract(folder, half_done.path)
+
+
+def test_a_changed_image_is_named(half_done: Cache, folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        Image.new("RGB", (9, 9)).save(path)
+    rows = sample_rows(half_done, "t", 20)
+    with pytest.raises(CacheMismatch, match="is not the one the cache was extracted from"):
+        compare_live(half_done, open_source(folder), stored_runner(half_done, "t"), rows)
