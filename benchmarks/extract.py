@@ -1,6 +1,6 @@
 """How much of a teacher's own speed ``extract`` keeps, everything included.
 
-    python benchmarks/extract.py [--device cpu|cuda] [--images 512] [--write benchmarks/results]
+    python benchmarks/extract.py [--device cpu|cuda] [--images 1024] [--write benchmarks/results]
 
 Three measurements in one run:
 
@@ -111,7 +111,7 @@ def extract_rate(
         images,
         cache,
         [f"t={spec}"],
-        settings=CacheSettings(pixel_size=0, holdout=0.0, shard_rows=64),
+        settings=CacheSettings(pixel_size=0, holdout=0.0, shard_rows=32),
         options=ExtractOptions(device=device, rows_per_forward=rows, num_workers=workers),
         on_progress=lambda at: marks.append((time.perf_counter(), at.done_rows)),
     )
@@ -200,7 +200,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--workers", type=int, help="Decoding workers; default one per core.")
     parser.add_argument("--write", type=Path, help="Folder for extract-DEVICE-DATE.json.")
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ Without any of them a teacher is used as it is, and its identity does not mentio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,9 +110,31 @@ class AdjustedTeacher:
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
         if self._adjustment.pad_from is None:
-            found = self._teacher.features(images)
-        else:
-            found = self._padded(images)
+            return self._on_grid(self._teacher.features(images))
+        return self._on_grid(self._padded(images))
+
+    def shares_forward(self, other: Teacher) -> bool:
+        """Whether one forward pass of the teachers inside serves both."""
+        shares = getattr(self._teacher, "shares_forward", None)
+        return (
+            shares is not None
+            and isinstance(other, AdjustedTeacher)
+            and self._adjustment.pad_from is None
+            and other._adjustment.pad_from is None
+            and other._preprocessing == self._preprocessing
+            and bool(shares(other._teacher))
+        )
+
+    @staticmethod
+    def features_together(
+        teachers: Sequence[AdjustedTeacher], images: Float[torch.Tensor, "b 3 h w"]
+    ) -> list[Features]:
+        """Features of teachers that share a forward pass, from one."""
+        inner: Any = teachers[0]._teacher
+        found = inner.features_together([teacher._teacher for teacher in teachers], images)
+        return [teacher._on_grid(given) for teacher, given in zip(teachers, found, strict=True)]
+
+    def _on_grid(self, found: Features) -> Features:
         if self._adjustment.grid is None:
             return found
         patches = resampled(found.patches, self._adjustment.grid, self._adjustment.resample)

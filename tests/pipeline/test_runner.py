@@ -108,21 +108,22 @@ def test_large_inputs_go_in_small_batches(device: str, size: tuple[int, int], ro
     assert default_rows_per_forward(device, size) == rows
 
 
-def test_layers_of_one_model_share_its_weights_and_one_forward() -> None:
-    base = "timm:vit_tiny_patch16_224?random=0&size=32"
-    texts = [base, f"{base}&layer=-3&summary=none", f"{base}&layer=-6&summary=mean",
-             f"{base}&norm=false"]  # fmt: skip
+@pytest.mark.parametrize("grid", ["", "&grid=1x1"])
+def test_layers_of_one_model_share_its_weights_and_one_forward(grid: str) -> None:
+    base = f"timm:vit_tiny_patch16_224?random=0&size=32{grid}"
+    options = ("", "&layer=-3&summary=none", "&layer=-6&summary=mean", "&norm=false")
+    texts = [base + more for more in options]
     cpu = torch.device("cpu")
     runners = {
         f"t{number}": TeacherRunner(f"t{number}", text, TeacherSpec.parse(text).build(), cpu)
         for number, text in enumerate(texts)
     }
-    models = {id(runner._teacher.model) for runner in runners.values()}  # type: ignore[attr-defined]
-    assert len(models) == 1
+    inner = [getattr(r._teacher, "_teacher", r._teacher) for r in runners.values()]
+    model: Any = inner[0].model
+    assert all(teacher.model is model for teacher in inner)
     assert sharing(runners) == [["t0", "t1", "t2"], ["t3"]]
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     calls: list[int] = []
-    model: Any = runners["t0"]._teacher.model  # type: ignore[attr-defined]
     hook = model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
     together = run_together([runners[name] for name in ("t0", "t1", "t2")], pixels, 2)
     assert len(calls) == 3  # batches of 2, 2 and 1
