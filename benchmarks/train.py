@@ -58,9 +58,9 @@ DEMO = (
 
 DEMO_STUDENT: dict[str, Any] = {
     "student": "vit_tiny_patch16_224",
-    "student_options": {"patch_size": 6, "embed_dim": 192, "depth": 4, "num_heads": 3},
+    "student_options": {"patch_size": 10, "embed_dim": 192, "depth": 4, "num_heads": 3},
     "head_width": 256,
-    "batch_size": 64,
+    "batch_size": 48,
 }
 VIT_S: dict[str, Any] = {"student": "vit_small_patch16_224", "batch_size": 16}
 
@@ -224,7 +224,7 @@ def memory(options: argparse.Namespace) -> list[str]:
     ]
     cases = (
         ("ViT-S/16 at 224, 3 x ViT-B", vit_sized("BBB"), 224, VIT_S, options.steps),
-        ("demo student, demo teachers", list(DEMO), 48, DEMO_STUDENT, 4 * options.steps),
+        ("demo student, demo teachers", list(DEMO), 60, DEMO_STUDENT, 4 * options.steps),
     )
     for name, teachers, pixels, student, steps in cases:
         num_rows = max(options.rows, 2 * student["batch_size"])
@@ -279,7 +279,7 @@ def live(options: argparse.Namespace) -> list[str]:
     ]
     demo = [(timm.create_model(*spec[0], **spec[1]), spec[2]) for spec in _demo_nets()]
     cases: list[tuple[str, list[TeacherInfo], int, dict[str, Any], list[Any]]] = [
-        ("the demo's three", list(DEMO), 48, DEMO_STUDENT, demo)
+        ("the demo's three", list(DEMO), 60, DEMO_STUDENT, demo)
     ]
     for letter, model in (("S", "small"), ("B", "base"), ("L", "large")):
         name = f"vit_{model}_patch14_dinov2"
@@ -371,7 +371,7 @@ class ThrottledSource(Source):
 
 def sweep(options: argparse.Namespace) -> list[str]:
     """8 settings (4 normalizers x 2 rates), small student, three ViT-S-sized teachers."""
-    student = DEMO_STUDENT | {"batch_size": 32, "image_size": 48, "num_steps": options.steps}
+    student = DEMO_STUDENT | {"batch_size": 32, "num_steps": options.steps}
     grid = cells(
         settings(**student, checkpoint_every=0, memory_bytes=0).to_dict()
         | {"normalizer": "phi-s", "lr": 1e-3},
@@ -379,7 +379,7 @@ def sweep(options: argparse.Namespace) -> list[str]:
     )
     base = {k: v for k, v in grid[0].config.to_dict().items() if k not in ("normalizer", "lr")}
     grid = cells(base, {"normalizer": ["phi-s", "none", "pca", "standardize"], "lr": [1e-3, 2e-3]})
-    with synthetic_cache(vit_sized("SSS"), options.rows, 48) as cache:
+    with synthetic_cache(vit_sized("SSS"), options.rows, 60) as cache:
         train = _Sweeper(cache)
         train.run(grid[:1], resident=True)  # warm-up: compilation of kernels, first allocations
         held = [train.run([cell], resident=True) for cell in grid]
