@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,6 +13,7 @@ from PIL import Image
 from phistill.cache import Cache
 from phistill.cache.errors import CacheMismatch
 from phistill.pipeline import CacheSettings, extract, runner
+from phistill.pipeline.contract import Features
 from phistill.pipeline.extract import stored_runner
 from phistill.pipeline.live import compare_live, sample_rows
 from phistill.pipeline.sources import open_source
@@ -28,7 +32,7 @@ def half_done(folder: Path, tiny: str, tmp_path: Path) -> Cache:
 
 def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if timm had been upgraded since."""
-    known = runner.version
+    known = importlib.metadata.version
     monkeypatch.setattr(runner, "version", lambda name: "99" if name == "timm" else known(name))
 
 
@@ -52,16 +56,15 @@ def test_a_changed_environment_with_the_same_features_goes_on_and_is_recorded(
 def test_a_changed_environment_with_other_features_is_refused_naming_the_change(
     half_done: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tiny_teacher
-
     another_version(monkeypatch)
-    before = tiny_teacher.TinyTeacher.features
+    teacher: Any = importlib.import_module("tiny_teacher").TinyTeacher
+    before = teacher.features
 
-    def drifted(self: object, images: object) -> object:
-        found = before(self, images)  # type: ignore[arg-type]
-        return type(found)(found.patches * 1.05, found.summary)
+    def drifted(self: object, images: object) -> Features:
+        found = before(self, images)
+        return Features(found.patches * 1.05, found.summary)
 
-    monkeypatch.setattr(tiny_teacher.TinyTeacher, "features", drifted)
+    monkeypatch.setattr(teacher, "features", drifted)
     with pytest.raises(CacheMismatch, match=r"ANOTHER TEACHER.*timm \S+ -> 99"):
         extract(folder, half_done.path)
 
