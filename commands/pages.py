@@ -19,8 +19,11 @@ from .arguments import cache_argument, teacher_option
 def report(cache: Path, runs: tuple[Path, ...], out: Path) -> None:
     """Write one page to look at: statistics, curves, PCA maps."""
     from phistill.report import report as write
+    from phistill.report.terminal import progress_bar
 
-    click.echo(f"Written: {write(cache, runs, out)}")
+    with progress_bar("report") as bar:
+        path = write(cache, runs, out, progress=bar)
+    click.echo(f"Written: {path}")
 
 
 @click.command()
