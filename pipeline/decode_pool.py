@@ -31,6 +31,8 @@ from .decode_worker import LENGTH, write_frame
 DECODE_TIMEOUT_S = 60.0
 """Far above any honest image: 100 megapixels take a few seconds."""
 START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 5.0
+"""A process that closed its pipe ends within this."""
 NUM_TRIES = 2
 MAX_ANSWER_BYTES = 2**24
 COMMAND = (sys.executable, "-m", "phistill.pipeline.decode_worker")
@@ -60,14 +62,16 @@ class DecodePool:
         try:
             reason = ""
             for _ in range(NUM_TRIES):
+                if self._closed:
+                    raise SourceError("decoding was stopped.")
                 try:
                     return worker.decode(data, image_id, numbers, self._timeout_s)
                 except _Lost as lost:
-                    if self._closed:
-                        raise SourceError("decoding was stopped.") from lost
                     reason = str(lost)
             return DecodedImage(hashlib.sha256(data).hexdigest(), reason=reason)
         finally:
+            if self._closed:  # it may have been started while the others were ended
+                worker.stop()
             self._idle.put(worker)
 
     def close(self) -> None:
@@ -98,10 +102,13 @@ class _Worker:
         except TimeoutError as error:
             self.stop()
             raise _Lost(f"decoding took longer than {timeout_s:g} s") from error
-        except (OSError, EOFError) as error:
-            code = process.wait()
+        except (OSError, EOFError, ValueError) as error:  # ValueError: closed by another thread
+            try:
+                reason = _death(process.wait(timeout=END_TIMEOUT_S))
+            except subprocess.TimeoutExpired:
+                reason = "the decoder stopped answering"
             self.stop()
-            raise _Lost(_death(code)) from error
+            raise _Lost(reason) from error
         size = answer["size"]
         return DecodedImage(
             answer["sha256"],
@@ -145,7 +152,7 @@ class _Worker:
             try:
                 write_frame(cast(BinaryIO, process.stdin), self._setup.to_dict())
                 _read_answer(process, START_TIMEOUT_S)
-            except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
                 self.stop()
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines()[-1:]
