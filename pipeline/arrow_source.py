@@ -97,7 +97,12 @@ def _data_files(folder: Path) -> list[str]:
     state = folder / STATE
     if not state.is_file():
         raise SourceError(f"{folder} is named by {DICTIONARY} and holds no {STATE}.")
-    files = _json(state).get("_data_files")
+    found = _json(state)
+    if found.get("_indices_data_files"):
+        raise SourceError(
+            f"{folder} was saved with an index of its rows. Save dataset.flatten_indices() instead."
+        )
+    files = found.get("_data_files")
     names = [f.get("filename") if isinstance(f, dict) else None for f in files or ()]
     return _strings(names, state)
 

@@ -118,7 +118,7 @@ def test_layers_of_one_model_share_its_weights_and_one_forward(grid: str) -> Non
         f"t{number}": TeacherRunner(f"t{number}", text, TeacherSpec.parse(text).build(), cpu)
         for number, text in enumerate(texts)
     }
-    inner = [getattr(r._teacher, "_teacher", r._teacher) for r in runners.values()]
+    inner: list[Any] = [getattr(r._teacher, "_teacher", r._teacher) for r in runners.values()]
     model: Any = inner[0].model
     assert all(teacher.model is model for teacher in inner)
     assert sharing(runners) == [["t0", "t1", "t2"], ["t3"]]

@@ -115,6 +115,7 @@ def test_a_saved_dictionary_keeps_its_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "state",
     ['{"_data_files": [{"filename": "../secret.arrow"}]}', '{"_data_files": [{"filename": 3}]}',
+     '{"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}',
      '{"_data_files": {"a": 1}}', "[" * 200_000, "[]", '{"_data_files": [{"filename": ".."}]}'],
 )  # fmt: skip
 def test_a_state_that_points_elsewhere_is_refused(tmp_path: Path, state: str) -> None:
