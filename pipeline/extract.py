@@ -156,17 +156,19 @@ def extract(
 def _runner(
     spec: TeacherSpec, cache: Cache | None, device: torch.device, options: ExtractOptions
 ) -> TeacherRunner:
-    """The teacher of a spec; one that the cache has keeps the arithmetic it began with."""
-    stored = None
+    """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
+    autocast, rows = options.autocast, options.rows_per_forward
     if cache is not None and spec.name in cache.teachers:
-        stored = cache.teacher(spec.name).identity.get("autocast")
+        stored = cache.teacher(spec.name)
+        autocast = autocast or stored.identity.get("autocast")
+        rows = stored.rows_per_forward
     return TeacherRunner(
         spec.name,
         spec.text,
         spec.build(),
         device,
-        autocast=options.autocast or stored,
-        rows_per_forward=options.rows_per_forward,
+        autocast=autocast,
+        rows_per_forward=rows,
     )
 
 

@@ -18,7 +18,7 @@ from ..cache import Cache, CommitRecord, names
 from ..cache.errors import TooManyRejects
 from .decode import DecodeRules
 from .decoding import DecodedShard, ShardRows, decode_shards
-from .runner import TeacherRunner, environment
+from .runner import TeacherRunner, environment, run_together, sharing
 from .sources import Source
 from .views import Rendering, View
 
@@ -137,12 +137,17 @@ class ShardPass:
     def _compute(self, shard: DecodedShard) -> Iterator[tuple[str, dict[str, Any], dict[int, str]]]:
         if shard.shard in self._missing.get(names.PIXELS, ()):
             yield names.PIXELS, {names.PIXELS: shard.pixels[self._pixel_rendering()]}, {}
-        for name, runner in self._runners.items():
-            if shard.shard in self._missing[name]:
-                stored = self._cache.teacher(name)
-                arrays, reasons = runner.run(
-                    shard.pixels[runner.rendering], stored.rows_per_forward
-                )
+        wanted = {
+            name: runner
+            for name, runner in self._runners.items()
+            if shard.shard in self._missing[name]
+        }
+        for group in sharing(wanted):
+            runners = [wanted[name] for name in group]
+            found = run_together(
+                runners, shard.pixels[runners[0].rendering], runners[0].info.rows_per_forward
+            )
+            for name, (arrays, reasons) in zip(group, found, strict=True):
                 for values in arrays.values():
                     values[list(shard.reasons)] = float("nan")
                 yield name, arrays, reasons

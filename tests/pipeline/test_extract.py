@@ -227,3 +227,14 @@ def test_a_file_of_ids_decides_what_is_held_out(folder: Path, tiny: str, tmp_pat
     cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options).cache
     ids = cache.index()["id"].to_pylist()
     assert {ids[row] for row in cache.rows(split="heldout")} == {"cats/001.png", "dogs/000.jpg"}
+
+
+def test_two_layers_of_one_model_extracted_together_equal_those_extracted_apart(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = "timm:vit_tiny_patch16_224?random=1&size=32"
+    last, middle = f"last={model}", f"middle={model}&layer=-6"
+    together = extract(folder, tmp_path / "c", [last, middle], settings=SETTINGS).cache
+    extract(folder, tmp_path / "d", [last], settings=SETTINGS)
+    apart = extract(folder, tmp_path / "d", [middle]).cache
+    assert together.digest() == apart.digest()
