@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,7 +106,7 @@ def measure(
     student: TrainedStudent,
     source: Source,
     rows: Rows,
-    means: Mapping[str, np.ndarray[Any, Any]],
+    means: Mapping[str, NDArray[np.float64]],
     *,
     label: str,
     progress: EvalProgress | None = None,

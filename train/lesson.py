@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 
 from .. import __version__
 from ..cache import Cache
@@ -29,7 +30,7 @@ class Lesson:
     config: TrainConfig
     targets: tuple[Target, ...]
     normalizers: Mapping[str, Normalizer]
-    means: Mapping[str, np.ndarray[Any, Any]]
+    means: Mapping[str, NDArray[np.float64]]
     """Training mean by target key, float64."""
 
     dispersions: Mapping[str, float]
