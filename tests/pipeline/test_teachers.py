@@ -68,7 +68,8 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
 def test_weights_that_cannot_be_had_are_an_error_and_never_random(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable HF_HUB_OFFLINE is read once, when the library is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PhistillError, match="could not be built"):
         TeacherSpec.parse("timm:vit_tiny_patch16_224.augreg_in21k").build()
 
