@@ -15,6 +15,7 @@ from ..cache import TeacherInfo
 from ..cache.errors import TeacherError, UsageError
 from ..cache.info import DTYPES
 from .adjust import licence_of
+from .batch import Batch, storable, to_host
 from .contract import Features, Preprocessing, Teacher
 from .views import Rendering
 
@@ -99,7 +100,7 @@ class TeacherRunner:
         same = (self._device, self._autocast) == (other._device, other._autocast)
         return same and shares is not None and bool(shares(other._teacher))
 
-    def launch(self, features: Features, start: int) -> _Batch:
+    def launch(self, features: Features, start: int) -> Batch:
         """Begin to copy what is stored of a batch that starts at row ``start``."""
         import torch
 
@@ -111,12 +112,12 @@ class TeacherRunner:
                     f"first images gave {self.info.row_shape(kind)}."
                 )
             with torch.inference_mode():
-                stored[kind] = _to_host(_storable(values, DTYPES[kind]))
+                stored[kind] = to_host(storable(values, DTYPES[kind]))
         event = None
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
-        return _Batch(self.info.name, start, stored, event)
+        return Batch(self.info.name, start, stored, event)
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
@@ -197,7 +198,7 @@ def run_together(
         )
         for r in runners
     ]
-    flying: list[_Batch] = []
+    flying: list[Batch] = []
     for start in range(0, len(pixels), rows_per_forward):
         features = runners[0].forward_together(runners, pixels[start : start + rows_per_forward])
         launched = [r.launch(given, start) for r, given in zip(runners, features, strict=True)]
@@ -263,50 +264,3 @@ def _constants(given: Preprocessing, device: torch.device) -> tuple[torch.Tensor
 
     mean = torch.tensor(given.mean, device=device).view(1, 3, 1, 1)
     return mean, torch.tensor(given.std, device=device).view(1, 3, 1, 1)
-
-
-_Stored = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
-"""Values (b, ...) in the stored dtype; per row whether they survived it, and the largest absolute
-value before: NaN where one was NaN or infinite."""
-
-
-def _storable(values: torch.Tensor, dtype: np.dtype[Any]) -> _Stored:
-    import torch
-
-    stored = values.to(getattr(torch, dtype.name))
-    survived = torch.isfinite(stored).flatten(1).all(dim=1)
-    largest = values.float().abs().flatten(1).amax(dim=1)
-    return stored, survived, torch.where(torch.isfinite(largest), largest, torch.nan)
-
-
-def _to_host(stored: _Stored) -> _Stored:
-    """The same on the host; from CUDA into pinned memory, not yet arrived."""
-    import torch
-
-    def move(values: torch.Tensor) -> torch.Tensor:
-        if not values.is_cuda:
-            return values.cpu()
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        return host.copy_(values, non_blocking=True)
-
-    values, survived, largest = stored
-    return move(values), move(survived), move(largest)
-
-
-class _Batch:
-    """A batch on its way to the host."""
-
-    def __init__(self, name: str, start: int, stored: dict[str, _Stored], event: Any) -> None:
-        self._name, self._start, self._stored, self._event = name, start, stored, event
-
-    def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
-        """Wait, copy into ``arrays``, and say why a row cannot be stored."""
-        if self._event is not None:
-            self._event.synchronize()
-        for kind, (values, survived, largest) in self._stored.items():
-            arrays[kind][self._start : self._start + len(values)] = values.numpy()
-            for row in np.flatnonzero(~survived.numpy()).tolist():
-                most = float(largest[row])
-                why = f"exceeds {DTYPES[kind]} (largest {most:.6g})"
-                why = why if np.isfinite(most) else "holds NaN or infinity"
-                reasons.setdefault(self._start + row, f"{self._name}/{kind} {why}")

@@ -1,0 +1,59 @@
+"""Features on their way to the host: float16, checked, copied while more are computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.info import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+Stored = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+"""Values (b, ...) in the stored dtype; per row whether they survived it, and the largest absolute
+value before: NaN where one was NaN or infinite."""
+
+
+def storable(values: torch.Tensor, dtype: np.dtype[Any]) -> Stored:
+    import torch
+
+    stored = values.to(getattr(torch, dtype.name))
+    survived = torch.isfinite(stored).flatten(1).all(dim=1)
+    largest = values.float().abs().flatten(1).amax(dim=1)
+    return stored, survived, torch.where(torch.isfinite(largest), largest, torch.nan)
+
+
+def to_host(stored: Stored) -> Stored:
+    """The same on the host; from CUDA into pinned memory, not yet arrived."""
+    import torch
+
+    def move(values: torch.Tensor) -> torch.Tensor:
+        if not values.is_cuda:
+            return values.cpu()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
+
+    values, survived, largest = stored
+    return move(values), move(survived), move(largest)
+
+
+class Batch:
+    """A batch on its way to the host."""
+
+    def __init__(self, name: str, start: int, stored: dict[str, Stored], event: Any) -> None:
+        self._name, self._start, self._stored, self._event = name, start, stored, event
+
+    def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
+        """Wait, copy into ``arrays``, and say why a row cannot be stored."""
+        if self._event is not None:
+            self._event.synchronize()
+        for kind, (values, survived, largest) in self._stored.items():
+            arrays[kind][self._start : self._start + len(values)] = values.numpy()
+            for row in np.flatnonzero(~survived.numpy()).tolist():
+                most = float(largest[row])
+                why = f"exceeds {DTYPES[kind]} (largest {most:.6g})"
+                why = why if np.isfinite(most) else "holds NaN or infinity"
+                reasons.setdefault(self._start + row, f"{self._name}/{kind} {why}")
