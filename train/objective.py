@@ -92,6 +92,9 @@ class Objective(nn.Module):
             elif crop is not None:
                 x, y = overlap(x, y, crop, self.rule.side)
                 x, y = x.flatten(1, 2), y.flatten(1, 2)
+                if not x.shape[1]:  # a small window may hold no centre of a coarse grid
+                    found[target.key] = x.sum((1, 2))
+                    continue
             else:
                 grid = self.rule.meeting((x.shape[1], x.shape[2]), target.grid)
                 x = self.rule.resize(x, grid).flatten(1, 2)

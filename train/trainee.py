@@ -96,9 +96,7 @@ class Trainee:
             self.ema = []
         forward: nn.Module = ranks.wrap(self.student)
         self.forward: Any = torch.compile(forward) if config.compile else forward
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed + 7919 * ranks.rank)  # a stream of its own per rank
-            self.rng = torch.get_rng_state()
+        self.rng = _seeded(config.seed + 7919 * ranks.rank)  # a stream of its own per rank
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -296,8 +294,17 @@ class Trainee:
         ]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.balance.restore(state["balance"])
-        self.rng = tensors["rng/torch"].clone()
         self.done = int(state["done"])
+        self.rng = tensors["rng/torch"].clone()
+        if self.ranks.rank:  # the checkpoint is the first rank's; the others begin a new stream
+            self.rng = _seeded(self.config.seed + 7919 * self.ranks.rank + self.done)
+
+
+def _seeded(seed: int) -> Tensor:
+    """torch's random state after seeding; the present one is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.get_rng_state()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -133,6 +133,7 @@ def test_student_and_head_can_be_ones_own() -> None:
         {"grid_side": "teacher"},
         {"grid_side": "smaller", "grid_interpolation": "bicubic"},
         {"crop_min": 0.5, "grid_side": "teacher", "partition": "one"},
+        {"crop_min": 0.1, "student_options": TINY_VIT | {"patch_size": 1}},
         {"summary_from": "class-per-teacher", "ema_decay": 0.9, "optimizer": "lamb"},
     ],
 )
