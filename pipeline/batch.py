@@ -20,10 +20,12 @@ value before: NaN where one was NaN or infinite."""
 def storable(values: torch.Tensor, dtype: np.dtype[Any]) -> Stored:
     import torch
 
-    stored = values.to(getattr(torch, dtype.name))
-    survived = torch.isfinite(stored).flatten(1).all(dim=1)
-    largest = values.float().abs().flatten(1).amax(dim=1)
-    return stored, survived, torch.where(torch.isfinite(largest), largest, torch.nan)
+    low, high = values.flatten(1).aminmax(dim=1)  # NaN stays NaN
+    largest = torch.maximum(-low, high)
+    # Rounding keeps the order, so a row survives if its largest value does.
+    survived = torch.isfinite(largest.to(getattr(torch, dtype.name)))
+    largest = torch.where(torch.isfinite(largest), largest, torch.nan)
+    return values.to(getattr(torch, dtype.name)), survived, largest
 
 
 def to_host(stored: Stored) -> Stored:

@@ -135,7 +135,10 @@ class TeacherRunner:
         else:
             given = given.to(self._device)
         mean, std = self._constants
-        images = ((given.permute(0, 3, 1, 2).float() / 255.0 - mean) / std).contiguous()
+        # Channels first while they are still bytes: on the strided view each step takes ten times
+        # as long.
+        images = given.permute(0, 3, 1, 2).contiguous().float()
+        images = images.div_(255.0).sub_(mean).div_(std)
         mixed = self._autocast != "float32"
         with (
             torch.inference_mode(),
