@@ -53,6 +53,13 @@ from .arguments import fraction_or_file, seconds_of, teacher_option
     "--workers", "num_workers", type=int, help="Decoding workers.  [default: one per core]"
 )
 @click.option(
+    "--decode",
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    show_default=True,
+    help="How images are decoded; auto takes processes for 1,000 rows and more.",
+)
+@click.option(
     "--max-reject-frac",
     type=float,
     default=0.01,

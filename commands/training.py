@@ -52,7 +52,7 @@ def fit_stats(cache: Path, teachers: str | None, **options: Any) -> None:
 @click.option("--teachers", help="Comma-separated; all of the cache by default.")
 @click.option("--student", help="A timm model.  [default: vit_small_patch16_224]")
 @click.option("--epochs", type=float, help="Passes over the training rows.  [default: 20]")
-@click.option("--batch-size", "rows_per_forward", type=int, help="Rows per step.  [default: 128]")
+@click.option("--batch-size", type=int, help="Rows per step.  [default: 128]")
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")

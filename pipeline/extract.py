@@ -16,6 +16,7 @@ from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, lock, names
 from ..cache.errors import CacheMismatch, UsageError
 from ..cache.verify import discard, verify
+from .decoding import Mode
 from .holdout import hold_out
 from .index import build_index
 from .live import require_same_teacher
@@ -61,6 +62,9 @@ class ExtractOptions:
     """Rows in one forward pass of a new teacher; stored with it."""
     num_workers: int | None = None
     """Decoding workers; default one per core."""
+    decode: Mode = "auto"
+    """Decode in ``threads`` or in ``processes``, which a bad decoder cannot take down; ``auto``
+    takes processes for long runs."""
     max_reject_frac: float = 0.01
     """The run stops when more than this fraction of all rows is rejected."""
     time_limit_s: float | None = None
@@ -138,7 +142,9 @@ def extract(
             runners = _unfinished(cache, device, options)
         unfinished = {n: found for n, found in runners.items() if cache.missing_shards(n)}
         require_same_teacher(cache, source, unfinished, environment(device))
-        limits = PassLimits(options.num_workers, options.max_reject_frac, options.time_limit_s)
+        limits = PassLimits(
+            options.num_workers, options.decode, options.max_reject_frac, options.time_limit_s
+        )
         work = ShardPass(cache, source, runners, device, limits, on_progress, started)
         work.run()
     return ExtractReport(

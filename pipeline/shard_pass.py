@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache import Cache, CommitRecord, names
 from ..cache.errors import TooManyRejects
 from .decode import DecodeRules
-from .decoding import DecodedShard, ShardRows, decode_shards
+from .decoding import DecodedShard, Mode, ShardRows, decode_shards
 from .runner import TeacherRunner, environment, run_together, sharing
 from .sources import Source
 from .views import Rendering, View
@@ -60,6 +60,7 @@ class PassLimits:
     """What a pass may use up."""
 
     num_workers: int | None
+    decode: Mode
     max_reject_frac: float
     time_limit_s: float | None
 
@@ -106,6 +107,7 @@ class ShardPass:
             renderings=self._renderings(),
             seed=info.seed,
             num_workers=self._limits.num_workers,
+            mode=self._limits.decode,
             num_rows=sum(stop - start for start, stop in map(info.shard_range, shards)),
         )
         self._report()

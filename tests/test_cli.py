@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,3 +118,36 @@ def test_statistics_are_printed_as_a_table(make_cache: CacheFactory) -> None:
     assert [row.split()[:2] for row in rows[:3]] == [
         ["a", "patches"], ["a", "summary"], ["b", "patches"]
     ]  # fmt: skip
+
+
+def test_the_three_stages_and_what_follows_run_from_the_command_line(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    """Every option of train reaches the run, and each stage names the next."""
+    cache, out = make_cache().path, tmp_path / "run"
+    code, said, _ = run("fit-stats", cache, "--teachers", "a,b", "--exact", "--seed", 1)
+    assert code == 0
+    assert f"phistill train {cache}" in said
+    options = ["--normalizer", "standardize", "--teachers", "a", "--epochs", 1, "--batch-size", 8]
+    options += ["--student", "vit_tiny_patch16_224", "--lr", 0.01, "--seed", 2, "--device", "cpu"]
+    student = "student_options={patch_size=4, depth=1, embed_dim=24, num_heads=2}"
+    options += ["--set", student, "--set", "head_width=16", "--set", "tensorboard=false"]
+    code, said, _ = run("train", cache, "--out", out, *options)
+    assert code == 0
+    assert f"phistill evaluate {out}" in said
+    config = json.loads((out / "config.json").read_text())["config"]
+    expected = {"normalizer": "standardize", "teachers": ["a"], "batch_size": 8, "lr": 0.01}
+    assert {key: config[key] for key in expected} == expected
+    assert (config["seed"], config["epochs"], config["head_width"]) == (2, 1.0, 16)
+    code, said, _ = run("train", cache, "--out", out, *options)
+    assert code == 0
+    assert "nothing to do" in said
+    code, said, _ = run("evaluate", out, "--json")
+    assert code == 0
+    assert {line["teacher"] for line in json.loads(said)} == {"a"}
+    assert run("export", out, tmp_path / "student")[0] == 0
+    assert (tmp_path / "student/model.safetensors").exists()
+    assert run("export-normalizer", cache, "b", tmp_path / "b.safetensors")[0] == 0
+    code, said, _ = run("inspect", cache, "--json")
+    assert code == 0
+    assert json.loads(said)["teachers"]
