@@ -511,7 +511,7 @@ def test_few_partials_are_in_memory_at_a_time(make_cache: CacheFactory) -> None:
     alive = []
 
     def count(_progress: FitProgress) -> None:
-        alive.append(sum(isinstance(thing, Summary) for thing in gc.get_objects()))
+        alive.append(sum(type(thing) is Summary for thing in gc.get_objects()))
 
     fit_stats(cache, progress=count)
     assert len(alive) == 64
