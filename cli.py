@@ -48,6 +48,13 @@ class _Commands(click.Group):
         except Exception as error:
             from phistill.cache.errors import PhistillError, UsageError
 
+            if (
+                isinstance(error, OSError)
+                and error.filename
+                and not isinstance(error, PhistillError)
+            ):
+                click.echo(f"Error: {error.filename}: {error.strerror}.", err=True)
+                sys.exit(1)
             if not isinstance(error, PhistillError):
                 raise
             click.echo(f"Error: {error}", err=True)

@@ -18,6 +18,11 @@ MAX_DOCUMENT_BYTES = 256 * 2**20
 """A document larger than this is refused before it is parsed: the largest real one, a commit record
 of 65,536 rows, is about 10 MB."""
 
+ADVICE = (
+    "Restore it from a copy; if it is a commit record, `phistill extract IMAGES --cache CACHE "
+    "--repair` makes its shard again."
+)
+
 MAX_DEPTH = 64
 """Nesting beyond this is refused; ours needs six levels."""
 
@@ -46,8 +51,7 @@ def unseal(document: object, what: str) -> dict[str, Any]:
     content = {key: value for key, value in document.items() if key != "digest"}
     if document.get("digest") != digest_of(content):
         raise CorruptCache(
-            f"{what} does not match its own digest: it was changed after it was written. "
-            "Run `phistill verify` on the cache."
+            f"{what} does not match its own digest: it was changed after it was written. {ADVICE}"
         )
     return content
 
@@ -61,7 +65,7 @@ def parse(data: bytes, what: str) -> Any:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptCache(f"{what} is not JSON: {error}.") from error
+        raise CorruptCache(f"{what} is not JSON: {error}. {ADVICE}") from error
     if _deeper_than(value, MAX_DEPTH):
         raise CorruptCache(f"{what} is nested deeper than {MAX_DEPTH} levels.")
     return value

@@ -97,6 +97,8 @@ class CacheInfo:
             raise UsageError(
                 f"shard_rows={rows} must be a power of two, at most {MAX_SHARD_ROWS:,}."
             )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
         if not 0.0 <= self.holdout < 1.0:
             raise UsageError(f"holdout={self.holdout} must be at least 0 and below 1.")
         if not 0 <= self.pixel_size <= 8192:

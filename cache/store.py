@@ -142,7 +142,10 @@ class Cache:
             path = names.index(number)
             data = self.files.read(path)
             if hashlib.sha256(data).hexdigest() != segment.index_sha256:
-                raise CorruptCache(f"{self.path / path} is not the index the cache was made with.")
+                raise CorruptCache(
+                    f"{self.path / path} is not the index the cache was made with. "
+                    "Restore it from a copy, or extract into a new cache."
+                )
             tables.append(read_table(data))
         return pa.concat_tables(tables, promote_options="default")
 

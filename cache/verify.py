@@ -93,8 +93,8 @@ def discard(cache: Cache, report: VerifyReport) -> int:
     hopeless = [finding for finding in report.damaged if not finding.owner]
     if hopeless:
         raise CorruptCache(
-            f"{cache.path} cannot be repaired: {hopeless[0]}. Restore that file from a copy, "
-            "or extract into a new cache."
+            f"{cache.path} cannot be repaired by extracting: {hopeless[0].path} is damaged. "
+            "Restore that file from a copy, or extract into a new cache."
         )
     shards = {(f.owner, f.shard) for f in report.damaged if f.shard is not None}
     for owner, shard in sorted(shards):

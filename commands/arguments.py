@@ -14,7 +14,7 @@ teacher_option = click.option(
     "teachers",
     multiple=True,
     metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
-    help="Teacher to run, repeatable. Without it, the cache's own teachers are finished.",
+    help="Teacher to run, repeatable.",
 )
 
 
@@ -57,6 +57,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def assignment_of(text: str) -> tuple[str, Any]:

@@ -35,18 +35,23 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
 @click.command()
 @cache_argument
 @click.argument("images", required=False, type=click.Path(path_type=Path))
-@click.option("--live", type=int, help="Run each teacher again on this many rows of IMAGES.")
+@click.option(
+    "--live", type=click.IntRange(min=1), help="Run each teacher again on this many rows of IMAGES."
+)
 @click.option("--device", default="auto", show_default=True, help="For --live.")
 def verify(cache: Path, images: Path | None, live: int | None, device: str) -> None:
-    """Check every byte of a cache.
+    """Check every byte of features, pixels, index and records.
 
-    Compares checksums and commit records. Exits with 1 when anything is damaged or unfinished, and
-    names teacher, shard and rows.
+    Statistics are checked whenever they are read. Exits with 1 when anything is damaged or
+    unfinished, and names teacher, shard and rows.
     """
     from phistill import cache as store
+    from phistill.cache.errors import UsageError
     from phistill.cache.verify import verify as check
     from phistill.report.terminal import bytes_text, progress_bar
 
+    if live is not None and images is None:
+        raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
     with progress_bar("verify") as bar:
         report = check(
             store.open(cache), progress=lambda done, total: bar(done, total, bytes_text(total))
@@ -59,7 +64,12 @@ def verify(cache: Path, images: Path | None, live: int | None, device: str) -> N
         if live is not None and not _agrees_live(cache, images, live, device):
             sys.exit(1)
         return
-    if report.damaged:
+    if any(not finding.owner for finding in report.damaged):
+        click.echo(
+            f"{len(report.damaged)} damaged; {checked}. What concerns the cache as a whole cannot "
+            "be extracted again: restore that file from a copy, or make a new cache."
+        )
+    elif report.damaged:
         click.echo(
             f"{len(report.damaged)} damaged; {checked}. "
             f"Mend it with: phistill extract IMAGES --cache {cache} --repair"
@@ -75,13 +85,11 @@ def verify(cache: Path, images: Path | None, live: int | None, device: str) -> N
 def _agrees_live(cache: Path, images: Path | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
-    from phistill.cache.errors import UsageError
     from phistill.pipeline.extract import stored_runner
     from phistill.pipeline.live import compare_live, sample_rows
     from phistill.pipeline.sources import open_source
 
-    if images is None:
-        raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
+    assert images is not None, "verify checked it"
     opened, source = store.open(cache), open_source(images)
     agree = True
     for name in opened.teachers:

@@ -62,11 +62,14 @@ from .arguments import fraction_or_file, seconds_of, teacher_option
 @click.option(
     "--max-reject-frac",
     type=float,
-    default=0.01,
-    show_default=True,
-    help="Stop when more than this fraction of the rows is rejected.",
+    help="Stop when more than this fraction of the rows is rejected.  [default: 0.01, ten rejects "
+    "always allowed]",
 )
-@click.option("--time-limit", metavar="3h50m", help="Finish a shard and stop after this long.")
+@click.option(
+    "--time-limit",
+    metavar="3h50m",
+    help="Finish a shard and stop after this long, with exit code 143.",
+)
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
@@ -86,8 +89,10 @@ def extract(
 ) -> None:
     """Run teachers over IMAGES once and cache their features.
 
-    IMAGES is a folder, a parquet file with an image column, or a text file with one path per line.
+    IMAGES is a folder, parquet tables, tars, a saved Hugging Face dataset, or a text file with one
+    path per line (docs/images.md).
     Run it again after an interruption, or with another --teacher: only what is missing is done.
+    Without --teacher the cache's own teachers are finished.
     """
     from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
     from phistill.pipeline import extract as run

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cache import Cache
+from ..cache.errors import UsageError
 from ..pipeline import CacheSettings, extract
 from ..report import report
 from ..report.terminal import duration_text, progress_bar
@@ -23,6 +24,7 @@ from .scoring import ScoreTable, score_students
 
 TEACHERS = ("demo:clip", "demo:ssl", "demo:mask")
 PIXEL_SIZE = 60
+CACHE = "demo.cache"
 RUNS = {"phi-s": "phi-s", "raw": "none"}
 """Run folder to normalizer."""
 
@@ -61,12 +63,14 @@ def demo(
 
     ``images`` is a table with the columns of the bundled one.
     """
+    if out.exists() and not (out / CACHE).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder. Choose another with --out.")
     begun = time.monotonic()
     say(f"1. extract: three teachers over {images.name}")
     with progress_bar("extract") as bar:
         cache = extract(
             images,
-            out / "demo.cache",
+            out / CACHE,
             TEACHERS,
             settings=CacheSettings(pixel_size=PIXEL_SIZE),
             on_progress=lambda at: bar(at.done_rows, at.total_rows),

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..cache.errors import UsageError
+
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
 """A decoded RGB image of this many pixels takes 300 MB."""
@@ -45,6 +47,12 @@ class DecodeRules:
     max_pixels: int = MAX_IMAGE_PIXELS
     min_side: int = 1
     """Images with a shorter side are rejected."""
+
+    def __post_init__(self) -> None:
+        if self.min_side < 1 or self.max_pixels < 1:
+            raise UsageError(
+                f"min_side={self.min_side} and max_pixels={self.max_pixels} must be at least 1."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "background": list(self.background)}

@@ -65,8 +65,9 @@ class ExtractOptions:
     decode: Mode = "auto"
     """Decode in ``threads`` or in ``processes``, which a bad decoder cannot take down; ``auto``
     takes processes for long runs."""
-    max_reject_frac: float = 0.01
-    """The run stops when more than this fraction of all rows is rejected."""
+    max_reject_frac: float | None = None
+    """The run stops when more than this fraction of all rows is rejected; None: one percent, but
+    never for ten rejects or fewer."""
     time_limit_s: float | None = None
     """The run stops after the shard in which this is exceeded."""
     append: bool = False
@@ -77,7 +78,7 @@ class ExtractOptions:
     """Check every byte first and extract damaged shards again."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_reject_frac <= 1.0:
+        if self.max_reject_frac is not None and not 0.0 <= self.max_reject_frac <= 1.0:
             raise UsageError(f"max_reject_frac={self.max_reject_frac} must be in [0, 1].")
         for name in ("rows_per_forward", "num_workers", "time_limit_s"):
             value = getattr(self, name)

@@ -39,10 +39,15 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"device {name!r} is not known; write auto, cpu, cuda or cuda:1."
+            f"device {name!r} is not known; write auto, cpu, cuda, cuda:1 or mps."
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r} was asked for, but torch sees no CUDA device here.")
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise UsageError(f"device {name!r} was asked for, but torch sees no such device here.")
     return device
 
 

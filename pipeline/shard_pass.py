@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 PIXEL_INTERPOLATION = "bicubic"
+MAX_REJECT_FRAC = 0.01
+"""Share of the rows that may be rejected when the caller does not say."""
+
 FREE_REJECTS = 10
-"""The reject budget is not enforced below this many: one bad file of twenty stops nothing."""
+"""Rejects that are always allowed then: one bad file of twenty stops nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class PassLimits:
 
     num_workers: int | None
     decode: Mode
-    max_reject_frac: float
+    max_reject_frac: float | None
     time_limit_s: float | None
 
     def exceeded(self, elapsed_s: float) -> bool:
@@ -189,12 +192,14 @@ class ShardPass:
         found = rejects(self._cache)
         self._rejected = len(found)
         total = self._cache.index().num_rows
-        if self._rejected > max(self._limits.max_reject_frac * total, FREE_REJECTS):
+        frac = self._limits.max_reject_frac
+        allowed = max(MAX_REJECT_FRAC * total, FREE_REJECTS) if frac is None else frac * total
+        if self._rejected > allowed:
             common = Counter(reason for _, reason in found).most_common(3)
             listed = "; ".join(f"{reason} ({count})" for reason, count in common)
             raise TooManyRejects(
-                f"{self._rejected} of {total} rows were rejected, more than "
-                f"{self._limits.max_reject_frac:.2%}: {listed}. Mend the images, or allow more "
+                f"{self._rejected} of {total} rows were rejected, more than the allowed "
+                f"{allowed:.0f}: {listed}. Mend the images, or allow more "
                 "with --max-reject-frac; the work so far is kept."
             )
 

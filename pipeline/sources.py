@@ -92,7 +92,7 @@ class FolderSource:
             Path(folder, name).relative_to(self._root)
             for folder, _, names in os.walk(self._root)
             for name in names
-            if Path(name).suffix.lower() in SUFFIXES
+            if Path(name).suffix.lower() in SUFFIXES and not _is_broken_link(folder, name)
         ]
         if not found:
             raise UsageError(
@@ -111,6 +111,11 @@ class FolderSource:
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_file(self._root / uri)
+
+
+def _is_broken_link(folder: str, name: str) -> bool:
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 class ListSource:
@@ -132,6 +137,12 @@ class ListSource:
         paths = [line for line in lines if line and not line.startswith("#")]
         if not paths:
             raise UsageError(f"{self._path} lists no image.")
+        for path in paths:
+            if not (self._path.parent / path).is_file():
+                raise UsageError(
+                    f"{self._path} is read as a list of image paths, and {path!r} is no file below "
+                    f"{self._path.parent}. Mend the line, or give a folder, parquet or tar."
+                )
         refuse_duplicates(paths, str(self._path))
         return [Entry(id=path, uri=path) for path in sorted(paths)]
 

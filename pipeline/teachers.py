@@ -23,6 +23,10 @@ from .contract import Teacher
 
 GROUP = "phistill.teachers"
 MODULE = "module"
+HUB_ADVICE = (
+    "\nThe weights come from a hub. Without a network give ?weights=FILE or a local-dir:FOLDER "
+    "model, or copy the hub's cache to this machine; `phistill doctor --network` asks the hub."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,16 @@ class TeacherSpec:
         except Exception as error:  # a library, a hub or a user's plug-in may raise anything
             raise TeacherError(
                 f"teacher {self.text} could not be built: {type(error).__name__}: {error}"
+                f"{HUB_ADVICE if _is_hub_error(error) else ''}"
             ) from error
+
+
+def _is_hub_error(error: BaseException) -> bool:
+    """Whether the weights could not be fetched."""
+    return any(
+        base.__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib"))
+        for base in type(error).__mro__
+    )
 
 
 def known_sources() -> list[str]:
@@ -117,4 +130,6 @@ def _function(target: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"module:{target} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise UsageError(f"module:{target} is not a function build(model, options) -> Teacher.")
     return found

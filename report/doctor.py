@@ -75,6 +75,10 @@ def doctor(
     for check in checks:
         try:
             found += check()
+        except PhistillError as error:
+            found.append(
+                Finding("cache", "problem", str(error), "`phistill verify CACHE` lists all of it.")
+            )
         except Exception as error:  # a broken installation may raise anything; say so and go on
             found.append(
                 Finding("doctor", "problem", f"a check failed: {type(error).__name__}: {error}",

@@ -151,3 +151,38 @@ def test_the_three_stages_and_what_follows_run_from_the_command_line(
     code, said, _ = run("inspect", cache, "--json")
     assert code == 0
     assert json.loads(said)["teachers"]
+
+
+EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["extract", "IMAGES", "--cache", "FILE", "--teacher", "demo:clip"], 1, "FILE"),
+        ([*EXTRACT, "--seed", "-1"], 2, "seed"),
+        ([*EXTRACT, "--device", "mps"], 2, "mps"),
+        ([*EXTRACT, "--min-side", "-1"], 2, "min_side"),
+        (["extract", "IMAGES", "--cache", "NEW", "--teacher", "module:os:path"], 2, "function"),
+        (["extract", "LIST", "--cache", "NEW", "--teacher", "demo:clip"], 2, "nothing.png"),
+        (["extract", "IMAGES", "--cache", "IMAGES", "--teacher", "demo:clip"], 2, "holds other"),
+        (["extract", "NOWHERE", "--cache", "NEW", "--teacher", "demo:clip"], 2, "do not exist"),
+        (["train", "CACHE", "--out", "NEW", "--config", "IMAGES"], 2, "cannot be read"),
+        (["verify", "CACHE", "--live", "3"], 2, "needs the images"),
+        (["evaluate", "CACHE"], 2, "no checkpoint"),
+        (["demo", "--out", "IMAGES"], 2, "not an empty folder"),
+        (["report", "NOWHERE"], 2, "is not a cache"),
+        (["merge", "CACHE", "NOWHERE"], 2, "is not a cache"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_an_explanation_and_no_traceback(
+    make_cache: CacheFactory, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    places = {"CACHE": make_cache().path, "NEW": tmp_path / "new", "NOWHERE": tmp_path / "nowhere"}
+    places |= {"IMAGES": tmp_path / "images", "FILE": tmp_path / "FILE", "LIST": tmp_path / "list"}
+    places["IMAGES"].mkdir()
+    (places["IMAGES"] / "x.png").write_bytes(b"x")
+    places["FILE"].write_text("x")
+    places["LIST"].write_text("nothing.png\n")
+    found, _, err = run(*(places.get(argument, argument) for argument in arguments))
+    assert (found, words in err) == (code, True), err

@@ -151,6 +151,11 @@ def evaluate(
     out, RunMismatch when the cache's teachers are not those of the run.
     """
     student = load_run(run, which=which, device=device)
+    if cache is None and not Path(student.facts["cache"]).exists():
+        raise UsageError(
+            f"the cache of this run, {student.facts['cache']}, is not there any more. "
+            "Say where it is now with --cache."
+        )
     opened = open_cache(student.facts["cache"] if cache is None else cache)
     refuse_other_teachers(opened, student.facts["teachers"], run)
     teachers = list(student.facts["teachers"])
@@ -158,8 +163,8 @@ def evaluate(
     rows = rows[:max_rows] if max_rows else rows
     if not rows.size:
         raise IncompleteCache(
-            f"{opened.path} has no {split} row for {', '.join(teachers)}. Extract more images, or "
-            "with a larger held-out fraction."
+            f"{opened.path} has no {split} row for {', '.join(teachers)}. Extract a cache with a "
+            "larger --holdout, or evaluate with --split train."
         )
     source = Source(opened, student.targets)
     means = {key: np.asarray(value) for key, value in student.facts["means"].items()}

@@ -81,6 +81,8 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
         raise UsageError(
             f"device={name!r} is not a torch device; take auto, cpu or cuda."
         ) from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device={name!r}, but torch sees no such device. Take cpu.")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device={name!r}, but torch sees no CUDA device. Take cpu.")
