@@ -22,7 +22,7 @@ test: setup
 
 # The full sizes of the kill, fault and fuzz tests; hours.
 torture: setup
-	OMP_NUM_THREADS=1 PHISTILL_FULL=1 $(BIN)/python -m pytest -n auto --timeout 0 tests/cache tests/pipeline
+	OMP_NUM_THREADS=1 PHISTILL_FULL=1 $(BIN)/python -m pytest -n auto --timeout 0 tests/cache tests/pipeline tests/train
 
 lint: setup
 	$(BIN)/ruff check .

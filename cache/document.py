@@ -49,7 +49,11 @@ def unseal(document: object, what: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CorruptCache(f"{what} is {type(document).__name__}, not a JSON object.")
     content = {key: value for key, value in document.items() if key != "digest"}
-    if document.get("digest") != digest_of(content):
+    try:
+        digest = digest_of(content)
+    except ValueError as error:  # a flipped byte can spell NaN, which JSON does not have
+        raise CorruptCache(f"{what} holds a number that JSON does not have. {ADVICE}") from error
+    if document.get("digest") != digest:
         raise CorruptCache(
             f"{what} does not match its own digest: it was changed after it was written. {ADVICE}"
         )

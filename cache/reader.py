@@ -117,6 +117,8 @@ class ArrayReader:
         """
         rows = np.ascontiguousarray(rows, np.int64)
         self._require(rows)
+        if not rows.size:
+            return np.empty((0, *self.row_shape), self.dtype) if out is None else out
         if out is None:
             out = np.empty((rows.size, *self.row_shape), self.dtype)
         elif out.shape != (rows.size, *self.row_shape) or out.dtype != self.dtype:
@@ -127,7 +129,7 @@ class ArrayReader:
         if self._compressed:
             return self._through_zarr(rows, out)
         flat = out.reshape(rows.size, -1).view(np.uint8)
-        if not np.shares_memory(flat, out) and rows.size:
+        if not np.shares_memory(flat, out):
             raise ValueError("out must be C-contiguous.")
         shards, slots = np.divmod(rows, self._shard_rows)
         order = np.argsort(shards, kind="stable")

@@ -109,3 +109,17 @@ def test_an_edited_root_is_found(make_cache: CacheFactory) -> None:
     root.write_text(root.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(CorruptCache, match="does not match its own digest"):
         type(cache)(cache.path)
+
+
+def test_no_rows_are_an_empty_batch(make_cache: CacheFactory) -> None:
+    found = make_cache().reader("a", "patches").read(np.empty(0, np.int64))
+    assert found.shape == (0, 4, 12)
+    assert found.dtype == np.float16
+
+
+def test_a_root_whose_number_became_nan_is_damage(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    root = cache.path / "zarr.json"
+    root.write_text(root.read_text().replace('"holdout": 0.2', '"holdout": NaN'))
+    with pytest.raises(CorruptCache, match="a number that JSON does not have"):
+        Cache(cache.path)
