@@ -8,7 +8,9 @@ cut can leave a name that points at nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from .errors import PhistillError
@@ -16,6 +18,9 @@ from .errors import PhistillError
 TEMPORARY_SUFFIX = ".partial"
 """One writer owns a file at a time, so the temporary name can be fixed: a repeated write reuses it
 and nothing is left behind."""
+
+MAX_BUFFERS_PER_WRITE = 1024
+"""IOV_MAX of Linux and macOS."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,8 +46,7 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         make_folder(path.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            for buffer in buffers:
-                write_all(descriptor, buffer)
+            write_all(descriptor, buffers)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -57,10 +61,15 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         ) from error
 
 
-def write_all(descriptor: int, buffer: memoryview) -> None:
-    """``os.write`` may write less than asked for; write until nothing is left."""
-    while buffer.nbytes:
-        buffer = buffer[os.write(descriptor, buffer) :]
+def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
+    """Write ``buffers`` of bytes one after another; the kernel may take less than it is given."""
+    waiting = deque(buffers)
+    while waiting:
+        count = os.writev(descriptor, list(islice(waiting, MAX_BUFFERS_PER_WRITE)))
+        while waiting and count >= waiting[0].nbytes:
+            count -= waiting.popleft().nbytes
+        if count:
+            waiting[0] = waiting[0][count:]
 
 
 def make_folder(folder: Path) -> None:

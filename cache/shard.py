@@ -26,31 +26,31 @@ def index_bytes(shard_rows: int) -> int:
     return shard_rows * ENTRY_BYTES + CRC_BYTES
 
 
-def encode_shard(rows: NDArray[np.generic], shard_rows: int) -> NDArray[np.uint8]:
-    """Encode ``rows`` (n, ...), n <= shard_rows, as the bytes zarr would write.
+def encode_shard(rows: NDArray[np.generic], shard_rows: int) -> list[memoryview]:
+    """The bytes zarr would write for ``rows`` (n, ...), n <= shard_rows, as buffers in file order.
 
-    Returns uint8 (n * (b + 4) + shard_rows * 16 + 4,).
+    n * (b + 4) + shard_rows * 16 + 4 bytes in all: each row as it lies in ``rows``, its checksum
+    after it, the index last. A shard is as large as a teacher's batch, so it is not copied.
     """
     num_rows = rows.shape[0]
     if not 0 < num_rows <= shard_rows:
         raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows}.")
     little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
     flat = little.reshape(num_rows, -1).view(np.uint8)  # (n, b)
-    row_bytes = flat.shape[1]
-    body_bytes = num_rows * (row_bytes + CRC_BYTES)
-    encoded = np.empty(body_bytes + index_bytes(shard_rows), np.uint8)
-    body = encoded[:body_bytes].reshape(num_rows, row_bytes + CRC_BYTES)
-    body[:, :row_bytes] = flat
-    checksums = np.array([google_crc32c.value(row) for row in flat], dtype="<u4")
-    body[:, row_bytes:] = checksums.view(np.uint8).reshape(num_rows, CRC_BYTES)
-
+    stride = flat.shape[1] + CRC_BYTES
+    buffers: list[memoryview] = []
+    for row in flat:
+        buffers += [row.data, _checksum(row)]
     entries = np.full((shard_rows, 2), ABSENT, dtype="<u8")
-    entries[:num_rows, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(row_bytes + CRC_BYTES)
-    entries[:num_rows, 1] = row_bytes + CRC_BYTES
-    tail = encoded[body_bytes:]
-    tail[:-CRC_BYTES] = entries.view(np.uint8).reshape(-1)
-    tail[-CRC_BYTES:] = np.array([google_crc32c.value(tail[:-CRC_BYTES])], "<u4").view(np.uint8)
-    return encoded
+    entries[:num_rows, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(stride)
+    entries[:num_rows, 1] = stride
+    index = entries.view(np.uint8).reshape(-1)
+    return [*buffers, index.data, _checksum(index)]
+
+
+def _checksum(data: NDArray[np.uint8]) -> memoryview:
+    """crc32c of ``data`` (b,) as its four little-endian bytes."""
+    return memoryview(google_crc32c.value(data).to_bytes(CRC_BYTES, "little"))
 
 
 def decode_index(
