@@ -253,9 +253,9 @@ class Cache:
             commits=lambda: self.commits(owner),
         )
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Hold the cache for writing; LockHeld names who has it."""
-        return lock.writing(self.path)
+    def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
+        """Hold the cache for writing, or only some shards of it; LockHeld names who has it."""
+        return lock.writing(self.path, shards)
 
     def add_teacher(self, teacher: TeacherInfo) -> None:
         """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
