@@ -9,7 +9,7 @@ from .errors import PhistillError, UsageError
 from .info import CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
 from .split import HELDOUT, TRAIN, Split
-from .store import Cache, create, open
+from .store import Cache, create, exists, open
 
 __all__ = [
     "HELDOUT",
@@ -25,6 +25,7 @@ __all__ = [
     "TeacherInfo",
     "UsageError",
     "create",
+    "exists",
     "growth",
     "lock",
     "names",

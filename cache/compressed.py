@@ -8,13 +8,13 @@ the batch.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+from .files import Files
 
 if TYPE_CHECKING:
     from zarr.abc.codec import BytesBytesCodec
@@ -59,9 +59,11 @@ def encode_compressed(rows: NDArray[Any], document: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(files[key].to_bytes(), np.uint8)
 
 
-def read_compressed(path: Path, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+def read_compressed(
+    files: Files, array_path: str, rows: NDArray[np.int64], out: NDArray[Any]
+) -> None:
     """Fill ``out`` (n, ...) with ``rows`` (n,). zarr raises ValueError where a checksum fails."""
     import zarr
 
-    array: Any = zarr.open_array(path, mode="r")
+    array: Any = zarr.open_array(files.zarr_store(), path=array_path, mode="r")
     out[...] = array.oindex[rows]

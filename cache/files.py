@@ -1,18 +1,88 @@
-"""The files of a cache on a local disk: read, publish, list, delete by relative path.
+"""Where the files of a cache lie: read, publish, list, delete by relative path.
 
-Everything else in this room speaks of relative POSIX paths, so that a cache can lie elsewhere.
+Everything else in this room speaks of relative POSIX paths, so that a cache can lie on a local file
+system or elsewhere. ``open_files`` turns what a person typed into a ``Files``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+from . import lock
 from .errors import CorruptCache
 from .publish import Buffer, fsync_folder, leftovers, publish_chunks
+from .shard_files import LocalShard, OpenShard
+
+
+class Files(Protocol):
+    """The files below one root. Hashable, equal by place, and picklable."""
+
+    @property
+    def location(self) -> str:
+        """The root as a person types it; for messages and for opening it again."""
+
+    @property
+    def absolute(self) -> str:
+        """The root as it can be opened from any working folder."""
+
+    @property
+    def name(self) -> str:
+        """Last part of the location."""
+
+    def __hash__(self) -> int: ...
+
+    def where(self, relative: str) -> str:
+        """A file's full name, for messages."""
+
+    def exists(self, relative: str) -> bool: ...
+
+    def size(self, relative: str) -> int | None:
+        """Bytes of a file; None when it is not there."""
+
+    def read(self, relative: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole content; FileNotFoundError when it is not there."""
+
+    def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
+        """Write the whole file atomically and durably."""
+
+    def names_in(self, folder: str) -> list[str]:
+        """Names directly inside ``folder``, sorted; empty when it does not exist."""
+
+    def walk(self) -> list[str]:
+        """Every file below the root, sorted, as relative POSIX paths."""
+
+    def delete(self, relative: str) -> None:
+        """Delete a file or a folder with all it holds."""
+
+    def sweep(self) -> int:
+        """Delete what killed writers left half written; returns how many."""
+
+    def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
+        """Hold the whole cache for writing, or only ``shards``; LockHeld names who has it."""
+
+    def open_shard(
+        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
+    ) -> OpenShard:
+        """A committed shard of ``num_bytes``, to read rows of ``row_bytes`` from.
+
+        CorruptCache when it is not there, has another size, or its index is damaged.
+        """
+
+    def zarr_store(self) -> Any:
+        """What zarr opens to read the same files."""
+
+
+def open_files(location: str | Path | Files) -> Files:
+    """The files at a location; nothing is looked at yet."""
+    if isinstance(location, str | Path):
+        return LocalFiles(Path(location))
+    return location
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,32 +91,47 @@ class LocalFiles:
 
     root: Path
 
+    @property
+    def location(self) -> str:
+        return str(self.root)
+
+    @property
+    def absolute(self) -> str:
+        return str(self.root.resolve())
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
     def path(self, relative: str) -> Path:
         return self.root / relative
+
+    def where(self, relative: str) -> str:
+        return str(self.path(relative))
 
     def exists(self, relative: str) -> bool:
         return self.path(relative).exists()
 
+    def size(self, relative: str) -> int | None:
+        path = self.path(relative)
+        return path.stat().st_size if path.is_file() else None
+
     def read(self, relative: str, *, max_bytes: int | None = None) -> bytes:
-        """The whole content; FileNotFoundError when it is not there."""
         path = self.path(relative)
         if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
             raise CorruptCache(f"{path} has {size:,} bytes; at most {max_bytes:,} is expected.")
         return path.read_bytes()
 
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
-        """Write the whole file atomically and durably."""
         publish_chunks(self.path(relative), chunks)
 
     def names_in(self, folder: str) -> list[str]:
-        """Names directly inside ``folder``, sorted; empty when it does not exist."""
         try:
             return sorted(os.listdir(self.path(folder)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def walk(self) -> list[str]:
-        """Every file below the root, sorted, as relative POSIX paths."""
         return sorted(
             Path(folder, name).relative_to(self.root).as_posix()
             for folder, _, names in os.walk(self.root)
@@ -54,7 +139,6 @@ class LocalFiles:
         )
 
     def delete(self, relative: str) -> None:
-        """Delete a file or a folder with all it holds."""
         path = self.path(relative)
         if path.is_dir():
             shutil.rmtree(path)
@@ -64,8 +148,18 @@ class LocalFiles:
             fsync_folder(path.parent)
 
     def sweep(self) -> int:
-        """Delete what killed writers left under temporary names; returns how many."""
         found = list(leftovers(self.root))
         for path in found:
             path.unlink(missing_ok=True)
         return len(found)
+
+    def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
+        return lock.writing(self.root, shards)
+
+    def open_shard(
+        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
+    ) -> OpenShard:
+        return LocalShard(self.path(relative), shard_rows, row_bytes, num_bytes)
+
+    def zarr_store(self) -> Any:
+        return self.root

@@ -16,8 +16,9 @@ import pyarrow as pa
 from . import names
 from .commit import CommitRecord
 from .errors import CacheMismatch, UsageError
+from .index import publish_index
 from .info import CacheInfo, Segment
-from .store import Cache, publish_index
+from .store import Cache
 
 
 def next_row(info: CacheInfo) -> int:
@@ -53,7 +54,8 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
     wanted = set(ids)
     if unknown := sorted(wanted - set(known)):
         raise UsageError(
-            f"{cache.path} has no image {unknown[0]!r} ({len(unknown)} of {len(wanted)} unknown)."
+            f"{cache.location} has no image {unknown[0]!r} "
+            f"({len(unknown)} of {len(wanted)} unknown)."
         )
     chosen = index["row"].to_numpy()[[name in wanted for name in known]]
     hidden = np.zeros(cache.num_rows, bool)
@@ -88,8 +90,9 @@ def merge(target: Cache, source: Cache) -> int:
     twice = set(target.index()["id"].to_pylist()) & set(source.index()["id"].to_pylist())
     if twice:
         raise CacheMismatch(
-            f"{source.path} and {target.path} both hold image {min(twice)!r} ({len(twice)} in "
-            "common); merging would store it twice. Extract disjoint sets of images."
+            f"{source.location} and {target.location} both hold image {min(twice)!r} "
+            f"({len(twice)} in common); merging would store it twice. "
+            "Extract disjoint sets of images."
         )
     return sum(_copy_segment(target, source, segment) for segment in source.info.segments)
 
@@ -99,19 +102,19 @@ def _refuse_differences(target: Cache, source: Cache) -> None:
         ours, theirs = getattr(target.info, field), getattr(source.info, field)
         if ours != theirs:
             raise CacheMismatch(
-                f"{source.path} was made with {field}={theirs!r}, {target.path} with {ours!r}; "
-                "only caches with equal settings can be merged."
+                f"{source.location} was made with {field}={theirs!r}, {target.location} with "
+                f"{ours!r}; only caches with equal settings can be merged."
             )
     for name in sorted({*target.teachers, *source.teachers}):
         if name not in target.teachers or name not in source.teachers:
-            where = source.path if name not in source.teachers else target.path
+            where = source.location if name not in source.teachers else target.location
             raise CacheMismatch(f"{where} has no teacher {name!r}; both caches need the same ones.")
         ours, theirs = target.teacher(name).to_dict(), source.teacher(name).to_dict()
         for key in ours:
             if key != "spec" and ours[key] != theirs[key]:
                 raise CacheMismatch(
-                    f"teacher {name}: {key} is {theirs[key]!r} in {source.path}, {ours[key]!r} in "
-                    f"{target.path}; their features are not comparable."
+                    f"teacher {name}: {key} is {theirs[key]!r} in {source.location}, {ours[key]!r} "
+                    f"in {target.location}; their features are not comparable."
                 )
 
 

@@ -1,17 +1,14 @@
 """Reading rows of one array straight from its shard files.
 
-zarr's own indexing reads shuffled rows at a few percent of the disk's speed, so a row is one
-``preadv`` into its place in the batch, its checksum into a scratch buffer beside it. Only rows that
-a commit record vouches for are read; anything else is an error naming the row, never a fill value.
+Only rows that a commit record vouches for are read; anything else is an error naming the row, never
+a fill value. How bytes come out of one shard is in ``shard_files``.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -22,46 +19,12 @@ from . import names
 from .commit import CommitRecord
 from .compressed import read_compressed
 from .errors import CorruptCache, MissingRow
-from .shard import CRC_BYTES, decode_index, index_bytes, matches
+from .files import Files
+from .shard import matches
+from .shard_files import REPAIR, BadRow, OpenShard
 
 MAX_OPEN_SHARDS = 128
 """Open files per reader; the usual limit of a process is 1,024."""
-
-
-class _OpenShard:
-    """An open shard file and the offsets of its rows; closed when nobody uses it any more."""
-
-    def __init__(self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            self.descriptor = -1
-            raise CorruptCache(f"{path} is committed but missing. {_REPAIR}") from error
-        size = os.fstat(self.descriptor).st_size
-        if size != committed_bytes:
-            raise CorruptCache(
-                f"{path} has {size:,} bytes, its commit record says {committed_bytes:,}. {_REPAIR}"
-            )
-        tail = np.empty(min(index_bytes(shard_rows), size), np.uint8)
-        read_fully(self.descriptor, tail, size - tail.size)
-        self.offsets = decode_index(tail, shard_rows, size, row_bytes, str(path)).tolist()
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-_REPAIR = "Run `phistill verify` to see what else is damaged, then extract that shard again."
-
-
-def read_fully(descriptor: int, out: NDArray[np.uint8], offset: int) -> None:
-    """Fill ``out`` (b,) from ``offset``; EOFError when the file ends before."""
-    view = out.data
-    while view.nbytes:
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise EOFError(f"the file ends at byte {offset:,}")
-        view, offset = view[count:], offset + count
 
 
 class ArrayReader:
@@ -73,7 +36,7 @@ class ArrayReader:
 
     def __init__(
         self,
-        root: Path,
+        files: Files,
         owner: str,
         kind: str,
         *,
@@ -88,9 +51,9 @@ class ArrayReader:
         self.owner, self.kind = owner, kind
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
-        self._root, self._shard_rows, self._num_rows = root, shard_rows, num_rows
+        self._files, self._shard_rows, self._num_rows = files, shard_rows, num_rows
         self._removed, self._commits, self._compressed = removed, commits, compressed
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
         self._records: Mapping[int, CommitRecord] = {}
         self._readable: NDArray[np.bool_] = np.zeros(num_rows, bool)
@@ -133,20 +96,16 @@ class ArrayReader:
             raise ValueError("out must be C-contiguous.")
         shards, slots = np.divmod(rows, self._shard_rows)
         order = np.argsort(shards, kind="stable")
-        scratch = np.empty(CRC_BYTES, np.uint8)
-        stored = scratch.view("<u4")
-        current = -1
-        for position, shard, slot in zip(
-            order.tolist(), shards[order].tolist(), slots[order].tolist(), strict=True
-        ):
-            if shard != current:
-                opened, current = self._shard(shard), shard
-            row = flat[position]
-            count = os.preadv(opened.descriptor, [row.data, scratch.data], opened.offsets[slot])
-            if count != self.row_bytes + CRC_BYTES:
-                self._read_again(opened, row, scratch, opened.offsets[slot], shard, slot)
-            if check and not matches(row, int(stored[0])):
-                raise self._damaged(shard, slot)
+        starts = np.flatnonzero(np.diff(shards[order], prepend=-1))
+        slots_in_order, places = slots[order].tolist(), order.tolist()
+        ends = [*starts[1:].tolist(), rows.size]
+        for start, end in zip(starts.tolist(), ends, strict=True):
+            shard = int(shards[places[start]])
+            opened = self._shard(shard)
+            try:
+                opened.read(slots_in_order[start:end], places[start:end], flat, check=check)
+            except BadRow as error:
+                raise self._damaged(shard, error.slot) from error
         return out
 
     def read_shard(self, shard: int, *, check: bool = True) -> NDArray[Any]:
@@ -164,15 +123,10 @@ class ArrayReader:
             stored_rows = np.arange(record.start, record.start + record.num_rows)
             shape = (record.num_rows, *self.row_shape)
             return self._through_zarr(stored_rows, np.empty(shape, self.dtype))
-        opened = self._shard(shard)
-        stride = self.row_bytes + CRC_BYTES
-        body = np.empty((record.num_rows, stride), np.uint8)
-        if opened.offsets[: record.num_rows] != list(range(0, record.num_rows * stride, stride)):
-            raise CorruptCache(f"shard {shard} of {self._what} lacks rows it committed. {_REPAIR}")
         try:
-            read_fully(opened.descriptor, body.reshape(-1), 0)
-        except EOFError as error:
-            raise self._damaged(shard, 0) from error
+            body = self._shard(shard).read_all(record.num_rows)
+        except BadRow as error:
+            raise self._damaged(shard, error.slot) from error
         values = np.ascontiguousarray(body[:, : self.row_bytes])
         if check:
             stored = np.ascontiguousarray(body[:, self.row_bytes :]).view("<u4").reshape(-1)
@@ -206,13 +160,13 @@ class ArrayReader:
 
     def _through_zarr(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Rows of a compressed array; zarr's own errors become ours, naming the row."""
-        path = self._root / names.array(self.owner, self.kind)
         for shard in np.unique(rows // self._shard_rows).tolist():
             relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
-            if not (self._root / relative).exists():  # zarr would give fill values
-                raise CorruptCache(f"{self._root / relative} is committed but missing. {_REPAIR}")
+            if not self._files.exists(relative):  # zarr would give fill values
+                where = self._files.where(relative)
+                raise CorruptCache(f"{where} is committed but missing. {REPAIR}")
         try:
-            read_compressed(path, rows, out)
+            read_compressed(self._files, names.array(self.owner, self.kind), rows, out)
         except Exception as error:  # codecs raise nearly anything on damaged bytes
             if rows.size > 1:
                 for position in range(rows.size):
@@ -220,7 +174,7 @@ class ArrayReader:
             raise self._damaged(*divmod(int(rows[0]), self._shard_rows)) from error
         return out
 
-    def _shard(self, shard: int) -> _OpenShard:
+    def _shard(self, shard: int) -> OpenShard:
         with self._lock:
             opened = self._open.get(shard)
             if opened is not None:
@@ -228,33 +182,17 @@ class ArrayReader:
                 return opened
             relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
             size, _ = self._records[shard].files.get(relative, (-1, ""))
-            opened = _OpenShard(self._root / relative, self._shard_rows, self.row_bytes, size)
+            opened = self._files.open_shard(
+                relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
+            )
             self._open[shard] = opened
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
             return opened
 
-    def _read_again(
-        self,
-        opened: _OpenShard,
-        row: NDArray[np.uint8],
-        scratch: NDArray[np.uint8],
-        offset: int,
-        shard: int,
-        slot: int,
-    ) -> None:
-        """A read came back short: a signal, a network file system, or a hole in the shard."""
-        if offset < 0:
-            raise self._damaged(shard, slot)
-        try:
-            read_fully(opened.descriptor, row, offset)
-            read_fully(opened.descriptor, scratch, offset + self.row_bytes)
-        except EOFError as error:
-            raise self._damaged(shard, slot) from error
-
     def _damaged(self, shard: int, slot: int) -> CorruptCache:
         row = shard * self._shard_rows + slot
         return CorruptCache(
             f"{self._what}: row {row} (shard {shard}, row {slot} of it) does not match its "
-            f"checksum. {_REPAIR}"
+            f"checksum. {REPAIR}"
         )

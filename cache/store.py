@@ -7,7 +7,6 @@ the commit records. A file that no record names does not exist.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,80 +16,95 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import lock, names
+from . import names
 from .arrays import array_document, group_attributes, group_document, same_array
 from .commit import CommitRecord, ImageFacts
 from .compressed import encode_compressed
 from .document import MAX_DOCUMENT_BYTES
 from .errors import CacheMismatch, CorruptCache, IncompleteCache, UsageError
-from .files import LocalFiles
-from .info import DTYPES, CacheInfo, Segment, TeacherInfo
+from .files import Files, LocalFiles, open_files
+from .index import publish_index, read_index
+from .info import DTYPES, CacheInfo, TeacherInfo
 from .reader import ArrayReader
 from .shard import encode_shard
 from .split import HELDOUT, TRAIN, Split, is_heldout
-from .tables import read_table
-
-INDEX_COLUMNS = ("row", "id", "view", "uri", "offset", "length")
-"""Columns every index has; ``label`` and ``split`` may follow."""
 
 
-def open(path: str | Path) -> Cache:
-    """Open an existing cache; UsageError when there is none at ``path``."""
-    root = Path(path)
-    if not (root / names.ROOT).is_file():
+def open(location: str | Path | Files) -> Cache:
+    """Open an existing cache; UsageError when there is none at ``location``."""
+    files = open_files(location)
+    if files.size(names.ROOT) is None:
         raise UsageError(
-            f"{root} is not a cache: it has no {names.ROOT}. "
-            f"Make one with `phistill extract IMAGES --cache {root} --teacher ...`."
+            f"{files.location} is not a cache: it has no {names.ROOT}. "
+            f"Make one with `phistill extract IMAGES --cache {files.location} --teacher ...`."
         )
-    return Cache(root)
+    return Cache(files)
 
 
-def create(path: str | Path, info: CacheInfo, index: pa.Table) -> Cache:
-    """Create a cache whose first segment is ``index`` (INDEX_COLUMNS, one line per row).
+def exists(location: str | Path | Files) -> bool:
+    """Whether there is a cache, finished or not."""
+    return open_files(location).size(names.ROOT) is not None
+
+
+def create(location: str | Path | Files, info: CacheInfo, index: pa.Table) -> Cache:
+    """Create a cache whose first segment is ``index`` (index.INDEX_COLUMNS, one line per row).
 
     The root is published last: a killed ``create`` leaves a folder that is not a cache yet.
     """
-    root = Path(path)
-    if (root / names.ROOT).exists():
-        raise UsageError(f"{root} already exists. Choose another path, or extract into it.")
+    files = open_files(location)
+    if files.exists(names.ROOT):
+        raise UsageError(
+            f"{files.location} already exists. Choose another path, or extract into it."
+        )
     if not index.num_rows:
         raise UsageError("a cache needs at least one image.")
-    files = LocalFiles(root)
     segment = publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
     info = replace(info, segments=(segment,))
     files.publish(names.metadata(names.TEACHERS), [group_document()])
     if info.pixel_size:
         files.publish(names.metadata(names.PIXELS), [_pixels_document(info)])
     files.publish(names.ROOT, [group_document(info.to_dict())])
-    return Cache(root)
+    return Cache(files)
 
 
 class Cache:
-    """A cache on a local file system. Cheap to open; picklable (opened again by path)."""
+    """A cache. Cheap to open; picklable (opened again by its files)."""
 
-    def __init__(self, root: Path) -> None:
-        self.path = root
-        self.files = LocalFiles(root)
+    def __init__(self, location: str | Path | Files) -> None:
+        self.files = open_files(location)
         self._commits: dict[str, dict[int, CommitRecord]] = {}
         self.refresh()
 
-    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
-        return Cache, (self.path,)
+    def __reduce__(self) -> tuple[type[Cache], tuple[Files]]:
+        return Cache, (self.files,)
 
     def __repr__(self) -> str:
-        return f"Cache({str(self.path)!r}, rows={self.num_rows}, teachers={list(self.teachers)})"
+        return f"Cache({self.location!r}, rows={self.num_rows}, teachers={list(self.teachers)})"
+
+    @property
+    def location(self) -> str:
+        """Where it lies, as it was typed; for messages."""
+        return self.files.location
+
+    @property
+    def path(self) -> Path:
+        """The folder of a cache on a local file system; UsageError for another."""
+        if not isinstance(self.files, LocalFiles):
+            raise UsageError(f"{self.location} is not a folder on a local file system.")
+        return self.files.root
 
     def refresh(self) -> None:
         """Read the root's attributes again."""
         data = self.files.read(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES)
-        attributes = group_attributes(data, str(self.path / names.ROOT))
+        attributes = group_attributes(data, self.files.where(names.ROOT))
         try:
             self.info = CacheInfo.from_dict(attributes)
         except (TypeError, KeyError, AttributeError, UsageError) as error:
-            raise CorruptCache(f"{self.path / names.ROOT} does not describe a cache.") from error
+            raise CorruptCache(
+                f"{self.files.where(names.ROOT)} does not describe a cache."
+            ) from error
 
     @property
     def num_rows(self) -> int:
@@ -110,10 +124,10 @@ class Cache:
         """A teacher's shapes and fingerprint; UsageError lists the teachers there are."""
         if name not in self.teachers:
             known = ", ".join(self.teachers) or "none yet"
-            raise UsageError(f"{self.path} has no teacher {name!r}; it has: {known}.")
+            raise UsageError(f"{self.location} has no teacher {name!r}; it has: {known}.")
         path = names.metadata(names.group(name))
         attributes = group_attributes(
-            self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES), str(self.path / path)
+            self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES), self.files.where(path)
         )
         return TeacherInfo.from_dict(attributes)
 
@@ -131,24 +145,16 @@ class Cache:
         """Row shape of each kind an owner stores."""
         if owner == names.PIXELS:
             if not self.info.pixel_size:
-                raise UsageError(f"{self.path} stores no pixels; it was made with pixel_size=0.")
+                raise UsageError(
+                    f"{self.location} stores no pixels; it was made with pixel_size=0."
+                )
             return {names.PIXELS: (self.info.pixel_size, self.info.pixel_size, 3)}
         teacher = self.teacher(owner)
         return {kind: teacher.row_shape(kind) for kind in teacher.kinds}
 
     def index(self) -> pa.Table:
         """One line per row, ascending: row, id, view, uri, offset, length, label?, split?."""
-        tables = []
-        for number, segment in enumerate(self.info.segments):
-            path = names.index(number)
-            data = self.files.read(path)
-            if hashlib.sha256(data).hexdigest() != segment.index_sha256:
-                raise CorruptCache(
-                    f"{self.path / path} is not the index the cache was made with. "
-                    "Restore it from a copy, or extract into a new cache."
-                )
-            tables.append(read_table(data))
-        return pa.concat_tables(tables, promote_options="default")
+        return read_index(self.files, self.info.segments)
 
     def commits(self, owner: str) -> dict[int, CommitRecord]:
         """Commit records by shard. Records already read are kept; new ones are looked up."""
@@ -165,11 +171,11 @@ class Cache:
         """One commit record from its file; CorruptCache when it is damaged or another shard's."""
         path = names.commit(owner, shard)
         data = self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)
-        record = CommitRecord.from_bytes(data, str(self.path / path))
+        record = CommitRecord.from_bytes(data, self.files.where(path))
         start, stop = self.info.shard_range(shard)
         expected = (owner, shard, start, stop - start)
         if (record.owner, record.shard, record.start, record.num_rows) != expected:
-            raise CorruptCache(f"{self.path / path} is the record of another shard.")
+            raise CorruptCache(f"{self.files.where(path)} is the record of another shard.")
         return record
 
     def missing_shards(self, owner: str) -> list[int]:
@@ -183,8 +189,8 @@ class Cache:
             if missing := len(self.missing_shards(owner)):
                 total = len(self.info.shards())
                 raise IncompleteCache(
-                    f"{self.path} is unfinished: {owner} has {total - missing} of {total} shards. "
-                    f"Finish it with `phistill extract IMAGES --cache {self.path}`."
+                    f"{self.location} is unfinished: {owner} has {total - missing} of {total} "
+                    f"shards. Finish it with `phistill extract IMAGES --cache {self.location}`."
                 )
 
     def rows(
@@ -239,9 +245,9 @@ class Cache:
         dtype = DTYPES[kind]
         path = names.metadata(names.array(owner, kind))
         expected = self.array_document(owner, kind)
-        same_array(self.files.read(path, max_bytes=2**20), expected, str(self.path / path))
+        same_array(self.files.read(path, max_bytes=2**20), expected, self.files.where(path))
         return ArrayReader(
-            self.path,
+            self.files,
             owner,
             kind,
             row_shape=shapes[kind],
@@ -254,13 +260,13 @@ class Cache:
         )
 
     def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
-        """Hold the cache for writing, or only some shards of it; LockHeld names who has it."""
-        return lock.writing(self.path, shards)
+        """Hold the cache for writing, or only ``shards`` of it; LockHeld names who has it."""
+        return self.files.writing(shards)
 
     def add_teacher(self, teacher: TeacherInfo) -> None:
         """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
         if teacher.name in self.teachers:
-            raise UsageError(f"{self.path} already has a teacher {teacher.name!r}.")
+            raise UsageError(f"{self.location} already has a teacher {teacher.name!r}.")
         for kind in teacher.kinds:
             shape, info = teacher.row_shape(kind), self.info
             document = array_document(
@@ -385,22 +391,4 @@ def _pixels_document(info: CacheInfo) -> bytes:
     shape = (info.pixel_size, info.pixel_size, 3)
     return array_document(
         info.num_rows, shape, DTYPES[names.PIXELS], info.shard_rows, info.compression
-    )
-
-
-def publish_index(
-    files: LocalFiles, index: pa.Table, *, number: int, start: int, shard_rows: int
-) -> Segment:
-    """Write a segment's table (INDEX_COLUMNS), a row group per shard, and describe it."""
-    if missing := set(INDEX_COLUMNS) - set(index.column_names):
-        raise ValueError(f"the index lacks the columns {sorted(missing)}.")
-    rows = index["row"].to_numpy()
-    if not np.array_equal(rows, np.arange(start, start + index.num_rows)):
-        raise ValueError(f"the index must list the rows {start}.. in order.")
-    sink = io.BytesIO()
-    pq.write_table(index, sink, row_group_size=shard_rows, compression="zstd")
-    data = sink.getvalue()
-    files.publish(names.index(number), [data])
-    return Segment(
-        start=start, num_rows=index.num_rows, index_sha256=hashlib.sha256(data).hexdigest()
     )

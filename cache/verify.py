@@ -93,7 +93,7 @@ def discard(cache: Cache, report: VerifyReport) -> int:
     hopeless = [finding for finding in report.damaged if not finding.owner]
     if hopeless:
         raise CorruptCache(
-            f"{cache.path} cannot be repaired by extracting: {hopeless[0].path} is damaged. "
+            f"{cache.location} cannot be repaired by extracting: {hopeless[0].path} is damaged. "
             "Restore that file from a copy, or extract into a new cache."
         )
     shards = {(f.owner, f.shard) for f in report.damaged if f.shard is not None}
@@ -165,7 +165,9 @@ def _file(cache: Cache, record: CommitRecord, path: str, size: int, sha256: str)
     try:
         data = cache.files.read(path)
     except OSError as error:
-        return Finding(record.owner, record.shard, path, f"cannot be read: {error.strerror}")
+        return Finding(
+            record.owner, record.shard, path, f"cannot be read: {error.strerror or error}"
+        )
     if hashlib.sha256(data).hexdigest() == sha256 and len(data) == size:
         return None
     what = f"has {len(data):,} bytes, {size:,} were committed" if len(data) != size else ""

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+cache_path = click.Path(path_type=str)
+"""Where a cache lies: a folder, kept as it was typed because it may be something else too."""
+
+cache_argument = click.argument("cache", type=cache_path)
 
 teacher_option = click.option(
     "--teacher",

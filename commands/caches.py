@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .arguments import cache_argument
+from .arguments import cache_argument, cache_path
 from .extracting import rejects_text
 
 
@@ -15,7 +15,7 @@ from .extracting import rejects_text
 @cache_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--rejects", "show_rejects", is_flag=True, help="List every rejected image.")
-def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
+def inspect(cache: str, as_json: bool, show_rejects: bool) -> None:
     """Say what a cache holds."""
     import json
 
@@ -39,7 +39,7 @@ def inspect(cache: Path, as_json: bool, show_rejects: bool) -> None:
     "--live", type=click.IntRange(min=1), help="Run each teacher again on this many rows of IMAGES."
 )
 @click.option("--device", default="auto", show_default=True, help="For --live.")
-def verify(cache: Path, images: Path | None, live: int | None, device: str) -> None:
+def verify(cache: str, images: Path | None, live: int | None, device: str) -> None:
     """Check every byte of features, pixels, index and records.
 
     Statistics are checked whenever they are read. Exits with 1 when anything is damaged or
@@ -82,7 +82,7 @@ def verify(cache: Path, images: Path | None, live: int | None, device: str) -> N
     sys.exit(1)
 
 
-def _agrees_live(cache: Path, images: Path | None, num_rows: int, device: str) -> bool:
+def _agrees_live(cache: str, images: Path | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
     from phistill.pipeline.extract import stored_runner
@@ -102,8 +102,8 @@ def _agrees_live(cache: Path, images: Path | None, num_rows: int, device: str) -
 
 @click.command()
 @cache_argument
-@click.argument("other", type=click.Path(path_type=Path))
-def merge(cache: Path, other: Path) -> None:
+@click.argument("other", type=cache_path)
+def merge(cache: str, other: str) -> None:
     """Copy into CACHE the shards that OTHER has.
 
     OTHER is another worker's copy of the same cache, or one of other images with equal settings.
@@ -121,7 +121,7 @@ def merge(cache: Path, other: Path) -> None:
 @click.command("remove-teacher")
 @cache_argument
 @click.argument("name")
-def remove_teacher(cache: Path, name: str) -> None:
+def remove_teacher(cache: str, name: str) -> None:
     """Delete a teacher and all its features."""
     from phistill import cache as store
     from phistill.cache.growth import remove_teacher as run
@@ -135,7 +135,7 @@ def remove_teacher(cache: Path, name: str) -> None:
 @click.command("remove-images")
 @cache_argument
 @click.argument("ids", nargs=-1, required=True)
-def remove_images(cache: Path, ids: tuple[str, ...]) -> None:
+def remove_images(cache: str, ids: tuple[str, ...]) -> None:
     """Take down images by id.
 
     Their rows are never given out again. Run fit-stats afterwards.

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from .arguments import fraction_or_file, seconds_of, teacher_option
+from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
 
 
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="Cache to write.")
+@click.option("--cache", required=True, type=cache_path, help="Cache to write.")
 @teacher_option
 @click.option(
     "--holdout",
@@ -74,7 +74,7 @@ from .arguments import fraction_or_file, seconds_of, teacher_option
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
     images: Path,
-    cache: Path,
+    cache: str,
     teachers: tuple[str, ...],
     holdout: str | None,
     seed: int | None,
@@ -153,7 +153,7 @@ def extract(
     click.echo(f"Next: phistill fit-stats {cache}")
 
 
-def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: Path) -> None:
+def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: str) -> None:
     if rejects:
         click.echo(f"{len(rejects)} rejected:")
         click.echo(rejects_text(rejects[:10]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .arguments import cache_argument, teacher_option
+from .arguments import cache_argument, cache_path, teacher_option
 
 
 @click.command()
@@ -16,7 +16,7 @@ from .arguments import cache_argument, teacher_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True
 )
-def report(cache: Path, runs: tuple[Path, ...], out: Path) -> None:
+def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
     """Write one page to look at: statistics, curves, PCA maps."""
     from phistill.report import report as write
     from phistill.report.terminal import progress_bar
@@ -38,7 +38,7 @@ def demo(out: Path) -> None:
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
 @teacher_option
-@click.option("--cache", type=click.Path(path_type=Path), help="Where it would lie.")
+@click.option("--cache", type=cache_path, help="Where it would lie.")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
@@ -46,7 +46,7 @@ def demo(out: Path) -> None:
 def plan(
     images: Path,
     teachers: tuple[str, ...],
-    cache: Path | None,
+    cache: str | None,
     pixel_size: int | None,
     device: str,
     epochs: float,
@@ -75,11 +75,11 @@ def plan(
 
 
 @click.command()
-@click.option("--cache", type=click.Path(path_type=Path), help="A cache to look at too.")
+@click.option("--cache", type=cache_path, help="A cache to look at too.")
 @click.option("--run", type=click.Path(path_type=Path), help="A run to look at too.")
 @click.option("--network", is_flag=True, help="Ask the model hub whether it answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def doctor(cache: Path | None, run: Path | None, network: bool, as_json: bool) -> None:
+def doctor(cache: str | None, run: Path | None, network: bool, as_json: bool) -> None:
     """Say what is installed, what is wrong, and what to do."""
     from phistill.report.doctor import doctor as examine
     from phistill.report.doctor import render, to_json

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .arguments import assignment_of, cache_argument, names_of, read_toml
+from .arguments import assignment_of, cache_argument, cache_path, names_of, read_toml
 
 
 @click.command("fit-stats")
@@ -21,7 +21,7 @@ from .arguments import assignment_of, cache_argument, names_of, read_toml
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device.")
 @click.option("--workers", type=int, help="Processes; threads of this one by default.")
 @click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
-def fit_stats(cache: Path, teachers: str | None, **options: Any) -> None:
+def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     """Compute the moments of every teacher and fit PHI-S.
 
     A killed run goes on where it stopped, and a cache that grew costs its new shards only.
@@ -64,7 +64,7 @@ def fit_stats(cache: Path, teachers: str | None, **options: Any) -> None:
     help="Any other setting (docs/training.md), value as in TOML; repeatable.",
 )
 def train(
-    cache: Path,
+    cache: str,
     out: Path,
     config: Path | None,
     teachers: str | None,
@@ -106,7 +106,7 @@ def train(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--cache", type=click.Path(path_type=Path), help="[default: the run's own]")
+@click.option("--cache", type=cache_path, help="[default: the run's own]")
 @click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
 @click.option(
     "--split", type=click.Choice(["heldout", "train", "all"]), default="heldout", show_default=True
@@ -114,7 +114,7 @@ def train(
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    run: Path, cache: Path | None, which: str, split: Any, device: str, as_json: bool
+    run: Path, cache: str | None, which: str, split: Any, device: str, as_json: bool
 ) -> None:
     """Say how much of each teacher a student explains.
 
@@ -161,7 +161,7 @@ def export(run: Path, out: Path, which: str) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="TOML grid: settings, and a [grid] table of lists.",
 )
-def sweep(cache: Path, out: Path, grid: Path) -> None:
+def sweep(cache: str, out: Path, grid: Path) -> None:
     """Train every setting of a grid in one pass.
 
     The students are equal to those of separate runs. Run it again to go on: finished cells are
@@ -191,7 +191,7 @@ def sweep(cache: Path, out: Path, grid: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--kind", default="patches", show_default=True, help="patches, summary, registers.")
 @click.option("--method", default="phi-s", show_default=True, help="Normalizer.")
-def export_normalizer(cache: Path, teacher: str, out: Path, kind: str, method: str) -> None:
+def export_normalizer(cache: str, teacher: str, out: Path, kind: str, method: str) -> None:
     """Write a fitted normalizer as a file of its own.
 
     One safetensors file with mean, W and Theta, to be used without phistill.

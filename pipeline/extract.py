@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import cache as store
-from ..cache import Cache, TeacherInfo, growth, lock, names
+from ..cache import Cache, TeacherInfo, growth, names
 from ..cache.errors import CacheMismatch, UsageError
+from ..cache.files import Files, open_files
 from ..cache.verify import discard, verify
 from .decoding import Mode
 from .holdout import hold_out
@@ -107,23 +108,23 @@ def extract(
     source = open_source(images) if isinstance(images, str | Path) else images
     specs = [TeacherSpec.parse(text) for text in teachers]
     _refuse_twice([spec.name for spec in specs])
-    path = Path(cache_path)
-    exists = (path / names.ROOT).exists()
+    files = open_files(cache_path)
+    exists = store.exists(files)
     if not exists and not specs:
         raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
     if not exists:
-        _keep_out_of_the_way(path)
+        _keep_out_of_the_way(files)
     entries = source.entries()
     if options.holdout_file is not None:
         entries = hold_out(entries, options.holdout_file)
     device = choose_device(options.device)
-    with lock.writing(path):
-        stored = store.open(path) if exists else None
+    with files.writing():
+        stored = store.open(files) if exists else None
         runners = {spec.name: _runner(spec, stored, device, options) for spec in specs}
         if stored is None:
-            cache = _create(path, entries, settings, [runner.info for runner in runners.values()])
+            cache = _create(files, entries, settings, [runner.info for runner in runners.values()])
         else:
-            settings.check(stored.info, str(path))
+            settings.check(stored.info, stored.location)
             cache = stored
         cache.files.sweep()
         num_repaired = discard(cache, verify(cache)) if options.repair else 0
@@ -206,14 +207,16 @@ def _stored_runner(
 
 
 def _create(
-    path: Path, entries: Sequence[Entry], settings: CacheSettings, teachers: Sequence[TeacherInfo]
+    files: Files, entries: Sequence[Entry], settings: CacheSettings, teachers: Sequence[TeacherInfo]
 ) -> Cache:
     side = 224 if settings.pixel_size is None else settings.pixel_size
     info = settings.new_cache(
         num_rows=len(entries) * len(settings.views or (View(),)),
         max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
     )
-    return store.create(path, info, build_index(entries, num_views=len(info.views), seed=info.seed))
+    return store.create(
+        files, info, build_index(entries, num_views=len(info.views), seed=info.seed)
+    )
 
 
 def _new_entries(cache: Cache, entries: Sequence[Entry]) -> list[Entry]:
@@ -230,9 +233,9 @@ def _add_or_compare(cache: Cache, name: str, runner: TeacherRunner) -> None:
     for field in sorted({*stored, *given}):
         if stored.get(field) != given.get(field):
             raise CacheMismatch(
-                f"{cache.path} holds another teacher {name!r}: {field} is {stored.get(field)!r} "
-                f"there, {given.get(field)!r} here. Give this one another name "
-                f"(NAME=SOURCE:MODEL), or extract into another cache."
+                f"{cache.location} holds another teacher {name!r}: {field} is "
+                f"{stored.get(field)!r} there, {given.get(field)!r} here. Give this one another "
+                "name (NAME=SOURCE:MODEL), or extract into another cache."
             )
 
 
@@ -242,11 +245,11 @@ def _refuse_twice(given: Sequence[str]) -> None:
             raise UsageError(f"two teachers are named {name!r}; name one with NAME=SOURCE:MODEL.")
 
 
-def _keep_out_of_the_way(path: Path) -> None:
+def _keep_out_of_the_way(files: Files) -> None:
     """A folder with other things in it does not become a cache."""
     ours = {"index", "teachers", "pixels", "commits", names.LOCK}
-    if path.is_dir() and (others := {entry.name for entry in path.iterdir()} - ours):
+    if others := set(files.names_in("")) - ours:
         raise UsageError(
-            f"{path} exists and holds other things ({', '.join(sorted(others)[:3])}). "
+            f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "
             "Choose a path that does not exist yet."
         )

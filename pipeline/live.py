@@ -103,8 +103,8 @@ def require_same_teacher(
         report = compare_live(cache, source, runner, rows)
         if not report.agrees:
             raise CacheMismatch(
-                f"{report}. Since {cache.path} was written, this changed: {'; '.join(changes)}. "
-                "Go back to the old versions, or extract into a new cache."
+                f"{report}. Since {cache.location} was written, this changed: "
+                f"{'; '.join(changes)}. Go back to the old versions, or extract into a new cache."
             )
         reports.append(report)
     return reports

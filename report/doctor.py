@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ..cache import Cache
 from ..cache import open as open_cache
 from ..cache.errors import LockHeld, MissingMoments, PhistillError, StaleMoments
+from ..cache.files import LocalFiles, open_files
 from ..pipeline.decode import DecodeRules
 from ..pipeline.decode_image import DecodeSetup
 from ..pipeline.decode_pool import DecodePool
@@ -57,7 +58,7 @@ class Finding:
 
 
 def doctor(
-    cache: Path | None = None, run: Path | None = None, *, network: bool = False
+    cache: Path | str | None = None, run: Path | None = None, *, network: bool = False
 ) -> tuple[Finding, ...]:
     """Look at versions, devices, disks, decoding, the hub's cache, and a cache and a run if given.
 
@@ -171,10 +172,11 @@ def _cores() -> Iterator[Finding]:
     yield Finding("cpu", "ok", text)
 
 
-def _disks(cache: Path | None) -> Iterator[Finding]:
+def _disks(cache: Path | str | None) -> Iterator[Finding]:
     places = {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
-    if cache is not None:
-        places = {"the cache": cache, **places}
+    files = None if cache is None else open_files(cache)
+    if isinstance(files, LocalFiles):
+        places = {"the cache": files.root, **places}
     for what, place in places.items():
         existing = place.absolute()
         while not existing.exists():
@@ -265,13 +267,13 @@ def _answer(endpoint: str) -> Finding:
         )  # fmt: skip
 
 
-def _cache(path: Path) -> Iterator[Finding]:
+def _cache(location: Path | str) -> Iterator[Finding]:
     try:
-        cache = open_cache(path)
+        cache = open_cache(location)
     except PhistillError as error:
         yield Finding("cache", "problem", str(error))
         return
-    yield Finding("cache", "ok", f"{path}: {cache.index().num_rows:,} rows, teachers "
+    yield Finding("cache", "ok", f"{location}: {cache.index().num_rows:,} rows, teachers "
                                  f"{', '.join(cache.teachers) or 'none'}")  # fmt: skip
     yield from _writer(cache)
     rejected: set[int] = set()
@@ -281,29 +283,29 @@ def _cache(path: Path) -> Iterator[Finding]:
             yield Finding(
                 "cache", "problem",
                 f"{owner}: {len(missing)} of {cache.info.num_shards} shards are missing",
-                f"phistill extract IMAGES --cache {path}",
+                f"phistill extract IMAGES --cache {location}",
             )  # fmt: skip
         wrong = [
             name
             for record in commits.values()
             for name, (size, _) in record.files.items()
-            if not (path / name).is_file() or (path / name).stat().st_size != size
+            if cache.files.size(name) != size
         ]
         if wrong:
             yield Finding(
                 "cache", "problem",
                 f"{owner}: {len(wrong)} files are gone or cut, {wrong[0]} first",
-                f"phistill extract IMAGES --cache {path} --repair",
+                f"phistill extract IMAGES --cache {location} --repair",
             )  # fmt: skip
         rejected |= {r.start + slot for r in commits.values() for slot in r.reasons}
     if rejected:
         yield Finding(
             "cache", "note", f"rejected rows: {len(rejected):,}",
-            f"phistill inspect {path} --rejects",
+            f"phistill inspect {location} --rejects",
         )  # fmt: skip
     yield from _moments(cache)
     yield Finding(
-        "cache", "ok", "sizes only were compared", f"phistill verify {path} reads it all."
+        "cache", "ok", "sizes only were compared", f"phistill verify {location} reads it all."
     )
 
 
@@ -314,7 +316,9 @@ def _writer(cache: Cache) -> Iterator[Finding]:
     except LockHeld as error:
         yield Finding("cache", "note", str(error))
     except OSError as error:
-        yield Finding("cache", "note", f"cannot be written: {error.strerror}", "Reading works.")
+        yield Finding(
+            "cache", "note", f"cannot be written: {error.strerror or error}", "Reading works."
+        )
 
 
 def _moments(cache: Cache) -> Iterator[Finding]:
@@ -334,7 +338,7 @@ def _moments(cache: Cache) -> Iterator[Finding]:
                 yield Finding("cache", "ok", f"{teacher}/{kind} has its statistics")
 
 
-def _run(path: Path, cache_path: Path | None) -> Iterator[Finding]:
+def _run(path: Path, cache_path: Path | str | None) -> Iterator[Finding]:
     try:
         facts: Any = json.loads((path / "config.json").read_bytes())
         teachers = facts["teachers"]

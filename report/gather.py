@@ -150,7 +150,7 @@ def gather_cache(
         chance = chance_range(cache, name) if few else None
         patches.append(gather_patches(cache, name, chosen, measured, chance))
     return CacheFacts(
-        path=str(cache.path),
+        path=cache.location,
         num_images=len(set(index["id"].to_pylist())),
         num_rows=index.num_rows,
         num_train=cache.rows(split="train").size,

@@ -50,7 +50,7 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     for name in ("segments", "teachers", "format"):
         settings.pop(name)
     return {
-        "path": str(opened.path),
+        "path": opened.location,
         "format": opened.info.format,
         "rows": index.num_rows,
         "images": len(set(index["id"].to_pylist())),

@@ -108,7 +108,7 @@ def report(
         students,
         gather_maps(opened, facts.patches, students, shown),
         extra_tables=[ExtraTable(*table) for table in extra_tables],
-        title=title or f"phistill report: {opened.path.name}",
+        title=title or f"phistill report: {opened.files.name}",
     )
     target = Path(out)
     target = target / FILE if target.is_dir() else target

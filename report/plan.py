@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.errors import SourceError, UsageError
+from ..cache.files import LocalFiles, open_files
 from ..pipeline.adjust import licence_of
 from ..pipeline.decoding import DecodedShard, ShardRows, decode_shards, num_cores
 from ..pipeline.entries import Entry
@@ -132,7 +133,7 @@ def plan(
     images: str | Path | Source,
     teachers: Sequence[str],
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     settings: CacheSettings | None = None,
     device: str = "auto",
     autocast: str | None = None,
@@ -220,9 +221,12 @@ def plan(
     )
 
 
-def free_bytes(path: Path) -> int:
-    """Free bytes on the disk where ``path`` lies, or would lie."""
-    path = path.absolute()
+def free_bytes(location: Path | str) -> int | None:
+    """Free bytes on the disk where a cache lies, or would lie; None where it is on no disk."""
+    files = open_files(location)
+    if not isinstance(files, LocalFiles):
+        return None
+    path = files.root.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from .. import cache as store
 from ..cache import Cache
 from ..cache.errors import DegenerateMoments, MissingMoments, StaleMoments
+from ..cache.files import Files
 from .blas import one_blas_thread
 from .dispersion import dispersion
 from .groups import (
@@ -71,7 +71,7 @@ def fit_stats(
     chosen = cache.teachers if teachers is None else tuple(teachers)
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.require_complete(chosen)
-    where = partial(run, cache.path, workers=workers, scheduler=scheduler, progress=progress)
+    where = partial(run, cache.files, workers=workers, scheduler=scheduler, progress=progress)
     with cache.writing():
         done = {array: _current_row(cache, *array, _for_kind(array, options)) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
@@ -113,11 +113,11 @@ def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayP
     return plan
 
 
-def finish(root: Path, spec: ArraySpec, summary: Summary) -> StatsRow:
+def finish(files: Files, spec: ArraySpec, summary: Summary) -> StatsRow:
     """Fit PHI-S, describe the array, and publish the normalizer and then the merged moments."""
     moments = summary.moments
     digest = moments_digest(moments)
-    cache = store.open(root)
+    cache = store.open(files)
     try:
         fitted = Normalizer.fit(moments, method="phi-s", moments_digest=digest)
     except DegenerateMoments as error:
@@ -185,9 +185,9 @@ def fitted(
     """A normalizer of one array: the stored one for phi-s, others fitted from the moments."""
     moments = load_moments(cache, teacher, kind)
     digest = moments_digest(moments)
-    path = cache.path / _normalizer_path(teacher, kind)
-    if method == "phi-s" and not options and path.is_file():
-        normalizer = Normalizer.from_bytes(path.read_bytes())
+    path = _normalizer_path(teacher, kind)
+    if method == "phi-s" and not options and cache.files.exists(path):
+        normalizer = Normalizer.from_bytes(cache.files.read(path))
         if normalizer.moments_digest == digest:
             return normalizer
     return Normalizer.fit(moments, method, moments_digest=digest, **options)
@@ -200,26 +200,26 @@ def _current_row(cache: Cache, teacher: str, kind: str, options: PassOptions) ->
     except (MissingMoments, StaleMoments, store.errors.CorruptCache):
         return None
     same = stored.facts["options"] == asdict(options)
-    if not same or not (cache.path / _normalizer_path(teacher, kind)).is_file():
+    if not same or not cache.files.exists(_normalizer_path(teacher, kind)):
         return None
     return StatsRow.from_dict(stored.facts["row"])
 
 
 def _load(cache: Cache, teacher: str, kind: str) -> Stored:
     cache.teacher(teacher).width(kind)  # UsageError for what the cache does not have
-    path = cache.path / _merged_path(teacher, kind)
-    again = f"Run `phistill fit-stats {cache.path}`."
+    path = _merged_path(teacher, kind)
+    again = f"Run `phistill fit-stats {cache.location}`."
     try:
-        data = path.read_bytes()
+        data = cache.files.read(path)
     except FileNotFoundError as error:
         raise MissingMoments(
-            f"{cache.path} has no statistics of {teacher} {kind} yet. {again}"
+            f"{cache.location} has no statistics of {teacher} {kind} yet. {again}"
         ) from error
-    stored = Stored.from_bytes(data, str(path))
+    stored = Stored.from_bytes(data, cache.files.where(path))
     options = PassOptions(**stored.facts["options"])
     if stored.facts["key"] != array_key(cache, teacher, kind, options):
         raise StaleMoments(
-            f"The statistics of {teacher} {kind} in {cache.path} were taken of "
+            f"The statistics of {teacher} {kind} in {cache.location} were taken of "
             f"{stored.summary.num_rows} training rows, and its shards or split have changed since. "
             f"{again}"
         )

@@ -8,7 +8,6 @@ added from left to right, so all three ways give the same bits.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -16,6 +15,7 @@ from jaxtyping import Int, Shaped
 from .. import cache as store
 from ..cache import ArrayReader
 from ..cache.errors import CorruptCache, DegenerateMoments
+from ..cache.files import Files
 from .blas import one_blas_thread
 from .groups import ArraySpec, Group, Piece, sample_tokens
 from .moments import BLOCK_VECTORS, Accumulator, BlockSummer, TakeBlock
@@ -33,17 +33,17 @@ def partial_path(spec: ArraySpec, group: Group) -> str:
     return f"{moments_folder(spec.teacher, spec.kind)}/{name}-{group.number:06d}.safetensors"
 
 
-def compute_partial(root: Path, spec: ArraySpec, group: Group) -> Summary:
+def compute_partial(files: Files, spec: ArraySpec, group: Group) -> Summary:
     """The summary of a group: read if it is stored, otherwise computed and stored.
 
-    Runs anywhere that sees the cache: it takes a path and plain values, and opens what it needs.
+    Runs anywhere that sees the cache: it takes its files and plain values, and opens what it needs.
     The first group also carries a sketch at every doubling of its pieces.
     """
     keys = [piece.key for piece in group.pieces]
-    done, summary = _stored(root, spec, group, keys)
+    done, summary = _stored(files, spec, group, keys)
     if done == len(keys):
         return summary
-    reader = _reader(root, spec.teacher, spec.kind, spec.key)
+    reader = _reader(files, spec.teacher, spec.kind, spec.key)
     device = spec.options.device
     take = BlockSummer(spec.width) if device == "cpu" else _torch_sums(device)
     with one_blas_thread():
@@ -52,21 +52,21 @@ def compute_partial(root: Path, spec: ArraySpec, group: Group) -> Summary:
                 summary = summary.sketched()
             summary = summary + _piece_summary(reader, spec, piece, take)
     data = Stored(summary, {"pieces": keys}).to_bytes()
-    store.publish.publish_bytes(root / partial_path(spec, group), data)
+    files.publish(partial_path(spec, group), [data])
     return summary
 
 
-def stored_pieces(root: Path, spec: ArraySpec, group: Group) -> int:
+def stored_pieces(files: Files, spec: ArraySpec, group: Group) -> int:
     """How many of a group's pieces its stored partial covers."""
-    return _stored(root, spec, group, [piece.key for piece in group.pieces])[0]
+    return _stored(files, spec, group, [piece.key for piece in group.pieces])[0]
 
 
-def _stored(root: Path, spec: ArraySpec, group: Group, keys: list[str]) -> tuple[int, Summary]:
+def _stored(files: Files, spec: ArraySpec, group: Group, keys: list[str]) -> tuple[int, Summary]:
     """Number of pieces that need no computing, and their summary."""
     nothing = 0, Summary.zero(spec.width)
-    path = root / partial_path(spec, group)
+    path = partial_path(spec, group)
     try:
-        stored = Stored.from_bytes(path.read_bytes(), str(path))
+        stored = Stored.from_bytes(files.read(path), files.where(path))
     except (FileNotFoundError, CorruptCache):
         return nothing  # computed again: a partial is never the only copy of anything
     covered = stored.facts.get("pieces")
@@ -76,9 +76,9 @@ def _stored(root: Path, spec: ArraySpec, group: Group, keys: list[str]) -> tuple
 
 
 @lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
-def _reader(root: Path, teacher: str, kind: str, key: str) -> ArrayReader:
+def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
     """One reader per array and state of the cache: making one reads every commit record."""
-    return store.open(root).reader(teacher, kind)
+    return store.open(files).reader(teacher, kind)
 
 
 def forget_readers() -> None:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import dask.callbacks
@@ -20,6 +19,7 @@ import dask.multiprocessing
 import dask.threaded
 
 from ..cache.errors import UsageError
+from ..cache.files import Files
 from .groups import ArrayPlan, ArraySpec
 from .partials import compute_partial
 from .row import StatsRow
@@ -28,7 +28,7 @@ from .summary import Summary
 _dask: Any = dask
 """dask without its partial annotations, which stop at every call."""
 
-Finish = Callable[[Path, ArraySpec, Summary], StatsRow]
+Finish = Callable[[Files, ArraySpec, Summary], StatsRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ ProgressCallback = Callable[[FitProgress], None]
 
 
 def run(
-    root: Path,
+    files: Files,
     plans: Sequence[ArrayPlan],
     finish: Finish,
     *,
@@ -64,7 +64,7 @@ def run(
     if workers is not None and scheduler is not None:
         raise UsageError("workers and scheduler exclude each other: a cluster has its own workers.")
     meter = _Meter(progress)
-    results = [_array_graph(root, plan, finish, meter) for plan in plans]
+    results = [_array_graph(files, plan, finish, meter) for plan in plans]
     if scheduler is not None:
         return _on_cluster(scheduler, results, meter)
     # The functions, not their names: looking a name up imports all of distributed.
@@ -100,7 +100,7 @@ class _Meter:
             self._progress(FitProgress(array, self._done, self._total))
 
 
-def _array_graph(root: Path, plan: ArrayPlan, finish: Finish, meter: _Meter) -> Any:
+def _array_graph(files: Files, plan: ArrayPlan, finish: Finish, meter: _Meter) -> Any:
     """The delayed StatsRow of one array."""
     spec = plan.spec
     # A name that never repeats: a cluster would otherwise hand out results of an earlier run.
@@ -109,7 +109,7 @@ def _array_graph(root: Path, plan: ArrayPlan, finish: Finish, meter: _Meter) -> 
     for group in plan.groups:
         key = f"partial-{token}-{group.number}"
         # partial() keeps dask from looking for tasks inside the arguments.
-        call = _dask.delayed(partial(compute_partial, root, spec, group), name=f"f-{key}")
+        call = _dask.delayed(partial(compute_partial, files, spec, group), name=f"f-{key}")
         parts.append(call(dask_key_name=key))
         meter.expect(parts[-1], spec.name, group.num_rows * spec.row_bytes)
     total = parts[0]
@@ -118,7 +118,7 @@ def _array_graph(root: Path, plan: ArrayPlan, finish: Finish, meter: _Meter) -> 
         block = _tree(parts[start : 2 * start])
         total = _dask.delayed(_extend)(total, block)
         start *= 2
-    return _dask.delayed(partial(finish, root, spec), name=f"finish-{token}")(total)
+    return _dask.delayed(partial(finish, files, spec), name=f"finish-{token}")(total)
 
 
 def _tree(parts: list[Any]) -> Any:

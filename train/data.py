@@ -103,7 +103,7 @@ class Source:
     def __init__(self, cache: Cache, targets: Sequence[Target]) -> None:
         if not cache.info.pixel_size:
             raise UsageError(
-                f"{cache.path} stores no pixels for the student. Extract with a pixel size."
+                f"{cache.location} stores no pixels for the student. Extract with a pixel size."
             )
         self.cache = cache
         self.readers: dict[str, ArrayReader] = {PIXELS: cache.reader(PIXELS, PIXELS)}

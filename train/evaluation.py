@@ -151,7 +151,7 @@ def evaluate(
     out, RunMismatch when the cache's teachers are not those of the run.
     """
     student = load_run(run, which=which, device=device)
-    if cache is None and not Path(student.facts["cache"]).exists():
+    if cache is None and not store.exists(student.facts["cache"]):
         raise UsageError(
             f"the cache of this run, {student.facts['cache']}, is not there any more. "
             "Say where it is now with --cache."
@@ -163,8 +163,8 @@ def evaluate(
     rows = rows[:max_rows] if max_rows else rows
     if not rows.size:
         raise IncompleteCache(
-            f"{opened.path} has no {split} row for {', '.join(teachers)}. Extract a cache with a "
-            "larger --holdout, or evaluate with --split train."
+            f"{opened.location} has no {split} row for {', '.join(teachers)}. Extract a cache "
+            "with a larger --holdout, or evaluate with --split train."
         )
     source = Source(opened, student.targets)
     means = {key: np.asarray(value) for key, value in student.facts["means"].items()}
@@ -197,7 +197,9 @@ def refuse_other_teachers(
     """RunMismatch naming each field in which the cache's teachers differ from the run's."""
     for name, stored in teachers.items():
         if name not in cache.teachers:
-            raise RunMismatch(f"{cache.path} has no teacher {name!r}, which {run} was trained on.")
+            raise RunMismatch(
+                f"{cache.location} has no teacher {name!r}, which {run} was trained on."
+            )
         found = cache.teacher(name).fingerprint
         differing = [
             key for key in sorted(set(found) | set(stored)) if found.get(key) != stored.get(key)
@@ -205,8 +207,8 @@ def refuse_other_teachers(
         if differing:
             lines = "".join(f"\n  {k}: {stored.get(k)!r} -> {found.get(k)!r}" for k in differing)
             raise RunMismatch(
-                f"teacher {name!r} of {cache.path} is not the one {run} was trained on:{lines}\n"
-                "Take the cache the run was trained on, or train a new run."
+                f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"
+                f"{lines}\nTake the cache the run was trained on, or train a new run."
             )
 
 

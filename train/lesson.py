@@ -47,7 +47,7 @@ class Lesson:
             "timm": timm.__version__,
             "num_threads": torch.get_num_threads(),
             "config": self.config.to_dict(),
-            "cache": str(self.cache.path.resolve()),
+            "cache": self.cache.files.absolute,
             "teachers": {name: self.cache.teacher(name).fingerprint for name in teachers},
             "targets": [target.to_dict() for target in self.targets],
             "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},
@@ -67,7 +67,7 @@ def prepare(cache: Cache, config: TrainConfig, device: torch.device) -> Lesson:
         raise UsageError(f"normalizer={config.normalizer!r} is not one of {', '.join(METHODS)}.")
     if not cache.info.pixel_size:
         raise UsageError(
-            f"{cache.path} stores no pixels, so no student can learn from it. "
+            f"{cache.location} stores no pixels, so no student can learn from it. "
             "Extract with a pixel size."
         )
     cache.require_complete(chosen_teachers(cache, config.teachers))

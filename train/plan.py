@@ -116,8 +116,8 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
     rows = cache.rows(teachers, "train")
     if not rows.size:
         raise IncompleteCache(
-            f"{cache.path} has no training row that every one of {', '.join(teachers)} committed. "
-            f"Finish it with `phistill extract IMAGES --cache {cache.path}`."
+            f"{cache.location} has no training row that every one of {', '.join(teachers)} "
+            f"committed. Finish it with `phistill extract IMAGES --cache {cache.location}`."
         )
     index = cache.index()
     line = np.searchsorted(index["row"].to_numpy(), rows)

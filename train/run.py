@@ -271,8 +271,8 @@ def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
     refuse_other_teachers(lesson.cache, facts["teachers"], path)
     if facts["order_digest"] != lesson.plan.digest:
         raise RunMismatch(
-            f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.path} now gives "
-            f"{lesson.plan.num_images} or orders them differently. Train into another --out."
+            f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.location} now "
+            f"gives {lesson.plan.num_images} or orders them differently. Train into another --out."
         )
 
 

@@ -62,7 +62,7 @@ def chosen_teachers(cache: Cache, teachers: Sequence[str]) -> tuple[str, ...]:
     for name in teachers:
         if name not in cache.teachers:
             raise UsageError(
-                f"teachers={list(teachers)}: {cache.path} has no {name!r}; "
+                f"teachers={list(teachers)}: {cache.location} has no {name!r}; "
                 f"it has {', '.join(cache.teachers)}."
             )
     if len(set(teachers)) != len(teachers):
@@ -89,5 +89,5 @@ def targets_of(cache: Cache, teachers: Sequence[str], *, summaries: bool) -> tup
                 Target(teacher=name, kind=SUMMARY, width=teacher.widths[SUMMARY], grid=(1, 1))
             )
     if not found:
-        raise UsageError(f"{cache.path} holds neither patches nor summaries to learn from.")
+        raise UsageError(f"{cache.location} holds neither patches nor summaries to learn from.")
     return tuple(found)

@@ -80,7 +80,7 @@ def _with_index(cache: Cache, index: pa.Table) -> Cache:
     """The same cache with other ids, as another extraction would have made it."""
     from dataclasses import replace
 
-    from phistill.cache.store import publish_index
+    from phistill.cache.index import publish_index
 
     segment = publish_index(cache.files, index, number=0, start=0, shard_rows=cache.info.shard_rows)
     cache.publish_root(replace(cache.info, segments=(segment,)))

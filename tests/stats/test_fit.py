@@ -219,16 +219,16 @@ def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None
     assert len(plan.groups) > 3
     group = max(plan.groups, key=lambda group: len(group.pieces))
     assert teacher.num_tokens * len(group.pieces) >= 4
-    at_once = compute_partial(cache.path, plan.spec, group)
+    at_once = compute_partial(cache.files, plan.spec, group)
     shutil.rmtree(cache.path / "teachers/a/moments")
     begun = Group(group.number, group.pieces[:-1])
-    compute_partial(cache.path, plan.spec, begun)
+    compute_partial(cache.files, plan.spec, begun)
     for piece in begun.pieces:
         for shard in {int(row) // 16 for row in piece.rows}:
             (cache.path / f"teachers/a/patches/c/{shard}/0/0").unlink()
     forget_readers()
-    assert stored_pieces(cache.path, plan.spec, group) == len(begun.pieces)
-    extended = compute_partial(cache.path, plan.spec, group)
+    assert stored_pieces(cache.files, plan.spec, group) == len(begun.pieces)
+    extended = compute_partial(cache.files, plan.spec, group)
     assert extended.moments.scatter.tobytes() == at_once.moments.scatter.tobytes()
     assert extended.moments.mean.tobytes() == at_once.moments.mean.tobytes()
     assert extended.num_rows == at_once.num_rows
