@@ -24,6 +24,8 @@ from torch import Tensor
 
 from ..cache import ArrayReader, Cache
 from ..cache.errors import UsageError
+from ..cache.order import WINDOW_SHARDS
+from ..cache.readahead import ReadAhead
 from .plan import RowPlan, Rows
 from .targets import Target
 
@@ -180,6 +182,10 @@ class Loader:
         size = plan.config.batch_size // world
         self._ring = [source.buffers(size, pinned=pinned) for _ in range(self._depth + 1)]
         self._pool = ThreadPoolExecutor(workers, "read-ahead") if workers else None
+        self._shards_ahead = None
+        if plan.config.order == "block" and not source.is_resident:
+            readers = source.readers.values()
+            self._shards_ahead = ReadAhead(readers, shard_rows=plan.shard_rows)
 
     def __enter__(self) -> Loader:
         return self
@@ -189,6 +195,8 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        if self._shards_ahead is not None:
+            self._shards_ahead.close()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -199,6 +207,7 @@ class Loader:
         for step in range(self.start, min(self.stop, self.start + self._depth)):
             pending.append(self._submit(step))
         for step in range(self.start, self.stop):
+            self._expect(step)
             begun = time.perf_counter()
             batch = pending.popleft().result() if pending else self.load(step)
             self.wait_s += time.perf_counter() - begun
@@ -210,6 +219,15 @@ class Loader:
             if self._depth and step + self._depth < self.stop:
                 pending.append(self._submit(step + self._depth))
             yield batch
+
+    def _expect(self, step: int) -> None:
+        """In block order, have the shards of this window and the next brought nearer."""
+        if self._shards_ahead is None:
+            return
+        window = WINDOW_SHARDS * self.plan.shard_rows // self.plan.config.batch_size
+        for expected in (step, step + window):
+            if expected < self.stop:
+                self._shards_ahead.expect(self.plan.step(expected))
 
     def load(self, step: int) -> Batch:
         """Read one batch now."""
