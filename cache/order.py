@@ -24,6 +24,7 @@ def epoch_rows(
     mode: str = "full",
     shard_rows: int = 0,
     window_shards: int = WINDOW_SHARDS,
+    stream: int = 0,
 ) -> NDArray[np.int64]:
     """The rows (n,) of one epoch in the order they are visited.
 
@@ -31,8 +32,10 @@ def epoch_rows(
     ``window_shards`` of them at a time and permutes the rows of each window: a disk or an object
     store is read in whole shards, and since a cache's rows are in random order already, a batch is
     nearly as mixed. ``none`` keeps the given order. ``block`` needs the cache's ``shard_rows``.
+    ``stream`` numbers the caches of one run: equal rows in two of them come in unrelated orders.
     """
-    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    entropy = [seed, epoch, stream] if stream else [seed, epoch]
+    generator = np.random.Generator(np.random.PCG64(entropy))
     if mode == "none":
         return rows.copy()
     if mode == "full":

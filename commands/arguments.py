@@ -11,6 +11,9 @@ cache_path = click.Path(path_type=str)
 """Where a cache lies: a folder, kept as it was typed because it may be something else too."""
 
 cache_argument = click.argument("cache", type=cache_path)
+caches_argument = click.argument(
+    "caches", metavar="CACHE...", nargs=-1, required=True, type=cache_path
+)
 
 teacher_option = click.option(
     "--teacher",
@@ -49,6 +52,16 @@ def seconds_of(text: str | None) -> float | None:
 def names_of(text: str | None) -> list[str] | None:
     """``a,b`` as a list; None stays None."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers_of(option: str, text: str) -> list[float]:
+    """``0.7,0.3`` as numbers; UsageError names the option."""
+    from phistill.cache.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is not like 0.7,0.3.") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from .arguments import assignment_of, cache_argument, cache_path, names_of, read_toml
+from .arguments import (
+    assignment_of,
+    cache_argument,
+    cache_path,
+    caches_argument,
+    names_of,
+    numbers_of,
+    read_toml,
+)
 
 
 @click.command("fit-stats")
@@ -45,8 +53,9 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
 
 
 @click.command()
-@cache_argument
+@caches_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--weights", help="Of several caches, comma-separated.  [default: by their rows]")
 @click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML of settings.")
 @click.option("--normalizer", help="Of the patch targets.  [default: phi-s]")
 @click.option("--teachers", help="Comma-separated; all of the cache by default.")
@@ -64,17 +73,22 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     help="Any other setting (docs/training.md), value as in TOML; repeatable.",
 )
 def train(
-    cache: str,
+    caches: tuple[str, ...],
     out: Path,
+    weights: str | None,
     config: Path | None,
     teachers: str | None,
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Train a student from the cache alone.
+    """Train a student from one cache, or from several at once.
 
     Neither teachers nor images are needed. Run it again after an interruption to go on from the
     last checkpoint. Settings come from --config, then --set, then the options.
+
+    \b
+    phistill train my.cache --out runs/phi-s
+    phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
     """
     from phistill.report.terminal import duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
@@ -85,12 +99,14 @@ def train(
     values |= {key: value for key, value in options.items() if value is not None}
     if teachers is not None:
         values["teachers"] = names_of(teachers)
+    if weights is not None:
+        values["cache_weights"] = numbers_of("--weights", weights)
     with progress_bar("train") as bar:
 
         def show(at: Progress) -> None:
             bar(at.step, at.num_steps, at.line().partition("  ")[2])
 
-        result = run(cache, out, TrainConfig.from_dict(values), progress=show)
+        result = run(caches, out, TrainConfig.from_dict(values), progress=show)
     if result.resumed_from == result.num_steps:
         click.echo(f"{out} is finished: {result.num_steps} steps, nothing to do.")
     else:
@@ -106,7 +122,13 @@ def train(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--cache", type=cache_path, help="[default: the run's own]")
+@click.option(
+    "--cache",
+    "caches",
+    multiple=True,
+    type=cache_path,
+    help="Repeatable.  [default: the run's own]",
+)
 @click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
 @click.option(
     "--split", type=click.Choice(["heldout", "train", "all"]), default="heldout", show_default=True
@@ -114,7 +136,7 @@ def train(
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    run: Path, cache: str | None, which: str, split: Any, device: str, as_json: bool
+    run: Path, caches: tuple[str, ...], which: str, split: Any, device: str, as_json: bool
 ) -> None:
     """Say how much of each teacher a student explains.
 
@@ -129,7 +151,7 @@ def evaluate(
     from phistill.train.evaluation import as_table
 
     with progress_bar("evaluate") as bar:
-        lines = measure(run, cache, which=which, split=split, device=device, progress=bar)
+        lines = measure(run, caches or None, which=which, split=split, device=device, progress=bar)
     if as_json:
         click.echo(json.dumps([line.to_dict() for line in lines], indent=2))
     else:
@@ -152,7 +174,7 @@ def export(run: Path, out: Path, which: str) -> None:
 
 
 @click.command()
-@cache_argument
+@caches_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
 @click.option(
     "--config",
@@ -161,11 +183,11 @@ def export(run: Path, out: Path, which: str) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="TOML grid: settings, and a [grid] table of lists.",
 )
-def sweep(cache: str, out: Path, grid: Path) -> None:
+def sweep(caches: tuple[str, ...], out: Path, grid: Path) -> None:
     """Train every setting of a grid in one pass.
 
     The students are equal to those of separate runs. Run it again to go on: finished cells are
-    skipped.
+    skipped. Several caches are drawn from with the grid's cache_weights.
     """
     from phistill.report.terminal import duration_text, progress_bar
     from phistill.train import Progress
@@ -177,7 +199,7 @@ def sweep(cache: str, out: Path, grid: Path) -> None:
         def show(cell: str, at: Progress) -> None:
             bar(at.step, at.num_steps, cell)
 
-        result = run(cache, out, read_grid(grid), progress=show)
+        result = run(caches, out, read_grid(grid), progress=show)
     click.echo(
         f"{out}: {result.num_trained} of {result.num_cells} cells trained in {result.num_passes} "
         f"passes over the cache, {duration_text(result.seconds)}."

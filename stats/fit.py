@@ -170,6 +170,11 @@ def load_row(cache: Cache, teacher: str, kind: str) -> StatsRow:
     return StatsRow.from_dict(_load(cache, teacher, kind).facts["row"])
 
 
+def load_options(cache: Cache, teacher: str, kind: str) -> PassOptions:
+    """The options the stored moments of one array were taken with; errors as load_moments."""
+    return PassOptions(**_load(cache, teacher, kind).facts["options"])
+
+
 def load_moments(cache: Cache, teacher: str, kind: str) -> Moments:
     """The merged moments of one array.
 

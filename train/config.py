@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..cache.errors import RunMismatch, UsageError
+from ..cache.errors import UsageError
 
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
 SUMMARY_LOSSES = ("cosine", "balanced-angle", "mse", "none")
@@ -66,13 +66,17 @@ class TrainConfig:
     labels: tuple[str, ...] = ()
     """Keep only rows with one of these labels; empty keeps all."""
 
+    cache_weights: tuple[float, ...] = ()
+    """Of a run on several caches: weight of each, in their order; the rows drawn from a cache are
+    its weight's share. Empty: every training image counts the same, as in one large cache."""
+
     row_filter: str = ""
     """``package.module:function`` taking the cache's index table and returning a boolean array, one
     per line of the table; empty keeps all."""
 
     max_rows: int = 0
-    """Keep this many of the eligible training rows (rows are in a seeded random order, so the first
-    ones are a fair sample); 0 keeps all."""
+    """Keep this many of a cache's eligible training rows (they are in a seeded random order, so the
+    first ones are a fair sample); 0 keeps all."""
 
     partition: str = "all"
     """``all``: every image is learnt from every teacher. ``one``: each image from one of them,
@@ -269,6 +273,11 @@ class TrainConfig:
             )
         if self.weights and self.balance != "fixed":
             raise UsageError(f"weights={self.weights} needs balance='fixed', not {self.balance!r}.")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.cache_weights):
+            raise UsageError(
+                f"cache_weights={list(self.cache_weights)} must be above 0. "
+                "A cache that is not to be drawn from is left out."
+            )
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate} "
@@ -349,27 +358,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_every": (0, _BIG),
     "keep_checkpoints": (1, _BIG),
 }
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ between two ``to_dict`` results and may not change on resume."""
-    keys = sorted((set(stored) | set(wanted)) - SAFE_KEYS)
-    return {
-        key: (stored.get(key), wanted.get(key))
-        for key in keys
-        if stored.get(key) != wanted.get(key)
-    }
-
-
-def refuse_changes(run: object, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """RunMismatch with one line per setting that differs from the run folder's own."""
-    changed = differences(stored, wanted)
-    if changed:
-        lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        raise RunMismatch(
-            f"{run} was begun with other settings:{lines}\n"
-            "Give the same settings to go on, or another --out for a new run."
-        )
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...], *, plugin: bool) -> None:

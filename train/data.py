@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ..cache import ArrayReader, Cache
 from ..cache.errors import UsageError
+from ..cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from ..cache.order import WINDOW_SHARDS
 from ..cache.readahead import ReadAhead
+from .mixing import MixedPlan
 from .plan import RowPlan, Rows
 from .targets import Target
 
@@ -102,13 +104,13 @@ class Batch:
 class Source:
     """The pixels and targets of chosen rows, from the cache's shards or from memory."""
 
-    def __init__(self, cache: Cache, targets: Sequence[Target]) -> None:
-        if not cache.info.pixel_size:
+    def __init__(self, cache: Cache | JoinedCaches, targets: Sequence[Target]) -> None:
+        if PIXELS not in cache.owners:
             raise UsageError(
                 f"{cache.location} stores no pixels for the student. Extract with a pixel size."
             )
         self.cache = cache
-        self.readers: dict[str, ArrayReader] = {PIXELS: cache.reader(PIXELS, PIXELS)}
+        self.readers: dict[str, ArrayReader | JoinedReader] = {PIXELS: cache.reader(PIXELS, PIXELS)}
         for target in targets:
             self.readers[target.key] = cache.reader(target.teacher, target.kind)
         self._resident: dict[str, NDArray[Any]] = {}
@@ -140,6 +142,14 @@ class Source:
         places = np.searchsorted(self._resident_rows, rows)
         return np.take(self._resident[key], places, axis=0, out=out, mode="clip")
 
+    def shards_ahead(self) -> ReadAhead | JoinedReadAhead:
+        """What asks for whole shards before their rows are read."""
+        joined = [one for one in self.readers.values() if isinstance(one, JoinedReader)]
+        if isinstance(self.cache, JoinedCaches):
+            return JoinedReadAhead(self.cache, joined)
+        single = [one for one in self.readers.values() if isinstance(one, ArrayReader)]
+        return ReadAhead(single, shard_rows=self.cache.info.shard_rows)
+
     def buffers(self, num_rows: int, *, pinned: bool) -> dict[str, Tensor]:
         """Host memory for ``num_rows`` rows of everything."""
         return {
@@ -161,7 +171,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        plan: RowPlan,
+        plan: RowPlan | MixedPlan,
         targets: Sequence[Target],
         *,
         start: int,
@@ -184,8 +194,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(workers, "read-ahead") if workers else None
         self._shards_ahead = None
         if plan.config.order == "block" and not source.is_resident:
-            readers = source.readers.values()
-            self._shards_ahead = ReadAhead(readers, shard_rows=plan.shard_rows)
+            self._shards_ahead = source.shards_ahead()
 
     def __enter__(self) -> Loader:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from .. import cache as store
 from ..cache import Cache, Split
 from ..cache.errors import IncompleteCache, RunMismatch, UsageError
+from ..cache.joined import JoinedCaches
 from .data import PIXELS, Source
 from .plan import Rows
 from .predict import TrainedStudent, load_run
@@ -61,6 +62,9 @@ class EvalRow:
 
     cosine_error: float
     """Its standard error over rows."""
+
+    cache: str = ""
+    """Which cache the rows are of; empty where there is only one."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,9 +113,13 @@ def measure(
     means: Mapping[str, NDArray[np.float64]],
     *,
     label: str,
+    cache: str = "",
     progress: EvalProgress | None = None,
 ) -> list[EvalRow]:
-    """Every target of a student on ``rows``; ``means`` are the training means by target key."""
+    """Every target of a student on ``rows``; ``means`` are the training means by target key.
+
+    ``label`` names the student and ``cache`` where the rows come from.
+    """
     directions = student.config.summary_loss != "mse"
     device = student.device
     sums = {
@@ -131,12 +139,38 @@ def measure(
             sums[target.key].add(predictions[target.teacher][target.kind], value)
         if progress is not None:
             progress(min(start + BATCH_ROWS, len(rows)), len(rows))
-    return [sums[target.key].row(label) for target in student.targets]
+    return [replace(sums[target.key].row(label), cache=cache) for target in student.targets]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Rows of one cache of a run, numbered as its source numbers them."""
+
+    cache: str
+    """Its name; empty where there is only one."""
+    rows: Rows
+
+
+def parts_of(
+    cache: Cache | JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
+) -> list[Part]:
+    """The rows of each cache that has any, at most ``max_rows`` of each (0: all)."""
+    if isinstance(cache, Cache):
+        found = [Part("", cache.rows(teachers, split))]
+    else:
+        names = [one.files.name for one in cache.caches]
+        if len(set(names)) < len(names):
+            names = [one.location for one in cache.caches]
+        found = [
+            Part(name, start + one.rows(teachers, split))
+            for name, start, one in zip(names, cache.starts, cache.caches, strict=True)
+        ]
+    return [Part(p.cache, p.rows[:max_rows] if max_rows else p.rows) for p in found if p.rows.size]
 
 
 def evaluate(
     run: Path | str,
-    cache: Cache | Path | str | None = None,
+    cache: CacheArgument | None = None,
     *,
     untrained: bool = True,
     which: str = "latest",
@@ -147,21 +181,16 @@ def evaluate(
 ) -> list[EvalRow]:
     """Every teacher of a run on the cache's held-out rows, for the student and an untrained one.
 
-    ``cache`` defaults to the one the run was trained on. Raises IncompleteCache when no row is held
-    out, RunMismatch when the cache's teachers are not those of the run.
+    ``cache`` defaults to the one the run was trained on. A run on several caches, or a sequence of
+    them, gives the lines of each, ``max_rows`` rows of each. Raises IncompleteCache when no row is
+    held out, RunMismatch when the cache's teachers are not those of the run.
     """
     student = load_run(run, which=which, device=device)
-    if cache is None and not store.exists(student.facts["cache"]):
-        raise UsageError(
-            f"the cache of this run, {student.facts['cache']}, is not there any more. "
-            "Say where it is now with --cache."
-        )
-    opened = open_cache(student.facts["cache"] if cache is None else cache)
+    opened = open_cache(_own_caches(student.facts) if cache is None else cache)
     refuse_other_teachers(opened, student.facts["teachers"], run)
     teachers = list(student.facts["teachers"])
-    rows = opened.rows(teachers, split)
-    rows = rows[:max_rows] if max_rows else rows
-    if not rows.size:
+    parts = parts_of(opened, teachers, split, max_rows)
+    if not parts:
         raise IncompleteCache(
             f"{opened.location} has no {split} row for {', '.join(teachers)}. Extract a cache "
             "with a larger --holdout, or evaluate with --split train."
@@ -173,28 +202,61 @@ def evaluate(
         students.append(("untrained", load_run(run, which=which, untrained=True, device=device)))
     return [
         line
+        for part in parts
         for label, one in students
-        for line in measure(one, source, rows, means, label=label, progress=progress)
+        for line in measure(
+            one, source, part.rows, means, label=label, cache=part.cache, progress=progress
+        )
     ]
 
 
+def _own_caches(facts: Mapping[str, Any]) -> list[str]:
+    """Paths of the caches a run was trained on; UsageError when one is not there any more."""
+    paths = [str(entry["path"]) for entry in facts.get("caches", [])] or [str(facts["cache"])]
+    for path in paths:
+        if not store.exists(path):
+            raise UsageError(
+                f"the cache of this run, {path}, is not there any more. "
+                "Say where it is now with --cache" + (", once for each." if paths[1:] else ".")
+            )
+    return paths
+
+
 def mean_unexplained(lines: Sequence[EvalRow]) -> float:
-    """One number for a student: the mean over teachers, 1 - cosine where there is no variance."""
+    """One number for a student: the mean over teachers, 1 - cosine where there is no variance.
+
+    Over several caches, the mean of what each of them gives.
+    """
     values = [
         line.unexplained if line.unexplained is not None else 1 - line.cosine for line in lines
     ]
     return sum(values) / len(values)
 
 
-def open_cache(cache: Cache | Path | str) -> Cache:
-    """The cache itself, or the one at a path."""
-    return cache if isinstance(cache, Cache) else store.open(cache)
+CacheArgument = Cache | JoinedCaches | Path | str | Sequence[Cache | Path | str]
+"""A cache, or several: open, or where they lie."""
+
+
+def open_cache(cache: CacheArgument) -> Cache | JoinedCaches:
+    """The cache itself, or the one at a path; a sequence of several becomes one of joined rows."""
+    if isinstance(cache, Cache | JoinedCaches):
+        return cache
+    if isinstance(cache, Path | str):
+        return store.open(cache)
+    opened = [one if isinstance(one, Cache) else store.open(one) for one in cache]
+    if not opened:
+        raise UsageError("no cache was given.")
+    return opened[0] if len(opened) == 1 else JoinedCaches(opened)
 
 
 def refuse_other_teachers(
-    cache: Cache, teachers: Mapping[str, Mapping[str, Any]], run: object
+    cache: Cache | JoinedCaches, teachers: Mapping[str, Mapping[str, Any]], run: object
 ) -> None:
     """RunMismatch naming each field in which the cache's teachers differ from the run's."""
+    if isinstance(cache, JoinedCaches):
+        for one in cache.caches:
+            refuse_other_teachers(one, teachers, run)
+        return
     for name, stored in teachers.items():
         if name not in cache.teachers:
             raise RunMismatch(
@@ -213,12 +275,18 @@ def refuse_other_teachers(
 
 
 def as_table(lines: Sequence[EvalRow]) -> str:
-    """A plain table for a terminal."""
+    """A plain table for a terminal; a first column names the cache where there are several."""
     if not lines:
         raise UsageError("there is nothing to show.")
     names = ("student", "teacher", "kind", "rows", "mse", "unexplained")
     head = "{:10} {:16} {:8} {:>6} {:>11} {:>17} cosine".format(*names)
-    return "\n".join([head, *(_line(line) for line in lines)])
+    width = max(len(line.cache) for line in lines)
+    if not width:
+        return "\n".join([head, *(_line(line) for line in lines)])
+    width = max(width, len("cache"))
+    return "\n".join(
+        [f"{'cache':{width}} {head}", *(f"{line.cache:{width}} {_line(line)}" for line in lines)]
+    )
 
 
 def _line(line: EvalRow) -> str:

@@ -21,6 +21,7 @@ from .config import TrainConfig
 
 SHARED_KEYS = (
     "teachers",
+    "cache_weights",
     "labels",
     "row_filter",
     "max_rows",

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..cache import Cache
 from ..cache.errors import UsageError
+from ..cache.joined import JoinedCaches
 from ..stats import METHODS, Normalizer, fitted, load_moments, load_row
+from ..stats.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
 from .config import TrainConfig
-from .data import Source
-from .plan import RowPlan, make_plan
+from .data import PIXELS, Source
+from .mixing import MixedPlan, plan_of
+from .plan import RowPlan
 from .ranks import Ranks, resolve_precision
 from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
 
@@ -26,7 +29,7 @@ from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
 class Lesson:
     """A config resolved against a cache."""
 
-    cache: Cache
+    cache: Cache | JoinedCaches
     config: TrainConfig
     targets: tuple[Target, ...]
     normalizers: Mapping[str, Normalizer]
@@ -35,19 +38,22 @@ class Lesson:
 
     dispersions: Mapping[str, float]
     image_size: int
-    plan: RowPlan
+    plan: RowPlan | MixedPlan
     precision: str
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says beside tensors and mutable state."""
         teachers = dict.fromkeys(target.teacher for target in self.targets)
-        return {
+        several = {}
+        if isinstance(self.plan, MixedPlan):
+            several = {"caches": _drawn(self.cache, self.plan)}
+        return several | {
             "phistill": __version__,
             "torch": torch.__version__,
             "timm": timm.__version__,
             "num_threads": torch.get_num_threads(),
             "config": self.config.to_dict(),
-            "cache": self.cache.files.absolute,
+            "cache": _caches(self.cache)[0].files.absolute,
             "teachers": {name: self.cache.teacher(name).fingerprint for name in teachers},
             "targets": [target.to_dict() for target in self.targets],
             "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},
@@ -61,28 +67,53 @@ class Lesson:
         }
 
 
-def prepare(cache: Cache, config: TrainConfig, device: torch.device) -> Lesson:
-    """Resolve a config against a cache; every question that can be refused is asked here."""
+def _caches(cache: Cache | JoinedCaches) -> tuple[Cache, ...]:
+    return cache.caches if isinstance(cache, JoinedCaches) else (cache,)
+
+
+def _drawn(cache: Cache | JoinedCaches, plan: MixedPlan) -> list[dict[str, Any]]:
+    """Which caches a run is on, and what it draws from each."""
+    rows = np.bincount(plan.turns, minlength=len(plan.parts)).tolist()
+    return [
+        {
+            "path": one.files.absolute,
+            "share": share,
+            "num_images": part.num_images,
+            "rows_per_epoch": count,
+        }
+        for one, share, part, count in zip(
+            _caches(cache), plan.shares, plan.parts, rows, strict=True
+        )
+    ]
+
+
+def prepare(cache: Cache | JoinedCaches, config: TrainConfig, device: torch.device) -> Lesson:
+    """Resolve a config against a cache, or several; whatever can be refused is refused here."""
     if config.normalizer not in METHODS:
         raise UsageError(f"normalizer={config.normalizer!r} is not one of {', '.join(METHODS)}.")
-    if not cache.info.pixel_size:
+    if isinstance(cache, JoinedCaches):
+        cache.require_alike(chosen_teachers(cache, config.teachers))
+    if PIXELS not in cache.owners:
         raise UsageError(
             f"{cache.location} stores no pixels, so no student can learn from it. "
             "Extract with a pixel size."
         )
     cache.require_complete(chosen_teachers(cache, config.teachers))
     targets = targets_of(cache, config.teachers, summaries=config.summary_loss != "none")
+    plan = plan_of(cache, config)
     normalizers, means, dispersions = {}, {}, {}
     for target in targets:
         learnt_by_value = target.kind == PATCHES or config.summary_loss == "mse"
         method = config.normalizer if learnt_by_value else "none"
         options = config.normalizer_options if learnt_by_value else {}
-        normalizers[target.key] = fitted(cache, target.teacher, target.kind, method, **options)
-        means[target.key] = load_moments(cache, target.teacher, target.kind).mean
-        if target.kind == SUMMARY:
-            value = load_row(cache, target.teacher, target.kind).dispersion
-            assert value is not None, "fit_stats measures it for every summary"
-            dispersions[target.key] = value
+        statistics = _Statistics(cache, plan, target)
+        normalizers[target.key] = statistics.normalizer(method, options)
+        means[target.key] = statistics.mean()
+        # Over several caches it takes a pass over their summaries, so only where it is used.
+        if target.kind == SUMMARY and (
+            isinstance(cache, Cache) or config.summary_loss == "balanced-angle"
+        ):
+            dispersions[target.key] = statistics.dispersion()
     return Lesson(
         cache=cache,
         config=config,
@@ -90,10 +121,45 @@ def prepare(cache: Cache, config: TrainConfig, device: torch.device) -> Lesson:
         normalizers=normalizers,
         means=means,
         dispersions=dispersions,
-        image_size=config.image_size or cache.info.pixel_size,
-        plan=make_plan(cache, config),
+        image_size=config.image_size or cache.shapes(PIXELS)[PIXELS][0],
+        plan=plan,
         precision=resolve_precision(config.precision, device),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """The statistics of one target over the rows a run draws: of the cache, or of the mixture."""
+
+    cache: Cache | JoinedCaches
+    plan: RowPlan | MixedPlan
+    target: Target
+
+    @property
+    def _array(self) -> tuple[str, str]:
+        return self.target.teacher, self.target.kind
+
+    def normalizer(self, method: str, options: Mapping[str, Any]) -> Normalizer:
+        if isinstance(self.cache, Cache):
+            return fitted(self.cache, *self._array, method, **options)
+        return fitted_to_mixture(self.cache.caches, self._shares, *self._array, method, **options)
+
+    def mean(self) -> NDArray[np.float64]:
+        if isinstance(self.cache, Cache):
+            return load_moments(self.cache, *self._array).mean
+        return mixed_moments(self.cache.caches, self._shares, *self._array).mean
+
+    def dispersion(self) -> float:
+        if isinstance(self.cache, Cache):
+            value = load_row(self.cache, *self._array).dispersion
+            assert value is not None, "fit_stats measures it for every summary"
+            return value
+        return mixed_dispersion(self.cache.caches, self._shares, *self._array)
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        assert isinstance(self.plan, MixedPlan), "several caches have a plan that says their shares"
+        return self.plan.shares
 
 
 def make_source(lesson: Lesson, ranks: Ranks) -> Source:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Cache
 from . import ranks as distributed
 from .checkpoint import FOLDER
 from .config import TrainConfig
 from .data import Loader, Source
-from .evaluation import open_cache
+from .evaluation import CacheArgument, open_cache
 from .lesson import make_source, prepare
 from .ranks import Ranks
 from .run import ProgressCallback, Run, RunResult
@@ -23,7 +22,7 @@ from .targets import Target
 
 
 def train(
-    cache: Cache | Path | str,
+    cache: CacheArgument,
     out: Path | str,
     config: TrainConfig,
     *,
@@ -31,9 +30,10 @@ def train(
 ) -> RunResult:
     """Train a student from a cache into the run folder ``out``, or go on where it stopped.
 
-    Needs the cache alone: no teacher, no images. Raises UsageError for settings that do not fit the
-    cache, RunMismatch when ``out`` holds another run, Diverged on a value that is not finite, and
-    Interrupted, with everything saved, on Ctrl-C or SIGTERM.
+    Needs the cache alone: no teacher, no images. A sequence of caches is drawn from with
+    ``config.cache_weights``. Raises UsageError for settings that do not fit the cache, RunMismatch
+    when ``out`` holds another run, Diverged on a value that is not finite, and Interrupted, with
+    everything saved, on Ctrl-C or SIGTERM.
     """
     group = distributed.join(config.device)
     with contextlib.ExitStack() as stack:

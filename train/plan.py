@@ -45,6 +45,8 @@ class RowPlan:
     teachers: tuple[str, ...]
     shard_rows: int
     config: TrainConfig
+    stream: int = 0
+    """Number of the cache within a run on several; see ``order.epoch_rows``."""
 
     @property
     def num_images(self) -> int:
@@ -77,19 +79,23 @@ class RowPlan:
             epoch=epoch,
             mode=self.config.order,
             shard_rows=self.shard_rows,
+            stream=self.stream,
         )
 
     def step(self, step: int) -> Rows:
         """The rows (batch_size,) of one optimizer step; a batch may span two epochs."""
         position = step * self.config.batch_size
-        stop = position + self.config.batch_size
+        return self.between(position, position + self.config.batch_size)
+
+    def between(self, position: int, stop: int) -> Rows:
+        """The rows (stop - position,) at these positions of all epochs laid end to end."""
         parts = []
         while position < stop:
             epoch, offset = divmod(position, self.num_images)
             taken = self._cached(epoch)[offset : offset + stop - position]
             parts.append(taken)
             position += len(taken)
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def teachers_of(self, rows: Rows) -> NDArray[np.int64] | None:
         """The number of the one teacher of each row, or None when every teacher takes all."""
@@ -106,8 +112,10 @@ def _epoch(plan: RowPlan, epoch: int) -> Rows:
     return plan.epoch(epoch)
 
 
-def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
-    """The plan of a run on the cache's training rows.
+def make_plan(
+    cache: Cache, config: TrainConfig, *, without: Rows | None = None, stream: int = 0
+) -> RowPlan:
+    """The plan of a run on the cache's training rows, but for those of ``without``.
 
     Raises UsageError when a filter leaves fewer rows than one batch, IncompleteCache when there are
     no rows at all.
@@ -122,12 +130,16 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
     index = cache.index()
     line = np.searchsorted(index["row"].to_numpy(), rows)
     keep = _filtered(index, config)[line]
+    if without is not None:
+        keep &= ~np.isin(rows, without)
     rows, line = rows[keep], line[keep]
     ids = np.array(index["id"].to_pylist(), dtype=object)[line]
     view = index["view"].to_numpy()[line]
     rows, ids, view = _first_images(rows, ids, view, config.max_rows)
     if rows.size == 0:
-        raise UsageError("the filters (labels, row_filter) leave no training row.")
+        raise UsageError(
+            f"the filters (labels, row_filter) leave no training row of {cache.location}."
+        )
     names, image = np.unique(ids.astype(str), return_inverse=True)
     views = np.lexsort((view, image))
     starts = np.searchsorted(image[views], np.arange(len(names)))
@@ -145,6 +157,7 @@ def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
         teachers=teachers,
         shard_rows=cache.info.shard_rows,
         config=config,
+        stream=stream,
     )
     plan.epoch(0)  # a mode the order does not know is refused here, not in a thread
     return plan

@@ -24,10 +24,10 @@ import torch
 from ..cache import lock, names, publish
 from ..cache.errors import LockHeld, RunMismatch, UsageError
 from . import checkpoint
+from .changes import refuse_changes
 from .checkpoint import Checkpoint
-from .config import refuse_changes
 from .data import Source
-from .evaluation import EvalRow, mean_unexplained, measure, refuse_other_teachers
+from .evaluation import EvalRow, mean_unexplained, measure, parts_of, refuse_other_teachers
 from .lesson import Lesson
 from .metrics import MetricsLog
 from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
@@ -206,17 +206,23 @@ class Run:
         if not self.ranks.is_first or not (self.is_finished or (every and step % every == 0)):
             return []
         teachers = list(dict.fromkeys(target.teacher for target in self.lesson.targets))
-        rows = self.lesson.cache.rows(teachers, "heldout")[: self.config.validate_rows]
-        if not rows.size:
+        parts = parts_of(self.lesson.cache, teachers, "heldout", self.config.validate_rows)
+        if not parts:
             return []
         with self.trainee.averaged() as student:
             wrapped = TrainedStudent(student, self.config, self.lesson.normalizers, {})
             wrapped.to(self.ranks.device)
-            lines = measure(wrapped, source, rows, self.lesson.means, label="trained")
+            lines = [
+                line
+                for part in parts
+                for line in measure(
+                    wrapped, source, part.rows, self.lesson.means, label="trained", cache=part.cache
+                )
+            ]
         self.score = mean_unexplained(lines)
         if self._log is not None:
             named = {
-                f"{line.teacher}/{line.kind}": {
+                f"{line.teacher}/{line.kind}" + f"@{line.cache}" * bool(line.cache): {
                     key: value for key, value in line.to_dict().items() if isinstance(value, float)
                 }
                 for line in lines

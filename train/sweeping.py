@@ -21,8 +21,9 @@ from pathlib import Path
 
 from ..cache import Cache, publish
 from ..cache.errors import UsageError
+from ..cache.joined import JoinedCaches
 from . import loop
-from .evaluation import EvalRow, evaluate, open_cache
+from .evaluation import CacheArgument, EvalRow, evaluate, open_cache
 from .grid import Cell
 from .lesson import make_source, prepare
 from .ranks import Ranks, resolve_device
@@ -52,7 +53,7 @@ class SweepResult:
 
 
 def sweep(
-    cache: Cache | Path | str,
+    cache: CacheArgument,
     out: Path | str,
     grid: Sequence[Cell],
     *,
@@ -97,7 +98,7 @@ def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _one_pass(
-    cache: Cache,
+    cache: Cache | JoinedCaches,
     folder: Path,
     cells: Sequence[Cell],
     group: Ranks,

@@ -54,6 +54,11 @@ def badness(line: EvalRow) -> float:
     return line.unexplained if line.unexplained is not None else 1 - line.cosine
 
 
+def column_of(line: EvalRow) -> str:
+    """``TEACHER/KIND``, followed by ``@CACHE`` where there are several caches."""
+    return f"{line.teacher}/{line.kind}" + (f"@{line.cache}" if line.cache else "")
+
+
 def figures(
     grid: Sequence[Cell], lines: Mapping[str, Sequence[EvalRow]]
 ) -> dict[str, dict[str, Figure]]:
@@ -62,7 +67,7 @@ def figures(
     for cell in grid:
         columns = values.setdefault(setting_of(cell), {})
         for line in lines[cell.name]:
-            columns.setdefault(f"{line.teacher}/{line.kind}", []).append(badness(line))
+            columns.setdefault(column_of(line), []).append(badness(line))
     found: dict[str, dict[str, Figure]] = {setting: {} for setting in values}
     for column in dict.fromkeys(name for columns in values.values() for name in columns):
         means = {s: fmean(columns[column]) for s, columns in values.items() if column in columns}

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..cache import Cache
 from ..cache.errors import UsageError
+from ..cache.joined import JoinedCaches
 
 PATCHES = "patches"
 SUMMARY = "summary"
@@ -57,7 +58,7 @@ class Target:
         )
 
 
-def chosen_teachers(cache: Cache, teachers: Sequence[str]) -> tuple[str, ...]:
+def chosen_teachers(cache: Cache | JoinedCaches, teachers: Sequence[str]) -> tuple[str, ...]:
     """The teachers a run learns from, in the order asked for; UsageError lists the known ones."""
     for name in teachers:
         if name not in cache.teachers:
@@ -70,7 +71,9 @@ def chosen_teachers(cache: Cache, teachers: Sequence[str]) -> tuple[str, ...]:
     return tuple(teachers) or tuple(cache.teachers)
 
 
-def targets_of(cache: Cache, teachers: Sequence[str], *, summaries: bool) -> tuple[Target, ...]:
+def targets_of(
+    cache: Cache | JoinedCaches, teachers: Sequence[str], *, summaries: bool
+) -> tuple[Target, ...]:
     """Patches and, where a teacher has one and ``summaries`` asks for it, the summary."""
     found: list[Target] = []
     for name in chosen_teachers(cache, teachers):

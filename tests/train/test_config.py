@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from phistill.cache.errors import RunMismatch, UsageError
-from phistill.train.config import SAFE_KEYS, TrainConfig, differences, refuse_changes
+from phistill.train.changes import differences, refuse_changes
+from phistill.train.config import SAFE_KEYS, TrainConfig
 
 
 def test_a_config_survives_json() -> None:

@@ -1,0 +1,207 @@
+"""Several caches read as one: their rows are numbered through, cache after cache.
+
+Row r of cache k has the number ``starts[k] + r``. Nothing is copied; the caches must agree on what
+they share, teacher by teacher and field by field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import names
+from .errors import CacheMismatch, UsageError
+from .info import TeacherInfo
+from .readahead import ReadAhead
+from .reader import ArrayReader
+from .split import HELDOUT, TRAIN, Split
+from .store import Cache
+
+Rows = NDArray[np.int64]
+
+
+class JoinedCaches:
+    """Two or more caches, in the order given."""
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.caches = tuple(caches)
+        paths = [cache.location for cache in self.caches]
+        for place in (path for path in paths if paths.count(path) > 1):
+            raise UsageError(f"{place} is given twice. Name each cache once and give it a weight.")
+        lengths = [cache.num_rows for cache in self.caches]
+        self.starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
+
+    def __repr__(self) -> str:
+        return f"JoinedCaches({[cache.location for cache in self.caches]})"
+
+    @property
+    def location(self) -> str:
+        """All paths, for messages."""
+        return " and ".join(cache.location for cache in self.caches)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Every teacher that any of the caches has, in the order they come."""
+        return tuple(dict.fromkeys(name for cache in self.caches for name in cache.teachers))
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """What all of them store: the pixels, if all have them, and the teachers."""
+        pixels = all(names.PIXELS in cache.owners for cache in self.caches)
+        return ((names.PIXELS,) if pixels else ()) + self.teachers
+
+    def teacher(self, name: str) -> TeacherInfo:
+        """A teacher's shapes and fingerprint, from the first cache that has it."""
+        for cache in self.caches:
+            if name in cache.teachers:
+                return cache.teacher(name)
+        known = ", ".join(self.teachers) or "none"
+        raise UsageError(f"{self.location} have no teacher {name!r}; they have: {known}.")
+
+    def shapes(self, owner: str) -> dict[str, tuple[int, ...]]:
+        """Row shape of each kind an owner stores; ``require_alike`` says they agree."""
+        return self.caches[0].shapes(owner)
+
+    def require_alike(self, teachers: Sequence[str]) -> None:
+        """CacheMismatch where a teacher or the side of the pixels differs, with every field.
+
+        UsageError for a teacher that one of the caches does not have.
+        """
+        first = self.caches[0]
+        for cache in self.caches[1:]:
+            if cache.info.pixel_size != first.info.pixel_size:
+                raise CacheMismatch(
+                    f"{cache.location} stores pixels of side {cache.info.pixel_size}, "
+                    f"{first.location} of side {first.info.pixel_size}; a batch needs one. Extract "
+                    "with an equal --pixel-size."
+                )
+        for name in teachers:
+            self._require_teacher(name)
+            for cache in self.caches[1:]:
+                _same_teacher(first, cache, name)
+
+    def _require_teacher(self, name: str) -> None:
+        for cache in self.caches:
+            if name not in cache.teachers:
+                common = [n for n in self.teachers if all(n in c.teachers for c in self.caches)]
+                cure = (
+                    f"Take the common ones with --teachers {','.join(common)}, or e"
+                    if common
+                    else "E"
+                )
+                raise UsageError(
+                    f"{cache.location} has no teacher {name!r}. {cure}xtract it there: "
+                    f"phistill extract IMAGES --cache {cache.location} --teacher ..."
+                )
+
+    def require_complete(self, teachers: Sequence[str] | None = None) -> None:
+        """IncompleteCache when any of them misses shards."""
+        for cache in self.caches:
+            cache.require_complete(teachers)
+
+    def rows(self, teachers: Sequence[str] | None = None, split: Split = "train") -> Rows:
+        """Usable rows of all caches (n,), ascending, numbered through; see ``Cache.rows``."""
+        found = [
+            start + cache.rows(teachers, split)
+            for start, cache in zip(self.starts, self.caches, strict=True)
+        ]
+        return np.concatenate(found)
+
+    def reader(self, owner: str, kind: str) -> JoinedReader:
+        """A reader of one array over all caches."""
+        return JoinedReader([cache.reader(owner, kind) for cache in self.caches], self.starts)
+
+    def leaked_rows(self, teachers: Sequence[str]) -> list[Rows]:
+        """Per cache, its own training rows (n,) whose image another cache holds out.
+
+        None exist where all caches share seed and fraction and no split was given: whether an
+        image is held out is then a function of its bytes. Images are told apart by their sha256.
+        """
+        infos = [cache.info for cache in self.caches]
+        given = any("split" in cache.index().column_names for cache in self.caches)
+        if not given and len({(info.seed, info.holdout) for info in infos}) == 1:
+            return [np.empty(0, np.int64) for _ in self.caches]
+        hashes = [row_hashes(cache) for cache in self.caches]
+        heldout = [
+            set(known[cache.rows(teachers, HELDOUT)].tolist())
+            for cache, known in zip(self.caches, hashes, strict=True)
+        ]
+        found = []
+        for number, (cache, known) in enumerate(zip(self.caches, hashes, strict=True)):
+            others = set().union(*heldout[:number], *heldout[number + 1 :])
+            rows = cache.rows(teachers, TRAIN)
+            found.append(rows[[sha256 in others for sha256 in known[rows].tolist()]])
+        return found
+
+
+class JoinedReader:
+    """Rows of one array over several caches; as ArrayReader, which see."""
+
+    def __init__(self, readers: Sequence[ArrayReader], starts: Sequence[int]) -> None:
+        self.readers = tuple(readers)
+        self.row_shape, self.dtype = readers[0].row_shape, readers[0].dtype
+        self._starts = np.asarray(starts, np.int64)
+
+    def read(
+        self, rows: Rows, out: NDArray[Any] | None = None, *, check: bool = True
+    ) -> NDArray[Any]:
+        """The values (n, *row_shape) of ``rows`` (n,), numbered through, in their order."""
+        rows = np.ascontiguousarray(rows, np.int64)
+        if out is None:
+            out = np.empty((rows.size, *self.row_shape), self.dtype)
+        cache_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number, reader in enumerate(self.readers):
+            places = np.flatnonzero(cache_of == number)
+            if places.size == rows.size:
+                return reader.read(rows - self._starts[number], out, check=check)
+            if places.size:
+                out[places] = reader.read(rows[places] - self._starts[number], check=check)
+        return out
+
+
+class JoinedReadAhead:
+    """A ReadAhead for each of the caches."""
+
+    def __init__(self, joined: JoinedCaches, readers: Sequence[JoinedReader]) -> None:
+        self._starts = np.asarray(joined.starts, np.int64)
+        self._parts = [
+            ReadAhead(
+                [reader.readers[number] for reader in readers], shard_rows=cache.info.shard_rows
+            )
+            for number, cache in enumerate(joined.caches)
+        ]
+
+    def expect(self, rows: Rows) -> None:
+        """The shards of ``rows`` (n,), numbered through, will be read whole before long."""
+        cache_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number, part in enumerate(self._parts):
+            part.expect(rows[cache_of == number] - self._starts[number])
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        for part in self._parts:
+            part.close()
+
+
+def row_hashes(cache: Cache) -> NDArray[np.object_]:
+    """(num_rows,) sha256 (hex) of each row's encoded image; None where no shard says."""
+    found = np.full(cache.num_rows, None, object)
+    for owner in cache.owners:
+        for record in cache.commits(owner).values():
+            found[record.start : record.start + record.num_rows] = record.images.sha256
+    return found
+
+
+def _same_teacher(one: Cache, other: Cache, name: str) -> None:
+    ours, theirs = one.teacher(name).fingerprint, other.teacher(name).fingerprint
+    differing = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    if differing:
+        lines = "".join(f"\n  {k}: {ours.get(k)!r} -> {theirs.get(k)!r}" for k in differing)
+        raise CacheMismatch(
+            f"teacher {name!r} of {other.location} is not the one of {one.location}:{lines}\n"
+            "Features of different teachers cannot be learnt under one name. Extract both caches "
+            "with the same teacher, or leave it out with --teachers."
+        )
