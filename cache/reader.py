@@ -7,6 +7,7 @@ a fill value. How bytes come out of one shard is in ``shard_files``.
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
@@ -19,7 +20,7 @@ from . import names
 from .commit import CommitRecord
 from .compressed import read_compressed
 from .errors import CorruptCache, MissingRow
-from .files import Files
+from .files import Files, LocalFiles
 from .shard import matches
 from .shard_files import REPAIR, BadRow, OpenShard
 
@@ -144,8 +145,10 @@ class ArrayReader:
         relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
         if record is None or relative not in record.files:
             return
+        if not isinstance(self._files, LocalFiles):
+            return  # a shard elsewhere is fetched whole when its first row is read
         try:
-            descriptor = os.open(self._root / relative, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._files.path(relative), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return  # whoever reads the row says what is wrong
         try:
