@@ -32,10 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from phistill.pipeline import CacheSettings, Features, Preprocessing, extract
+from phistill.pipeline import CacheSettings, ExtractOptions, Features, Preprocessing, extract
 from phistill.pipeline.decode import DecodeRules
 from phistill.pipeline.decoding import Mode, ShardRows, decode_shards, num_cores
-from phistill.pipeline.extract import ExtractOptions
 from phistill.pipeline.runner import TeacherRunner
 from phistill.pipeline.sources import open_source
 from phistill.pipeline.teachers import TeacherSpec

@@ -66,6 +66,9 @@ class Files(Protocol):
     def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
         """Hold the whole cache for writing, or only ``shards``; LockHeld names who has it."""
 
+    def holders(self) -> tuple[lock.Holder, ...]:
+        """The processes that hold some of the cache for writing now."""
+
     def open_shard(
         self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
     ) -> OpenShard:
@@ -155,6 +158,9 @@ class LocalFiles:
 
     def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
         return lock.writing(self.root, shards)
+
+    def holders(self) -> tuple[lock.Holder, ...]:
+        return lock.holders(self.root)
 
     def open_shard(
         self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from phistill.pipeline.share import Share
 
 from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
 
@@ -70,6 +73,12 @@ from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
     metavar="3h50m",
     help="Finish a shard and stop after this long, with exit code 143.",
 )
+@click.option(
+    "--worker",
+    metavar="r/R",
+    help="Extract only the shards of worker r of R, from 0; others take the rest at the same time, "
+    "here or elsewhere (docs/extraction-at-scale.md).  [default: what torchrun or srun say]",
+)
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
@@ -85,6 +94,7 @@ def extract(
     shard_rows: int | None,
     compression: str | None,
     time_limit: str | None,
+    worker: str | None,
     **options: Any,
 ) -> None:
     """Run teachers over IMAGES once and cache their features.
@@ -97,6 +107,7 @@ def extract(
     from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode import DecodeRules
+    from phistill.pipeline.share import who_misses
     from phistill.pipeline.views import View
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
 
@@ -108,6 +119,7 @@ def extract(
         )
     fraction, options["holdout_file"] = fraction_or_file(holdout)
     options["time_limit_s"] = seconds_of(time_limit)
+    share = _take_share(worker, options)
     settings = CacheSettings(
         seed=seed,
         holdout=fraction,
@@ -117,7 +129,8 @@ def extract(
         shard_rows=shard_rows,
         compression=compression,
     )
-    with progress_bar("extract") as bar:
+    title = f"extract, worker {share}" if share else "extract"
+    with progress_bar(title) as bar:
 
         def show(at: ExtractProgress) -> None:
             rate = at.done_rows / at.elapsed_s if at.elapsed_s else 0.0
@@ -131,16 +144,21 @@ def extract(
             settings=settings,
             options=ExtractOptions(**options),
             on_progress=show,
+            on_wait=lambda text: click.echo(text, err=True),
         )
     found = report.cache
     names = ", ".join(found.teachers)
+    who = f"{cache}, worker {share}" if share else str(cache)
     if report.num_shards:
         click.echo(
-            f"{cache}: {report.num_shards} shards, {bytes_text(report.written_bytes)} written in "
+            f"{who}: {report.num_shards} shards, {bytes_text(report.written_bytes)} written in "
             f"{duration_text(report.elapsed_s)}."
         )
-    else:
-        click.echo(f"{cache} is complete: nothing to do.")
+    elif not report.out_of_time:
+        click.echo(f"{who}: nothing to do." if share else f"{cache} is complete: nothing to do.")
+    if share and report.missing_shards and not report.out_of_time:
+        click.echo("\n".join(who_misses(report.missing_shards, share, found.files.holders())))
+        return
     click.echo(f"{found.index().num_rows:,} rows, teachers {names}.")
     _print_rejects(report.rejects, cache)
     if report.num_repaired:
@@ -150,7 +168,28 @@ def extract(
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)
+    if share and report.missing_shards:
+        click.echo("\n".join(who_misses(report.missing_shards, share, found.files.holders())))
+        return
     click.echo(f"Next: phistill fit-stats {cache}")
+
+
+def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
+    """The share of ``--worker`` and of the launcher, put into the options and told."""
+    import os
+
+    from phistill.pipeline.decoding import num_cores
+    from phistill.pipeline.share import Share, launched
+
+    launch = launched(os.environ)
+    share = Share.parse(worker) if worker else None
+    if launch is not None:
+        share = (share or Share(0, 1)).split(launch.rank, launch.world)
+        options["local_rank"] = launch.local_rank
+        options["num_workers"] = options["num_workers"] or max(1, num_cores() // launch.num_local)
+        click.echo(f"{launch}: this is worker {share}.", err=True)
+    options["share"] = share
+    return share
 
 
 def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: str) -> None:

@@ -1,7 +1,8 @@
 """Images, views and teachers: stage one, writing the cache. The verb is ``extract``."""
 
 from .contract import Features, Preprocessing, Teacher
-from .extract import ExtractOptions, ExtractReport, extract
+from .extract import ExtractReport, extract
+from .options import ExtractOptions
 from .settings import CacheSettings
 from .shard_pass import ExtractProgress, rejects
 from .sources import open_source

@@ -27,13 +27,18 @@ ROWS_AT_256 = {"cpu": 32, "cuda": 128, "mps": 64}
 """Rows in one forward pass of a teacher whose input is 256 x 256 pixels."""
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA, then Apple's GPU, then the CPU; UsageError when the named one is absent."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto`` is CUDA, then Apple's GPU, then the CPU; UsageError when the named one is absent.
+
+    Of several processes on a machine each takes the CUDA device of its number, in turn.
+    """
     import torch
 
-    if name == "auto":
-        if torch.cuda.is_available():
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        if local_rank is None:
             return torch.device("cuda")
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class PassLimits:
 
 
 class ShardPass:
-    """One pass over the shards that miss something."""
+    """One pass over those of ``shards`` that miss something; the caller holds them for writing."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class ShardPass:
         limits: PassLimits,
         on_progress: Callable[[ExtractProgress], None] | None,
         started: float,
+        shards: Set[int],
     ) -> None:
         self._cache, self._source, self._runners = cache, source, runners
         self._limits, self._on_progress, self._started = limits, on_progress, started
@@ -93,7 +94,7 @@ class ShardPass:
         self.out_of_time = False
         pixels = {names.PIXELS} if cache.info.pixel_size else set()
         owners = pixels | set(runners)
-        self._missing = {owner: set(cache.missing_shards(owner)) for owner in owners}
+        self._missing = {owner: shards & set(cache.missing_shards(owner)) for owner in owners}
         self._rejected = len(rejects(cache))
 
     def run(self) -> None:

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from phistill.cache.errors import CacheMismatch
-from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.extract import ExtractOptions
+from phistill.pipeline import CacheSettings, ExtractOptions, extract
 
 TEACHER = "t=module:stated_teacher:build"
 SETTINGS = CacheSettings(pixel_size=8, shard_rows=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,12 @@ from phistill.pipeline.contract import Features, Preprocessing
 class TinyTeacher:
     """Patches are 4 x 4 means of the input and their squares; the summary is their mean.
 
-    ``poison`` makes the features of every image whose mean red exceeds it NaN.
+    ``poison`` makes the features of every image whose mean red exceeds it NaN. A forward pass takes
+    ``pause`` seconds, so that a test can come in between.
     """
 
-    def __init__(self, scale: float, poison: float) -> None:
-        self._scale, self._poison = scale, poison
+    def __init__(self, scale: float, poison: float, pause: float) -> None:
+        self._scale, self._poison, self._pause = scale, poison, pause
 
     def identity(self) -> Mapping[str, Any]:
         return {"source": "test", "scale": self._scale, "poison": self._poison}
@@ -29,6 +31,7 @@ class TinyTeacher:
         pass
 
     def features(self, images: torch.Tensor) -> Features:
+        time.sleep(self._pause)
         means = torch.nn.functional.avg_pool2d(images, 4).permute(0, 2, 3, 1) * self._scale
         patches = torch.cat([means, means**2], dim=-1)
         poisoned = images[:, 0].mean(dim=(1, 2)) > self._poison
@@ -37,4 +40,8 @@ class TinyTeacher:
 
 
 def build(model: str, options: dict[str, str]) -> TinyTeacher:
-    return TinyTeacher(float(options.get("scale", 1.0)), float(options.get("poison", 1e9)))
+    return TinyTeacher(
+        float(options.get("scale", 1.0)),
+        float(options.get("poison", 1e9)),
+        float(options.get("pause", 0.0)),
+    )

@@ -1,0 +1,55 @@
+"""How an extraction goes about it; nothing here is part of what the cache is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache.errors import UsageError
+from .decoding import Mode
+from .share import Share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractOptions:
+    """How a run goes about it; nothing here is part of what the cache is."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    autocast: str | None = None
+    """Arithmetic of a new teacher: float32, bfloat16, float16; default bfloat16 on CUDA."""
+    rows_per_forward: int | None = None
+    """Rows in one forward pass of a new teacher; stored with it."""
+    num_workers: int | None = None
+    """Decoding workers; default one per core."""
+    decode: Mode = "auto"
+    """Decode in ``threads`` or in ``processes``, which a bad decoder cannot take down; ``auto``
+    takes processes for long runs."""
+    max_reject_frac: float | None = None
+    """The run stops when more than this fraction of all rows is rejected; None: one percent, but
+    never for ten rejects or fewer."""
+    time_limit_s: float | None = None
+    """The run stops after the shard in which this is exceeded."""
+    append: bool = False
+    """Add images of the source that the cache does not have, as a new segment."""
+    holdout_file: Path | None = None
+    """Ids that are held out, one per line; images that are new to the cache follow it."""
+    repair: bool = False
+    """Check every byte first and extract damaged shards again."""
+    share: Share | None = None
+    """Extract only these shards: other processes, here or on other machines, take the rest."""
+    local_rank: int | None = None
+    """Number of this process on its machine: it takes that CUDA device."""
+
+    def __post_init__(self) -> None:
+        if self.max_reject_frac is not None and not 0.0 <= self.max_reject_frac <= 1.0:
+            raise UsageError(f"max_reject_frac={self.max_reject_frac} must be in [0, 1].")
+        for name in ("rows_per_forward", "num_workers", "time_limit_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name}={value} must be positive.")
+        if self.repair and self.share is not None and self.share.count > 1:
+            raise UsageError(
+                "repair needs the whole cache, because it reads all of it first: run it in one "
+                "process without a worker's share, or delete what `phistill verify` names."
+            )

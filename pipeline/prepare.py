@@ -1,0 +1,237 @@
+"""What must be there before shards can be extracted: the cache, its rows, its teachers.
+
+This changes the structure of a cache, so it is done under the lock of everything: by whichever
+process gets it first when there are several. The others wait and find it done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from .. import cache as store
+from ..cache import Cache, TeacherInfo, growth, names
+from ..cache.errors import CacheMismatch, LockHeld, UsageError
+from ..cache.files import Files
+from ..cache.publish import TEMPORARY_SUFFIX
+from ..cache.verify import discard, verify
+from .holdout import hold_out
+from .index import build_index
+from .options import ExtractOptions
+from .runner import TeacherRunner
+from .settings import CacheSettings
+from .sources import Entry, Source
+from .teachers import TeacherSpec
+from .views import View
+
+if TYPE_CHECKING:
+    import torch
+
+PREPARE_LIMIT_S = 1800.0
+"""A teacher's weights are downloaded and a large source is listed within this."""
+POLL_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be extracted; neither images nor teachers were looked at yet."""
+
+    source: Source
+    files: Files
+    specs: tuple[TeacherSpec, ...]
+    settings: CacheSettings
+    options: ExtractOptions
+    device: torch.device
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers that were asked for; none means those of the cache."""
+        return [spec.name for spec in self.specs]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The images of the source, some of them held out by name."""
+        entries = self.source.entries()
+        if self.options.holdout_file is not None:
+            entries = hold_out(entries, self.options.holdout_file)
+        return entries
+
+    def open(self) -> Cache | None:
+        """The cache, or None when it is not made yet; CacheMismatch when it has other settings."""
+        if not store.exists(self.files):
+            return None
+        cache = store.open(self.files)
+        self.settings.check(cache.info, cache.location)
+        return cache
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A cache whose shards can be extracted."""
+
+    cache: Cache
+    runners: dict[str, TeacherRunner]
+    """Those that were built on the way."""
+    num_repaired: int = 0
+    num_new_images: int = 0
+    """Images of the source that the cache does not have."""
+
+
+def prepare(request: Request) -> Prepared:
+    """Make or change the cache as asked for. The caller holds everything."""
+    stored = request.open()
+    runners = {
+        spec.name: _runner(spec, stored, request.options, request.device) for spec in request.specs
+    }
+    cache = stored or _create(request, [runner.info for runner in runners.values()])
+    cache.files.sweep()
+    num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
+    new = _new_entries(cache, request.entries)
+    if new and request.options.append:
+        index = build_index(
+            new,
+            num_views=len(cache.info.views),
+            seed=cache.info.seed,
+            start=growth.next_row(cache.info),
+        )
+        growth.add_segment(cache, index)
+        new = []
+    for name, runner in runners.items():
+        if name not in cache.teachers:
+            cache.add_teacher(runner.info)
+        else:
+            _require_equal(cache, name, runner)
+    return Prepared(cache, runners, num_repaired, len(new))
+
+
+def prepare_once(request: Request, on_wait: Callable[[str], None] | None) -> Prepared:
+    """``prepare`` where several processes may come at once: one does it, the others wait.
+
+    Raises LockHeld when whoever writes has not finished within PREPARE_LIMIT_S.
+    """
+    deadline = time.monotonic() + PREPARE_LIMIT_S
+    told = ""
+    while (cache := _if_prepared(request)) is None:
+        try:
+            with request.files.writing():
+                if _if_prepared(request) is None:
+                    return prepare(request)
+        except LockHeld:
+            if time.monotonic() > deadline:
+                raise
+            who = " and ".join(map(str, request.files.holders()))
+            if on_wait is not None and who and who != told:
+                on_wait(f"waiting for {who} to prepare the cache, or to let go of it.")
+                told = who
+        time.sleep(POLL_S)
+    return Prepared(cache, {})
+
+
+@contextmanager
+def holding(cache: Cache, shards: Sequence[int], patience_s: float) -> Iterator[None]:
+    """Hold shards for writing; LockHeld when another writer has not let go in time."""
+    deadline = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(cache.writing(shards))
+                break
+            except LockHeld:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
+        yield
+
+
+def build_runners(
+    cache: Cache,
+    teachers: Iterable[str],
+    *,
+    specs: Sequence[TeacherSpec],
+    options: ExtractOptions,
+    device: torch.device,
+) -> dict[str, TeacherRunner]:
+    """Runners of teachers that the cache has, by ``specs`` or else by what the cache tells.
+
+    Raises CacheMismatch, naming the field, when one is not the teacher the cache was made with.
+    """
+    given = {spec.name: spec for spec in specs}
+    runners = {}
+    for name in teachers:
+        spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
+        runners[name] = _runner(spec, cache, options, device)
+        _require_equal(cache, name, runners[name])
+    return runners
+
+
+def keep_out_of_the_way(files: Files) -> None:
+    """A folder with other things in it does not become a cache."""
+    # Another worker may be making the cache at this moment, or was killed while it did.
+    root = {names.ROOT, names.ROOT + TEMPORARY_SUFFIX}
+    ours = {"index", "teachers", "pixels", "commits", names.LOCK, *root}
+    if others := set(files.names_in("")) - ours:
+        raise UsageError(
+            f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "
+            "Choose a path that does not exist yet."
+        )
+
+
+def _if_prepared(request: Request) -> Cache | None:
+    """The cache when its shards can be extracted as they are."""
+    cache = request.open()
+    if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
+        return None
+    if request.options.append and _new_entries(cache, request.entries):
+        return None
+    return cache
+
+
+def _runner(
+    spec: TeacherSpec, cache: Cache | None, options: ExtractOptions, device: torch.device
+) -> TeacherRunner:
+    """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
+    autocast, rows = options.autocast, options.rows_per_forward
+    if cache is not None and spec.name in cache.teachers:
+        stored = cache.teacher(spec.name)
+        autocast = autocast or stored.identity.get("autocast")
+        rows = stored.rows_per_forward
+    return TeacherRunner(
+        spec.name,
+        spec.text,
+        spec.build(),
+        device,
+        autocast=autocast,
+        rows_per_forward=rows,
+    )
+
+
+def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
+    settings, entries = request.settings, request.entries
+    side = 224 if settings.pixel_size is None else settings.pixel_size
+    info = settings.new_cache(
+        num_rows=len(entries) * len(settings.views or (View(),)),
+        max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
+    )
+    index = build_index(entries, num_views=len(info.views), seed=info.seed)
+    return store.create(request.files, info, index)
+
+
+def _new_entries(cache: Cache, entries: Sequence[Entry]) -> list[Entry]:
+    known = set(cache.index()["id"].to_pylist())
+    return [entry for entry in entries if entry.id not in known]
+
+
+def _require_equal(cache: Cache, name: str, runner: TeacherRunner) -> None:
+    """Refuse a teacher that is not the one the cache was made with."""
+    stored, given = cache.teacher(name).fingerprint, runner.info.fingerprint
+    for field in sorted({*stored, *given}):
+        if stored.get(field) != given.get(field):
+            raise CacheMismatch(
+                f"{cache.location} holds another teacher {name!r}: {field} is "
+                f"{stored.get(field)!r} there, {given.get(field)!r} here. Give this one another "
+                "name (NAME=SOURCE:MODEL), or extract into another cache."
+            )

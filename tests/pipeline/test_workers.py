@@ -1,0 +1,182 @@
+"""Several workers make the cache that one makes, also when they are killed or overlap."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import phistill.cache as store
+from phistill.cache import lock
+from phistill.cache.errors import LockHeld, PhistillError
+from phistill.cli import main
+from phistill.pipeline import CacheSettings, ExtractOptions, extract
+from phistill.pipeline.extract import missing_shards
+from phistill.pipeline.share import Share
+
+SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)  # 11 shards of 41 images
+
+
+def worker(folder: Path, cache: Path, teacher: str, share: str) -> subprocess.Popen[str]:
+    """``phistill extract --worker`` in a process of its own."""
+    command = [sys.executable, "-m", "phistill", "extract", str(folder), "--cache", str(cache)]
+    command += ["--teacher", teacher, "--worker", share, "--workers", "1"]
+    command += ["--pixel-size", "16", "--shard-rows", "4", "--seed", "1"]
+    modules = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Attempt(threading.Thread):
+    """A worker in a thread: its locks are as those of a process."""
+
+    def __init__(self, folder: Path, cache: Path, teacher: str, share: Share) -> None:
+        super().__init__()
+        self._call = (folder, cache, [teacher])
+        self._share = share
+        self.num_shards = 0
+        self.error: PhistillError | None = None
+        self.start()
+
+    def run(self) -> None:
+        options = ExtractOptions(share=self._share, num_workers=1)
+        try:
+            self.num_shards = extract(*self._call, settings=SETTINGS, options=options).num_shards
+        except PhistillError as error:
+            self.error = error
+
+
+def test_a_worker_of_three_that_is_killed_and_started_again_changes_nothing(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    teacher = f"t={tiny}?pause=0.2"
+    whole = extract(folder, tmp_path / "whole", [teacher], settings=SETTINGS).cache
+    target = tmp_path / "shared"
+    first, killed, third = (worker(folder, target, teacher, f"{r}/3") for r in range(3))
+    while killed.poll() is None and not (target / "commits/t/000001.json").exists():
+        time.sleep(0.005)
+    assert killed.pid in [holder.pid for holder in lock.holders(target)]
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = Share(1, 3).of(store.open(target).missing_shards("t"))
+    assert left, "the worker was finished before it could be killed"
+    ends = [process.communicate()[0] for process in (first, third)]
+    assert [first.returncode, third.returncode] == [0, 0]
+    again = worker(folder, target, teacher, "1/3")
+    assert f"worker 1/3: {len(left)} shards missing, nobody is at it" in ends[0] + ends[1]
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert f"worker 1/3: {2 * len(left)} shards" in out or f"{2 * len(left) - 1} shards" in out
+    assert store.open(target).digest() == whole.digest()
+
+
+def test_two_workers_at_once_make_one_cache(folder: Path, tiny: str, tmp_path: Path) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    both = [Attempt(folder, tmp_path / "c", f"t={tiny}", Share(r, 2)) for r in (0, 1)]
+    for attempt in both:
+        attempt.join()
+        assert attempt.error is None
+    assert [attempt.num_shards for attempt in both] == [12, 10]  # of the pixels and of t
+    assert store.open(tmp_path / "c").digest() == whole.digest()
+
+
+def test_a_worker_whose_shards_overlap_with_anothers_is_refused_and_nothing_is_lost(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    teacher = f"t={tiny}?pause=0.2"
+    whole = extract(folder, tmp_path / "whole", [teacher], settings=SETTINGS).cache
+    at_work = Attempt(folder, tmp_path / "c", teacher, Share(0, 2))
+    while at_work.is_alive() and not list((tmp_path / "c").glob("commits/t/*.json")):
+        time.sleep(0.005)
+    with pytest.raises(LockHeld, match=rf"shard \d+ is being written by process {os.getpid()} on"):
+        extract(folder, tmp_path / "c", options=ExtractOptions(share=Share(1, 3)))
+    at_work.join()
+    assert at_work.error is None
+    assert at_work.num_shards == 12
+    for index in (1, 2, 0):
+        extract(folder, tmp_path / "c", options=ExtractOptions(share=Share(index, 3)))
+    assert store.open(tmp_path / "c").digest() == whole.digest()
+
+
+def test_a_worker_waits_until_another_has_prepared_the_cache(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with lock.writing(tmp_path / "c"):
+        waiting = threading.Thread(
+            target=extract,
+            args=(folder, tmp_path / "c", [f"t={tiny}"]),
+            kwargs={
+                "settings": SETTINGS,
+                "options": ExtractOptions(share=Share(0, 2)),
+                "on_wait": said.append,
+            },
+        )
+        waiting.start()
+        while waiting.is_alive() and not said:
+            time.sleep(0.005)
+    waiting.join()
+    assert f"waiting for process {os.getpid()} on " in said[0]
+    assert missing_shards(store.open(tmp_path / "c")) == [1, 3, 5, 7, 9]
+
+
+def test_workers_share_appended_images_and_added_teachers(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    first = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    for number in range(10):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"new-{number}.png")
+    added = [f"u={tiny}?scale=2"]
+    extract(folder, tmp_path / "whole", options=ExtractOptions(append=True))
+    extract(folder, tmp_path / "whole", added)
+    for index in (1, 0):
+        share = ExtractOptions(append=True, share=Share(index, 2))
+        extract(folder, tmp_path / "c", options=share)
+    for index in (0, 1):
+        extract(folder, tmp_path / "c", added, options=ExtractOptions(share=Share(index, 2)))
+    assert store.open(tmp_path / "c").digest() == store.open(first.path).digest()
+
+
+def test_the_batches_of_a_teacher_are_those_of_whoever_came_first(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    for index, rows in ((0, 3), (1, 7)):
+        options = ExtractOptions(share=Share(index, 2), rows_per_forward=rows)
+        extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options)
+    whole = extract(
+        folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS,
+        options=ExtractOptions(rows_per_forward=3),
+    ).cache  # fmt: skip
+    assert store.open(tmp_path / "c").digest() == whole.digest()
+
+
+def test_the_command_takes_its_share_from_torchrun_and_says_so(
+    folder: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["extract", folder, "--cache", tmp_path / "c", "--teacher", f"t={tiny}"]
+    found = CliRunner().invoke(main, [*map(str, arguments), "--shard-rows", "4"])
+    assert found.exit_code == 0
+    assert "process 1 of 2 of torchrun: this is worker 1/2." in found.stderr
+    assert "worker 1/2: 10 shards" in found.stdout
+    assert "worker 0/2: 6 shards missing, nobody is at it" in found.stdout
+    assert "fit-stats" not in found.stdout
+    monkeypatch.setenv("RANK", "0")
+    found = CliRunner().invoke(main, [*map(str, arguments), "--worker", "0/1"])
+    assert "this is worker 0/2." in found.stderr
+    assert "Next: phistill fit-stats" in found.stdout
