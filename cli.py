@@ -91,6 +91,7 @@ for command in (
     caches.verify,
     caches.merge,
     caches.remove_images,
+    caches.compact,
     caches.remove_teacher,
     pages.report,
     pages.plan,

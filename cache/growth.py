@@ -18,6 +18,7 @@ from .commit import CommitRecord
 from .errors import CacheMismatch, UsageError
 from .index import publish_index
 from .info import CacheInfo, Segment
+from .joined import row_hashes
 from .store import Cache
 
 
@@ -66,6 +67,31 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
     spans = tuple(zip(edges[::2], edges[1::2], strict=True))
     cache.publish_root(replace(cache.info, removed=spans))
     return int(chosen.size)
+
+
+def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:
+    """Other images with the same bytes as one of ``ids``, each with the one it equals.
+
+    Bytes are compared by the sha256 in the commit records; images that were taken down already are
+    left out.
+    """
+    index = cache.index()
+    wanted = set(ids)
+    rows, known = index["row"].to_numpy(), index["id"].to_pylist()
+    hashes = row_hashes(cache)
+    removed_as = {
+        hashes[row]: name
+        for row, name in zip(rows.tolist(), known, strict=True)
+        if name in wanted and hashes[row] is not None
+    }
+    hidden = np.zeros(cache.num_rows, bool)
+    for start, stop in cache.info.removed:
+        hidden[start:stop] = True
+    return {
+        name: removed_as[hashes[row]]
+        for row, name in zip(rows.tolist(), known, strict=True)
+        if name not in wanted and hashes[row] in removed_as and not hidden[row]
+    }
 
 
 def remove_teacher(cache: Cache, name: str) -> None:

@@ -64,6 +64,16 @@ def numbers_of(option: str, text: str) -> list[float]:
         raise UsageError(f"{option} {text!r} is not like 0.7,0.3.") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    from phistill.cache.errors import UsageError
+
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file in UTF-8 ({error.reason}).") from error
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 

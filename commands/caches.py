@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .arguments import cache_argument, cache_path
+from .arguments import cache_argument, cache_path, read_lines
 from .extracting import rejects_text
 
 
@@ -134,16 +134,82 @@ def remove_teacher(cache: str, name: str) -> None:
 
 @click.command("remove-images")
 @cache_argument
-@click.argument("ids", nargs=-1, required=True)
-def remove_images(cache: str, ids: tuple[str, ...]) -> None:
+@click.argument("ids", nargs=-1)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Further ids, one per line.",
+)
+@click.option("--with-duplicates", is_flag=True, help="Also images with the same bytes.")
+def remove_images(
+    cache: str, ids: tuple[str, ...], path: Path | None, with_duplicates: bool
+) -> None:
     """Take down images by id.
 
-    Their rows are never given out again. Run fit-stats afterwards.
+    Their rows are never given out again; their bytes go with compact. Other images with the same
+    bytes are named. Run fit-stats afterwards.
+
+    \b
+    phistill remove-images my.cache photos/0017.jpg photos/0018.jpg --with-duplicates
+    phistill remove-images my.cache --file takedown.txt
     """
     from phistill import cache as store
-    from phistill.cache.growth import remove_images as run
+    from phistill.cache import growth
+    from phistill.cache.errors import UsageError
 
+    wanted = [*ids, *(read_lines(path) if path else [])]
+    if not wanted:
+        raise UsageError("say which images: ids, or --file with one per line.")
     opened = store.open(cache)
     with opened.writing():
-        num_rows = run(opened, ids)
-    click.echo(f"{cache}: {num_rows} rows removed. Next: phistill fit-stats {cache}")
+        same = growth.duplicates(opened, wanted)
+        num_rows = growth.remove_images(opened, [*wanted, *same] if with_duplicates else wanted)
+    click.echo(f"{cache}: {num_rows} rows removed.")
+    for name, of in list(same.items())[:10]:
+        click.echo(f"  {name} has the same bytes as {of}")
+    if len(same) > 10:
+        click.echo(f"  and {len(same) - 10} more")
+    if same and with_duplicates:
+        click.echo(f"{len(same)} duplicates were removed with them.")
+    elif same:
+        click.echo(
+            f"{len(same)} duplicates are still in it: --with-duplicates takes them down too."
+        )
+    click.echo(f"Next: phistill fit-stats {cache}")
+    click.echo(f"The bytes stay until: phistill compact {cache} OUT --drop-removed")
+
+
+@click.command()
+@cache_argument
+@click.argument("out", type=cache_path)
+@click.option("--drop-removed", is_flag=True, help="Leave out what remove-images took down.")
+def compact(cache: str, out: str, drop_removed: bool) -> None:
+    """Write a smaller copy of a cache.
+
+    CACHE is not changed. Shards that lost no image are copied as they are and keep their
+    statistics. Run it again after an interruption to go on.
+
+    \b
+    phistill compact my.cache my-clean.cache --drop-removed
+    """
+    from phistill import cache as store
+    from phistill.cache.errors import UsageError
+    from phistill.pipeline.compact import compact as run
+    from phistill.report.terminal import bytes_text, progress_bar
+
+    if not drop_removed:
+        raise UsageError("say what to leave out: --drop-removed.")
+    with progress_bar("compact") as bar:
+        report = run(
+            store.open(cache), out, progress=lambda done, total: bar(done, total, bytes_text(total))
+        )
+    if not report.num_shards:
+        click.echo(f"{out} is complete: nothing to do.")
+    else:
+        click.echo(
+            f"{out}: {report.num_shards} shards, {bytes_text(report.num_bytes)} written, "
+            f"{report.num_statistics} files of statistics taken over."
+        )
+    click.echo(f"Next: phistill fit-stats {out}")
+    click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")

@@ -126,10 +126,10 @@ def finish(files: Files, spec: ArraySpec, summary: Summary) -> StatsRow:
         raise DegenerateMoments(f"{where}: {error}") from error
     with one_blas_thread():
         row = _describe(cache, spec, summary, fitted)
-    cache.write_small(_normalizer_path(spec.teacher, spec.kind), fitted.to_bytes())
+    cache.write_small(normalizer_path(spec.teacher, spec.kind), fitted.to_bytes())
     facts = {"key": spec.key, "options": asdict(spec.options), "row": row.to_dict()}
     stored = Stored(summary, facts)
-    cache.write_small(_merged_path(spec.teacher, spec.kind), stored.to_bytes())
+    cache.write_small(merged_path(spec.teacher, spec.kind), stored.to_bytes())
     return row
 
 
@@ -175,6 +175,16 @@ def load_options(cache: Cache, teacher: str, kind: str) -> PassOptions:
     return PassOptions(**_load(cache, teacher, kind).facts["options"])
 
 
+def stored_options(cache: Cache, teacher: str, kind: str) -> PassOptions | None:
+    """The options of the moments that lie there, stale ones too; None without readable ones."""
+    path = merged_path(teacher, kind)
+    try:
+        stored = Stored.from_bytes(cache.files.read(path), cache.files.where(path))
+        return PassOptions(**stored.facts["options"])
+    except (FileNotFoundError, TypeError, store.errors.CorruptCache):
+        return None
+
+
 def load_moments(cache: Cache, teacher: str, kind: str) -> Moments:
     """The merged moments of one array.
 
@@ -190,7 +200,7 @@ def fitted(
     """A normalizer of one array: the stored one for phi-s, others fitted from the moments."""
     moments = load_moments(cache, teacher, kind)
     digest = moments_digest(moments)
-    path = _normalizer_path(teacher, kind)
+    path = normalizer_path(teacher, kind)
     if method == "phi-s" and not options and cache.files.exists(path):
         normalizer = Normalizer.from_bytes(cache.files.read(path))
         if normalizer.moments_digest == digest:
@@ -205,14 +215,14 @@ def _current_row(cache: Cache, teacher: str, kind: str, options: PassOptions) ->
     except (MissingMoments, StaleMoments, store.errors.CorruptCache):
         return None
     same = stored.facts["options"] == asdict(options)
-    if not same or not cache.files.exists(_normalizer_path(teacher, kind)):
+    if not same or not cache.files.exists(normalizer_path(teacher, kind)):
         return None
     return StatsRow.from_dict(stored.facts["row"])
 
 
 def _load(cache: Cache, teacher: str, kind: str) -> Stored:
     cache.teacher(teacher).width(kind)  # UsageError for what the cache does not have
-    path = _merged_path(teacher, kind)
+    path = merged_path(teacher, kind)
     again = f"Run `phistill fit-stats {cache.location}`."
     try:
         data = cache.files.read(path)
@@ -231,9 +241,11 @@ def _load(cache: Cache, teacher: str, kind: str) -> Stored:
     return stored
 
 
-def _merged_path(teacher: str, kind: str) -> str:
+def merged_path(teacher: str, kind: str) -> str:
+    """The file of an array's merged moments, relative to the cache."""
     return f"{moments_folder(teacher, kind)}/merged.safetensors"
 
 
-def _normalizer_path(teacher: str, kind: str, method: str = "phi-s") -> str:
+def normalizer_path(teacher: str, kind: str, method: str = "phi-s") -> str:
+    """The file of a stored normalizer, relative to the cache."""
     return f"teachers/{teacher}/normalizers/{kind}/{method}/normalizer.safetensors"

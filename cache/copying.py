@@ -1,0 +1,336 @@
+"""Copying chosen rows and teachers of a cache into another place, checked and resumable.
+
+A layout says which rows of the source become which segment of the copy. A shard whose rows stay
+together is copied as it is, its sha256 checked on the way; another is read and written anew. The
+copy's root is published last: until then it is no cache, and a stopped copy goes on where it was,
+because a shard that has the commit record it must have is there already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from . import names
+from .arrays import group_document
+from .commit import CommitRecord, ImageFacts
+from .document import MAX_DOCUMENT_BYTES, canonical
+from .errors import CorruptCache, UsageError
+from .files import Files, LocalFiles
+from .index import publish_index
+from .info import DTYPES, CacheInfo, Segment
+from .publish import TEMPORARY_SUFFIX, PublishError
+from .shard import index_bytes
+from .store import Cache
+
+Rows = NDArray[np.int64]
+
+CopyProgress = Callable[[int, int], None]
+"""Called with the bytes that are in the copy and those that will be."""
+
+MARK = ".copying"
+"""A file of an unfinished copy: the digest of what it is a copy of."""
+
+OURS = frozenset({"index", "teachers", names.PIXELS, "commits", names.LOCK, MARK})
+"""What an unfinished copy consists of."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """A segment of the copy: the source's ``rows`` (n,), numbered from ``start``."""
+
+    start: int
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What a copy did."""
+
+    cache: Cache
+    num_shards: int
+    """Shards written by this call, over all owners; 0 means that all were there."""
+    num_bytes: int
+    """Bytes of those."""
+
+
+class _Unpublished(Cache):
+    """A cache whose root is not written yet."""
+
+    def __init__(self, files: Files, info: CacheInfo) -> None:
+        self.files, self.info = files, info
+        self._commits: dict[str, dict[int, CommitRecord]] = {}
+
+
+def copy_rows(
+    source: Cache,
+    files: Files,
+    info: CacheInfo,
+    layout: Sequence[Part],
+    *,
+    workers: int = 4,
+    progress: CopyProgress | None = None,
+) -> CopyReport:
+    """Fill ``files`` with the source's rows as ``layout`` says; the caller holds the lock.
+
+    ``info`` are the copy's settings and teachers, without segments. What ``files`` held of another
+    copy is overwritten, so the caller looks first. Raises CorruptCache, naming the file, where the
+    source is damaged, and PublishError when the copy does not fit its disk.
+    """
+    _begin(source, files, info, layout)
+    info = replace(info, segments=tuple(_segments(source, files, info, layout)))
+    target = _Unpublished(files, info)
+    _publish_metadata(source, target)
+    tasks = [task for part in layout for task in _tasks(source, target, part)]
+    expected = {(task.owner, task.shard): task for task in tasks}
+    done = _keep_expected(target, expected)
+    total = sum(task.num_bytes for task in tasks)
+    missing = [task for task in tasks if (task.owner, task.shard) not in done]
+    needed = sum(task.num_bytes for task in missing)
+    _require_space(files, needed)
+    finished = total - needed
+    for task in _in_threads(missing, workers):
+        finished += task.num_bytes
+        if progress is not None:
+            progress(finished, total)
+    target.publish_root(info)
+    files.delete(MARK)
+    return CopyReport(Cache(files), len(missing), needed)
+
+
+def _begin(source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part]) -> None:
+    """Mark the place; commit records that a copy of anything else left there are taken back."""
+    content = hashlib.sha256(canonical(info.to_dict()))
+    content.update(source.files.read(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES))
+    for name in info.teachers:
+        content.update(canonical(source.teacher(name).to_dict()))
+    for part in layout:
+        content.update(f"{part.start} ".encode() + part.rows.astype("<i8").tobytes())
+    mark = content.hexdigest().encode()
+    if files.exists(names.ROOT):
+        return
+    if not (files.exists(MARK) and files.read(MARK, max_bytes=2**10) == mark):
+        files.delete("commits")
+        files.publish(MARK, [mark])
+
+
+def _segments(
+    source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part]
+) -> Iterator[Segment]:
+    """Publish the index of every part; one that is the source's own is copied to the byte."""
+    index: Any = source.index()
+    lines = index["row"].to_numpy()
+    own = {segment.start: (n, segment) for n, segment in enumerate(source.info.segments)}
+    for number, part in enumerate(layout):
+        old, segment = own.get(part.start, (0, None))
+        if segment is not None and _is_run(part.rows, segment.start, segment.num_rows):
+            files.publish(names.index(number), [source.files.read(names.index(old))])
+            yield segment
+            continue
+        table = index.take(pa.array(np.searchsorted(lines, part.rows)))
+        rows = np.arange(part.start, part.start + len(part.rows), dtype=np.int64)
+        table = table.set_column(0, "row", pa.array(rows))
+        yield publish_index(
+            files, table, number=number, start=part.start, shard_rows=info.shard_rows
+        )
+
+
+def _is_run(rows: Rows, start: int, num_rows: int) -> bool:
+    return len(rows) == num_rows and int(rows[0]) == start and int(rows[-1]) == start + num_rows - 1
+
+
+def _publish_metadata(source: Cache, target: Cache) -> None:
+    target.files.publish(names.metadata(names.TEACHERS), [group_document()])
+    for name in target.teachers:
+        path = names.metadata(names.group(name))
+        target.files.publish(path, [source.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)])
+    for owner in target.owners:
+        target.restore_metadata(owner)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Task:
+    """One shard of one owner of the copy."""
+
+    source: Cache
+    target: Cache
+    owner: str
+    shard: int
+    rows: Rows
+    """Of the source, ascending."""
+    whole: CommitRecord | None
+    """The record of the source's shard when this one is just that shard."""
+
+    @property
+    def num_bytes(self) -> int:
+        if self.whole is not None:
+            return sum(size for size, _ in self.whole.files.values())
+        shapes = self.source.shapes(self.owner)
+        row = sum(int(np.prod(s)) * DTYPES[k].itemsize + 4 for k, s in shapes.items())
+        return len(self.rows) * row + len(shapes) * index_bytes(self.source.info.shard_rows)
+
+    def is_done_by(self, record: CommitRecord) -> bool:
+        """Whether a record of the copy vouches for what this task would write."""
+        if self.whole is not None:
+            return record == self._moved(self.whole)
+        facts, reasons, environment = self._facts()
+        return (record.images, record.reasons, record.environment) == (facts, reasons, environment)
+
+    def run(self) -> _Task:
+        """Write the shard's files and then its record."""
+        if self.whole is None:
+            self._gather()
+        else:
+            self._copy(self.whole)
+        return self
+
+    def _moved(self, record: CommitRecord) -> CommitRecord:
+        files = {}
+        for kind, shape in self.source.shapes(self.owner).items():
+            old = names.shard(self.owner, kind, record.shard, 1 + len(shape))
+            files[names.shard(self.owner, kind, self.shard, 1 + len(shape))] = record.files[old]
+        start = self.shard * self.source.info.shard_rows
+        return replace(record, shard=self.shard, start=start, files=files)
+
+    def _copy(self, record: CommitRecord) -> None:
+        moved = self._moved(record)
+        for old, new in zip(record.files, moved.files, strict=True):
+            data = self.source.files.read(old)
+            if hashlib.sha256(data).hexdigest() != record.files[old][1]:
+                raise CorruptCache(
+                    f"{self.source.files.where(old)} is not the file that was committed; nothing "
+                    f"was copied from it. See `phistill verify {self.source.location}`, mend it "
+                    "with `phistill extract IMAGES --cache ... --repair`, and copy again."
+                )
+            self.target.files.publish(new, [data])
+        self.target.files.publish(names.commit(self.owner, self.shard), [moved.to_bytes()])
+
+    def _gather(self) -> None:
+        facts, reasons, environment = self._facts()
+        accepted = np.ones(len(self.rows), bool)
+        accepted[list(reasons)] = False
+        arrays = {}
+        for kind, shape in self.source.shapes(self.owner).items():
+            dtype = DTYPES[kind]
+            empty = np.nan if dtype.kind == "f" else 0
+            values = np.full((len(self.rows), *shape), empty, dtype)
+            if accepted.any():
+                values[accepted] = self.source.reader(self.owner, kind).read(self.rows[accepted])
+            arrays[kind] = values
+        self.target.commit_shard(
+            self.owner,
+            self.shard,
+            arrays,
+            images=facts,
+            reasons=reasons,
+            environment=environment,
+        )
+
+    def _facts(self) -> tuple[ImageFacts, dict[int, str], dict[str, str]]:
+        """What the records of the source say of the rows: images, reasons by slot, environment."""
+        records = self.source.commits(self.owner)
+        shard_rows = self.source.info.shard_rows
+        places = [(records[row // shard_rows], row % shard_rows) for row in self.rows.tolist()]
+        images = ImageFacts(
+            sha256=tuple(record.images.sha256[slot] for record, slot in places),
+            size=tuple(record.images.size[slot] for record, slot in places),
+            box=tuple(record.images.box[slot] for record, slot in places),
+        )
+        reasons = {
+            new: record.reasons[slot]
+            for new, (record, slot) in enumerate(places)
+            if slot in record.reasons
+        }
+        environment: dict[str, str] = {}
+        for record in {record.shard: record for record, _ in places}.values():
+            for key, value in record.environment.items():
+                if value not in environment.setdefault(key, value).split(" | "):
+                    environment[key] += f" | {value}"
+        return images, reasons, environment
+
+
+def _tasks(source: Cache, target: Cache, part: Part) -> Iterator[_Task]:
+    shard_rows = source.info.shard_rows
+    for owner in target.owners:
+        records = source.commits(owner)
+        for first in range(0, len(part.rows), shard_rows):
+            rows = part.rows[first : first + shard_rows]
+            record = records[int(rows[0]) // shard_rows]
+            whole = record if _is_run(rows, record.start, record.num_rows) else None
+            shard = (part.start + first) // shard_rows
+            yield _Task(source, target, owner, shard, rows, whole)
+
+
+def _keep_expected(target: Cache, tasks: dict[tuple[str, int], _Task]) -> set[tuple[str, int]]:
+    """What is in the copy already; records of anything else are taken back."""
+    done = set()
+    for owner in target.owners:
+        for name in target.files.names_in(names.commits(owner)):
+            stem = name.partition(".")[0]
+            task = tasks.get((owner, int(stem))) if stem.isdigit() else None
+            if task is not None and name.endswith(".json") and _is_there(target, task):
+                done.add((owner, task.shard))
+            else:
+                target.files.delete(f"{names.commits(owner)}/{name}")
+    return done
+
+
+def _is_there(target: Cache, task: _Task) -> bool:
+    try:
+        record = target.read_commit(task.owner, task.shard)
+    except CorruptCache:
+        return False
+    sizes = all(target.files.size(path) == size for path, (size, _) in record.files.items())
+    return sizes and task.is_done_by(record)
+
+
+def _require_space(files: Files, needed: int) -> None:
+    if not isinstance(files, LocalFiles):
+        return
+    free = shutil.disk_usage(files.root).free
+    if needed > free:
+        raise PublishError(
+            f"{files.location} needs {needed:,} bytes more, and {free:,} are free there. Free some "
+            "space, copy fewer teachers or rows, or choose another disk."
+        )
+
+
+def _in_threads(tasks: Sequence[_Task], workers: int) -> Iterator[_Task]:
+    """Run tasks and give each back when it is done; the first failure stops what has not begun."""
+    with ThreadPoolExecutor(workers, "copy") as pool:
+        pending: set[Future[_Task]] = set()
+        waiting = list(reversed(tasks))
+        try:
+            while waiting or pending:
+                while waiting and len(pending) < 2 * workers:
+                    pending.add(pool.submit(waiting.pop().run))
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def require_own_place(files: Files) -> None:
+    """UsageError when a place without a cache holds anything but an unfinished copy."""
+    others = [
+        name
+        for name in files.names_in("")
+        if name not in OURS and not name.endswith(TEMPORARY_SUFFIX)
+    ]
+    if isinstance(files, LocalFiles) and Path(files.root).is_file():
+        raise UsageError(f"{files.location} is a file. Choose a folder that does not exist yet.")
+    if others:
+        raise UsageError(
+            f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "
+            "Choose a path that does not exist yet."
+        )
