@@ -1,0 +1,81 @@
+"""Students and blocks of timed steps for the sections of train.py."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from phistill.train import TrainConfig
+from phistill.train.allocator import keeping_freed_memory
+from phistill.train.data import Loader, Source
+from phistill.train.lesson import Lesson
+from phistill.train.ranks import Ranks
+from phistill.train.trainee import Trainee
+
+ALONE = Ranks(device=torch.device("cpu"))
+
+DEMO_STUDENT: dict[str, Any] = {
+    "student": "vit_tiny_patch16_224",
+    "student_options": {"patch_size": 10, "embed_dim": 192, "depth": 4, "num_heads": 3},
+    "head_width": 256,
+    "batch_size": 48,
+}
+VIT_S: dict[str, Any] = {"student": "vit_small_patch16_224", "batch_size": 16}
+
+
+def settings(**changes: Any) -> TrainConfig:
+    base: dict[str, Any] = {"device": "cpu", "tensorboard": False, "num_steps": 10_000}
+    return TrainConfig(**{**base, **changes})
+
+
+def trainee_of(lesson: Lesson) -> Trainee:
+    return Trainee(
+        lesson.config,
+        lesson.targets,
+        lesson.normalizers,
+        dispersions=lesson.dispersions,
+        image_size=lesson.image_size,
+        num_steps=lesson.plan.num_steps,
+        precision=lesson.precision,
+        ranks=ALONE,
+    )
+
+
+def loader_of(lesson: Lesson, source: Source, start: int, stop: int) -> Loader:
+    return Loader(
+        source,
+        lesson.plan,
+        lesson.targets,
+        start=start,
+        stop=stop,
+        workers=0 if source.is_resident else lesson.config.loader_workers,
+        read_ahead=lesson.config.read_ahead,
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A block of steps: seconds of each, data included; CPU seconds of all; seconds waited."""
+
+    seconds: list[float]
+    cpu_s: float
+    wait_s: float
+
+
+def take_steps(trainee: Trainee, lesson: Lesson, source: Source, num: int) -> Steps:
+    """``num`` steps; the first one after a change of source has nothing read ahead and is extra."""
+    seconds: list[float] = []
+    with keeping_freed_memory(ALONE.device), loader_of(lesson, source, 0, num + 1) as batches:
+        begun = cpu = time.perf_counter()
+        waited = 0.0
+        for batch in batches:
+            trainee.learn(batch)
+            now = time.perf_counter()
+            seconds.append(now - begun)
+            begun = now
+            if batch.step == 0:
+                cpu, waited = time.process_time(), batches.wait_s
+        return Steps(seconds[1:], time.process_time() - cpu, batches.wait_s - waited)
