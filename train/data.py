@@ -27,6 +27,7 @@ from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from ..cache.order import WINDOW_SHARDS
 from ..cache.readahead import ReadAhead
+from .copying import Copier
 from .mixing import MixedPlan
 from .plan import RowPlan, Rows
 from .targets import Target
@@ -59,8 +60,9 @@ class Batch:
     slots: Mapping[str, int]
     """By target key: the number of its teacher."""
 
-    copied: Any = None
-    """A CUDA event after which the host buffers may be used again."""
+    shared: dict[Any, Any] | None = None
+    """What students that take turns on this batch have computed from it and the next may use; None
+    where there is one student."""
 
     def positions(self, key: str) -> NDArray[np.int64]:
         """Rows of this batch that have the target ``key``."""
@@ -83,22 +85,8 @@ class Batch:
             pixels=self.pixels[low:high],
             values=values,
             teacher_of=None if self.teacher_of is None else self.teacher_of[low:high],
+            shared=self.shared if parts == 1 else None,
         )
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        if device.type == "cpu":
-            return self
-        moved = replace(
-            self,
-            pixels=self.pixels.to(device, non_blocking=True),
-            values={key: value.to(device, non_blocking=True) for key, value in self.values.items()},
-        )
-        if device.type != "cuda":
-            return moved
-        event = torch.cuda.Event()
-        event.record()
-        return replace(moved, copied=event)
 
 
 class Source:
@@ -188,6 +176,7 @@ class Loader:
         self.slots = {t.key: plan.teachers.index(t.teacher) for t in targets}
         self.wait_s = 0.0
         self._depth = read_ahead if workers else 0
+        self._copier = Copier(self.device)
         pinned = self.device.type == "cuda"
         size = plan.config.batch_size // world
         self._ring = [source.buffers(size, pinned=pinned) for _ in range(self._depth + 1)]
@@ -210,19 +199,20 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
-        """A batch's tensors are valid until the next one is asked for."""
-        previous: Batch | None = None
+        """Batches on the device; a batch's tensors are valid until the next one is asked for."""
+        return self._copier.deliver(self._on_host())
+
+    def _on_host(self) -> Iterator[Batch]:
         pending: deque[Future[Batch]] = deque()
         for step in range(self.start, min(self.stop, self.start + self._depth)):
             pending.append(self._submit(step))
         for step in range(self.start, self.stop):
             self._expect(step)
             begun = time.perf_counter()
-            batch = pending.popleft().result() if pending else self.load(step)
+            ready = pending.popleft().result() if pending else None
+            self._copier.finish()  # from here on the buffers of the batch before may be written
+            batch = ready or self.load(step)
             self.wait_s += time.perf_counter() - begun
-            if previous is not None and previous.copied is not None:
-                previous.copied.synchronize()
-            batch = previous = batch.to(self.device)
             # Submitted before the consumer works on this batch: the ring has one slot more than
             # the depth, so the slot taken is the one of the batch before this.
             if self._depth and step + self._depth < self.stop:

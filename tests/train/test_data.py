@@ -14,6 +14,7 @@ import torch
 from phistill.cache import Cache, CacheInfo
 from phistill.cache.errors import UsageError
 from phistill.train import TrainConfig
+from phistill.train.copying import one_ahead
 from phistill.train.data import PIXELS, Batch, Loader, Source
 from phistill.train.plan import RowPlan, make_plan
 from phistill.train.targets import targets_of
@@ -58,6 +59,46 @@ def test_batches_are_the_same_however_they_are_read(
     config = make_config(partition=partition, num_steps=17)
     plain = batches(fitted_cache, config, workers=0)
     assert_same(plain, batches(fitted_cache, config, **options))
+
+
+def test_batches_sent_one_ahead_are_the_batches_read(
+    fitted_cache: Cache, make_config: Config
+) -> None:
+    """The order of hand-over on a GPU, with plain copies: a buffer is not written too early."""
+    config = make_config(num_steps=17, memory_bytes=0)
+    targets = targets_of(fitted_cache, (), summaries=True)
+    plan = make_plan(fitted_cache, config)
+    for workers in (0, 2):
+        options: dict[str, Any] = {"start": 0, "stop": 17, "workers": workers, "read_ahead": 1}
+        sent: list[int] = []
+
+        def send(batch: Batch) -> Batch:
+            sent.append(batch.step)  # noqa: B023 - used within the turn
+            values = {key: value.clone() for key, value in batch.values.items()}
+            return replace(batch, pixels=batch.pixels.clone(), values=values)
+
+        with Loader(Source(fitted_cache, targets), plan, targets, **options) as loader:
+            found = []
+            for batch in one_ahead(loader, send=send, take=lambda batch: batch):
+                assert sent[-1] == min(16, batch.step + 1)
+                found.append(batch)
+        assert_same(found, batches(fitted_cache, config, workers=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_a_gpu_are_those_on_the_host(
+    workers: int, fitted_cache: Cache, make_config: Config
+) -> None:
+    config = make_config(num_steps=17)
+    device = torch.device("cuda")
+    moved = batches(fitted_cache, config, workers=workers, device=device)
+    assert all(batch.pixels.is_cuda for batch in moved)
+    host = [
+        replace(b, pixels=b.pixels.cpu(), values={k: v.cpu() for k, v in b.values.items()})
+        for b in moved
+    ]
+    assert_same(host, batches(fitted_cache, config, workers=0))
 
 
 def test_another_order_takes_the_same_rows(fitted_cache: Cache, make_config: Config) -> None:
