@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from . import ranks as distributed
+from .allocator import keeping_freed_memory
 from .checkpoint import FOLDER
 from .config import TrainConfig
 from .data import Loader, Source
@@ -72,6 +74,8 @@ def run_steps(
     it was saved later, sits out the steps it has done.
     """
     lesson = runs[0].lesson
+    # Taking rows out of memory is cheap on a CPU; beside a GPU a thread does it meanwhile.
+    in_loop = source.is_resident and group.device.type != "cuda"
     loader = Loader(
         source,
         lesson.plan,
@@ -80,12 +84,14 @@ def run_steps(
         stop=lesson.plan.num_steps,
         rank=group.rank,
         world=group.world,
-        workers=0 if source.is_resident else lesson.config.loader_workers,
+        workers=0 if in_loop else lesson.config.loader_workers,
         read_ahead=lesson.config.read_ahead,
         device=group.device,
     )
-    with loader, StopRequest() as stop:
+    runs = _alike_together(runs)
+    with keeping_freed_memory(group.device), loader, StopRequest() as stop:
         for batch in loader:
+            batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:
                 if run.trainee.done > batch.step:
                     continue
@@ -95,6 +101,14 @@ def run_steps(
                 run.keep()
             _stop_if_asked(stop, runs, group)
     return loader.wait_s
+
+
+def _alike_together(runs: Sequence[Run]) -> list[Run]:
+    """Runs that normalise their targets alike follow each other, so that it is done once."""
+    groups: dict[bytes, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.trainee.objective.digest(), []).append(run)
+    return [run for group in groups.values() for run in group]
 
 
 def _stop_if_asked(stop: StopRequest, runs: Sequence[Run], group: Ranks) -> None:

@@ -6,7 +6,9 @@ as they are unless their loss is MSE.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,6 +39,10 @@ class TargetTransform(nn.Module):
         matrix = np.diagonal(forward) if diagonal else forward
         self.register_buffer("mean", torch.tensor(normalizer.mean, dtype=torch.float32))
         self.register_buffer("W", torch.tensor(np.ascontiguousarray(matrix), dtype=torch.float32))
+        self.digest = hashlib.sha256(
+            self.mean.numpy().tobytes() + self.W.numpy().tobytes()
+        ).digest()
+        """Equal for transforms that give the same bits."""
 
     def forward(self, x: Tensor) -> Float[Tensor, "... c"]:
         if self.is_identity:
@@ -70,15 +76,21 @@ class Objective(nn.Module):
             TargetTransform(normalizers[target.key]) for target in self.targets
         )
 
+    def digest(self) -> bytes:
+        """Equal for objectives whose targets are normalised alike."""
+        return b"".join(transform.digest for transform in self._transforms())
+
     @torch.no_grad()
     def normalised(self, batch: Batch) -> dict[str, Tensor]:
         """Targets in normalised space: patches (n, h, w, c), summary (n, c), float32."""
-        return {
-            target.key: transform(batch.values[target.key]).unflatten(1, target.grid)
-            if target.kind != SUMMARY
-            else transform(batch.values[target.key])
-            for target, transform in zip(self.targets, self.transforms, strict=True)
-        }
+        found = {}
+        for target, transform in zip(self.targets, self._transforms(), strict=True):
+            value = _once(batch, target.key, transform)
+            found[target.key] = value if target.kind == SUMMARY else value.unflatten(1, target.grid)
+        return found
+
+    def _transforms(self) -> Iterator[TargetTransform]:
+        return cast("Iterator[TargetTransform]", iter(self.transforms))
 
     def terms(
         self, predictions: Mapping[str, Tensor], wanted: Mapping[str, Tensor], crop: Crop | None
@@ -101,3 +113,18 @@ class Objective(nn.Module):
                 y = self.rule.resize(y, grid).flatten(1, 2)
             found[target.key] = self.losses[target.key](x, y)
         return found
+
+
+def _once(batch: Batch, key: str, transform: TargetTransform) -> Tensor:
+    """The batch's target normalised; taken over from the student before where it had the same.
+
+    Only the last normalizer of a target is kept, and only while nobody has written to its result
+    (a loss of the user's own might): torch counts writes.
+    """
+    if batch.shared is None:
+        return transform(batch.values[key])
+    digest, value, version = batch.shared.get(key, (b"", None, 0))
+    if value is None or digest != transform.digest or value._version != version:
+        value = transform(batch.values[key])
+        batch.shared[key] = (transform.digest, value, value._version)
+    return value

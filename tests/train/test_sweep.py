@@ -17,6 +17,7 @@ from phistill.cache.errors import UsageError
 from phistill.train import Interrupted, Progress, TrainConfig, cells, read_grid, sweep, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.evaluation import EvalRow
+from phistill.train.objective import TargetTransform
 from phistill.train.tables import figures, markdown
 
 Config = Callable[..., TrainConfig]
@@ -33,7 +34,8 @@ def base(make_config: Config, **changes: Any) -> dict[str, Any]:
     values = make_config(
         num_steps=4, brightness=0.2, student_options=DROPOUT, memory_bytes=0, **changes
     ).to_dict()
-    return {key: value for key, value in values.items() if key not in GRID}
+    varying = {*GRID, "patch_loss", "accumulate", "lr"}
+    return {key: value for key, value in values.items() if key not in varying}
 
 
 def test_every_cell_is_bit_equal_to_a_run_of_its_own(
@@ -49,6 +51,47 @@ def test_every_cell_is_bit_equal_to_a_run_of_its_own(
         for name, value in alone.tensors.items():
             assert torch.equal(value, ours.tensors[name]), (cell.name, name)
         assert alone.facts["losses"] == ours.facts["losses"]
+
+
+def test_targets_are_normalised_once_for_students_that_want_them_alike(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = cells(
+        base(make_config), {"seed": [0, 1], "normalizer": ["phi-s", "pca"], "summary_loss": ["mse"]}
+    )
+    num_calls = {"calls": 0}
+    forward = TargetTransform.forward
+
+    def counted(self: TargetTransform, x: torch.Tensor) -> torch.Tensor:
+        num_calls["calls"] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(TargetTransform, "forward", counted)
+    sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert num_calls["calls"] == 4 * 2 * 5  # steps x normalizers x targets, not x cells
+
+
+def spoiling(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A loss that writes to its target."""
+    loss = (x - y).square().mean((1, 2))
+    y.zero_()
+    return loss
+
+
+def test_a_loss_that_writes_to_its_target_harms_no_other_student(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """Also beside a student that takes the batch in parts."""
+    values = {**base(make_config), "patch_loss": f"{__name__}:spoiling"}
+    grid = cells(
+        values, {"seed": [0], "summary_loss": ["none"], "accumulate": [1, 2], "lr": [1e-3, 1e-2]}
+    )
+    sweep(fitted_cache, tmp_path / "sweep", grid)
+    for cell in grid:
+        train(fitted_cache, tmp_path / "alone" / cell.name, cell.config)
+        ours = checkpoints.load(tmp_path / "sweep" / cell.name, 4)
+        alone = checkpoints.load(tmp_path / "alone" / cell.name, 4)
+        assert ours.facts["losses"] == alone.facts["losses"]
 
 
 def test_a_sweep_reads_each_row_once_for_all_cells(
