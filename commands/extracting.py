@@ -79,6 +79,12 @@ from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
     help="Extract only the shards of worker r of R, from 0; others take the rest at the same time, "
     "here or elsewhere (docs/extraction-at-scale.md).  [default: what torchrun or srun say]",
 )
+@click.option(
+    "--scheduler",
+    metavar="tcp://HOST:PORT",
+    help="Let the workers of a dask.distributed cluster do the work; they must see IMAGES and the "
+    "cache under the same paths.",
+)
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
@@ -144,7 +150,7 @@ def extract(
             settings=settings,
             options=ExtractOptions(**options),
             on_progress=show,
-            on_wait=lambda text: click.echo(text, err=True),
+            on_notice=lambda text: click.echo(text, err=True),
         )
     found = report.cache
     names = ", ".join(found.teachers)
@@ -181,7 +187,7 @@ def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
     from phistill.pipeline.decoding import num_cores
     from phistill.pipeline.share import Share, launched
 
-    launch = launched(os.environ)
+    launch = None if options["scheduler"] else launched(os.environ)
     share = Share.parse(worker) if worker else None
     if launch is not None:
         share = (share or Share(0, 1)).split(launch.rank, launch.world)

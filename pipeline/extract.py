@@ -66,18 +66,30 @@ def extract(
     settings: CacheSettings | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[ExtractProgress], None] | None = None,
-    on_wait: Callable[[str], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> ExtractReport:
     """Extract ``teachers`` (``[NAME=]SOURCE:MODEL[?options]``) over ``images`` into a cache.
 
     A new cache is made when there is none; otherwise missing shards are added, and new teachers.
     Without ``teachers`` every teacher of the cache is finished. With a share in the options other
-    processes may do the same with other shares at once; ``on_wait`` is told what this one waits
-    for. Raises CacheMismatch when the cache holds something else under a teacher's name,
-    TooManyRejects when more rows are rejected than allowed, SourceError when images cannot be read,
-    LockHeld when another process writes here.
+    processes may do the same with other shares at once; with a scheduler its workers do the work.
+    ``on_notice`` is told what is waited for. Raises CacheMismatch when the cache holds something
+    else under a teacher's name, TooManyRejects when more rows are rejected than allowed,
+    SourceError when images cannot be read, LockHeld when another process writes here.
     """
     started = time.monotonic()
+    if options is not None and options.scheduler is not None:
+        from .cluster import extract_on_cluster  # it imports this module
+
+        return extract_on_cluster(
+            images,
+            cache_path,
+            teachers,
+            settings=settings or CacheSettings(),
+            options=options,
+            on_progress=on_progress,
+            on_notice=on_notice,
+        )
     request = make_request(images, cache_path, teachers, settings, options)
     share = request.options.share
     if share is None or share.count == 1:
@@ -85,12 +97,14 @@ def extract(
         assert found, "a source without images says so"
         with request.files.writing():
             prepared = prepare(request)
-            work = _run(request, prepared, prepared.cache.info.shards(), on_progress, started)
+            work = extract_shards(
+                request, prepared, prepared.cache.info.shards(), on_progress, started
+            )
     else:
-        prepared = prepare_once(request, on_wait)
+        prepared = prepare_once(request, on_notice)
         shards = share.of(missing_shards(prepared.cache, request.teachers))
         with holding(prepared.cache, shards, REFUSE_AFTER_S):
-            work = _run(request, prepared, shards, on_progress, started)
+            work = extract_shards(request, prepared, shards, on_progress, started)
     cache = prepared.cache
     return ExtractReport(
         cache=cache,
@@ -146,27 +160,32 @@ def stored_runner(cache: Cache, name: str, device: str = "auto") -> TeacherRunne
     return build_runners(cache, [name], specs=(), options=options, device=target)[name]
 
 
-def _run(
+def extract_shards(
     request: Request,
     prepared: Prepared,
     shards: Collection[int],
-    on_progress: Callable[[ExtractProgress], None] | None,
-    started: float,
+    on_progress: Callable[[ExtractProgress], None] | None = None,
+    started: float | None = None,
 ) -> ShardPass:
-    """Extract what is missing of ``shards``, which the caller holds."""
+    """Extract what is missing of ``shards``, which the caller holds; keeps the teachers built."""
     cache, options, device = prepared.cache, request.options, request.device
-    runners = prepared.runners or build_runners(
-        cache,
-        request.teachers or _unfinished(cache, shards),
-        specs=request.specs,
-        options=options,
-        device=device,
+    wanted = request.teachers or _unfinished(cache, shards)
+    new = [name for name in wanted if name not in prepared.runners]
+    prepared.runners.update(
+        build_runners(cache, new, specs=request.specs, options=options, device=device)
     )
-    unfinished = {n: found for n, found in runners.items() if cache.missing_shards(n)}
-    require_same_teacher(cache, request.source, unfinished, environment(device))
+    runners = {name: prepared.runners[name] for name in wanted}
+    to_compare = {
+        name: runner
+        for name, runner in runners.items()
+        if name not in prepared.compared and cache.missing_shards(name)
+    }
+    require_same_teacher(cache, request.source, to_compare, environment(device))
+    prepared.compared.update(to_compare)
     limits = PassLimits(
         options.num_workers, options.decode, options.max_reject_frac, options.time_limit_s
     )
+    started = time.monotonic() if started is None else started
     work = ShardPass(
         cache, request.source, runners, device, limits, on_progress, started, set(shards)
     )

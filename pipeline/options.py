@@ -38,6 +38,9 @@ class ExtractOptions:
     """Check every byte first and extract damaged shards again."""
     share: Share | None = None
     """Extract only these shards: other processes, here or on other machines, take the rest."""
+    scheduler: str | None = None
+    """Address of a dask.distributed scheduler, or the ``.json`` file that it wrote: its workers do
+    the work. They must see images and cache under the same paths."""
     local_rank: int | None = None
     """Number of this process on its machine: it takes that CUDA device."""
 
@@ -48,6 +51,10 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name}={value} must be positive.")
+        if self.scheduler is not None and self.share is not None:
+            raise UsageError(
+                "scheduler and a worker's share exclude each other: the cluster shares out shards."
+            )
         if self.repair and self.share is not None and self.share.count > 1:
             raise UsageError(
                 "repair needs the whole cache, because it reads all of it first: run it in one "

@@ -6,6 +6,7 @@ process gets it first when there are several. The others wait and find it done.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,7 +76,9 @@ class Prepared:
 
     cache: Cache
     runners: dict[str, TeacherRunner]
-    """Those that were built on the way."""
+    """Those that were built so far."""
+    compared: set[str] = dataclasses.field(default_factory=set)
+    """Teachers that were found to be the same in this environment."""
     num_repaired: int = 0
     num_new_images: int = 0
     """Images of the source that the cache does not have."""
@@ -105,30 +108,40 @@ def prepare(request: Request) -> Prepared:
             cache.add_teacher(runner.info)
         else:
             _require_equal(cache, name, runner)
-    return Prepared(cache, runners, num_repaired, len(new))
+    return Prepared(cache, runners, num_repaired=num_repaired, num_new_images=len(new))
 
 
-def prepare_once(request: Request, on_wait: Callable[[str], None] | None) -> Prepared:
+def prepare_once(request: Request, on_notice: Callable[[str], None] | None) -> Prepared:
     """``prepare`` where several processes may come at once: one does it, the others wait.
 
     Raises LockHeld when whoever writes has not finished within PREPARE_LIMIT_S.
     """
     deadline = time.monotonic() + PREPARE_LIMIT_S
     told = ""
-    while (cache := _if_prepared(request)) is None:
+    while (cache := if_prepared(request)) is None:
         try:
             with request.files.writing():
-                if _if_prepared(request) is None:
+                if if_prepared(request) is None:
                     return prepare(request)
         except LockHeld:
             if time.monotonic() > deadline:
                 raise
             who = " and ".join(map(str, request.files.holders()))
-            if on_wait is not None and who and who != told:
-                on_wait(f"waiting for {who} to prepare the cache, or to let go of it.")
+            if on_notice is not None and who and who != told:
+                on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
                 told = who
         time.sleep(POLL_S)
     return Prepared(cache, {})
+
+
+def if_prepared(request: Request) -> Cache | None:
+    """The cache when its shards can be extracted as they are."""
+    cache = request.open()
+    if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
+        return None
+    if request.options.append and _new_entries(cache, request.entries):
+        return None
+    return cache
 
 
 @contextmanager
@@ -178,16 +191,6 @@ def keep_out_of_the_way(files: Files) -> None:
             f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "
             "Choose a path that does not exist yet."
         )
-
-
-def _if_prepared(request: Request) -> Cache | None:
-    """The cache when its shards can be extracted as they are."""
-    cache = request.open()
-    if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
-        return None
-    if request.options.append and _new_entries(cache, request.entries):
-        return None
-    return cache
 
 
 def _runner(

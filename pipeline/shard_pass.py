@@ -90,12 +90,12 @@ class ShardPass:
         self._limits, self._on_progress, self._started = limits, on_progress, started
         self._environment = environment(device)
         self._pixel_environment = environment(None)
-        self.num_shards = self.written_bytes = self._done_rows = 0
+        self.num_shards = self.written_bytes = self.done_rows = 0
         self.out_of_time = False
         pixels = {names.PIXELS} if cache.info.pixel_size else set()
         owners = pixels | set(runners)
         self._missing = {owner: shards & set(cache.missing_shards(owner)) for owner in owners}
-        self._rejected = len(rejects(cache))
+        self.num_rejects = len(rejects(cache))
 
     def run(self) -> None:
         """Decode, run, write: three stages that overlap."""
@@ -183,7 +183,7 @@ class ShardPass:
     def _count(self, record: CommitRecord) -> None:
         self.num_shards += 1
         self.written_bytes += sum(size for size, _ in record.files.values())
-        self._done_rows += record.num_rows
+        self.done_rows += record.num_rows
         self._report()
         self._enforce_budget(record)
 
@@ -191,15 +191,15 @@ class ShardPass:
         if not record.reasons:
             return
         found = rejects(self._cache)
-        self._rejected = len(found)
+        self.num_rejects = len(found)
         total = self._cache.index().num_rows
         frac = self._limits.max_reject_frac
         allowed = max(MAX_REJECT_FRAC * total, FREE_REJECTS) if frac is None else frac * total
-        if self._rejected > allowed:
+        if self.num_rejects > allowed:
             common = Counter(reason for _, reason in found).most_common(3)
             listed = "; ".join(f"{reason} ({count})" for reason, count in common)
             raise TooManyRejects(
-                f"{self._rejected} of {total} rows were rejected, more than the allowed "
+                f"{self.num_rejects} of {total} rows were rejected, more than the allowed "
                 f"{allowed:.0f}: {listed}. Mend the images, or allow more "
                 "with --max-reject-frac; the work so far is kept."
             )
@@ -215,9 +215,9 @@ class ShardPass:
         )
         self._on_progress(
             ExtractProgress(
-                self._done_rows,
+                self.done_rows,
                 total,
-                self._rejected,
+                self.num_rejects,
                 self.written_bytes,
                 time.monotonic() - self._started,
             )

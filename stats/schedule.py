@@ -20,6 +20,7 @@ import dask.threaded
 
 from ..cache.errors import UsageError
 from ..cache.files import Files
+from .cluster import connected, finished
 from .groups import ArrayPlan, ArraySpec
 from .partials import compute_partial
 from .row import StatsRow
@@ -139,27 +140,8 @@ def _extend(prefix: Summary, block: Summary) -> Summary:
 
 
 def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[StatsRow]:
-    try:
-        import distributed
-    except ImportError as error:
-        raise UsageError(
-            f"scheduler={address!r} needs dask.distributed. Install phistill[distributed]."
-        ) from error
-    api: Any = distributed
-    try:
-        connected = api.Client(address, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"scheduler={address!r} does not answer ({error}). Start one with `dask scheduler`, or "
-            "leave the option out to use this machine."
-        ) from error
-    with connected as client:
+    with connected(address) as client:
         rows = client.compute(results)
-        parts = client.compute(meter.tasks)
-        waiting = api.as_completed([*parts, *rows], loop=client.loop)
-        del parts  # a partial that was added to the rest need not be kept
-        for future in waiting:
-            if future.status != "finished":
-                future.result()  # raises what the task raised
+        for future in finished(client, [*client.compute(meter.tasks), *rows]):
             meter.finished(future.key)
         return list(client.gather(rows))

@@ -96,18 +96,17 @@ def test_two_workers_at_once_make_one_cache(folder: Path, tiny: str, tmp_path: P
 def test_a_worker_whose_shards_overlap_with_anothers_is_refused_and_nothing_is_lost(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
-    teacher = f"t={tiny}?pause=0.2"
-    whole = extract(folder, tmp_path / "whole", [teacher], settings=SETTINGS).cache
-    at_work = Attempt(folder, tmp_path / "c", teacher, Share(0, 2))
-    while at_work.is_alive() and not list((tmp_path / "c").glob("commits/t/*.json")):
-        time.sleep(0.005)
-    with pytest.raises(LockHeld, match=rf"shard \d+ is being written by process {os.getpid()} on"):
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    others = ExtractOptions(share=Share(0, 2), time_limit_s=1e-9)
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=others).cache
+    holder = rf"shard 4 is being written by process {os.getpid()} on"
+    with (
+        cache.writing(Share(0, 2).of(missing_shards(cache))),
+        pytest.raises(LockHeld, match=holder),
+    ):
         extract(folder, tmp_path / "c", options=ExtractOptions(share=Share(1, 3)))
-    at_work.join()
-    assert at_work.error is None
-    assert at_work.num_shards == 12
-    for index in (1, 2, 0):
-        extract(folder, tmp_path / "c", options=ExtractOptions(share=Share(index, 3)))
+    for share in (Share(1, 3), Share(0, 2), Share(1, 2)):
+        extract(folder, tmp_path / "c", options=ExtractOptions(share=share))
     assert store.open(tmp_path / "c").digest() == whole.digest()
 
 
@@ -122,7 +121,7 @@ def test_a_worker_waits_until_another_has_prepared_the_cache(
             kwargs={
                 "settings": SETTINGS,
                 "options": ExtractOptions(share=Share(0, 2)),
-                "on_wait": said.append,
+                "on_notice": said.append,
             },
         )
         waiting.start()

@@ -1,0 +1,247 @@
+"""Extraction on a dask.distributed cluster: a task for a few shards, teachers loaded once a worker.
+
+Extracting a shard is a pure function of its number, so a task that runs again because its worker
+was lost does no harm. What is committed stays; what the lost worker, if it only seemed lost, still
+writes is locked, and waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import cache as store
+from ..cache import Cache, names
+from ..cache.errors import LockHeld
+from ..cache.files import Files, open_files
+from ..stats.cluster import connected, finished
+from .decoding import num_cores
+from .extract import ExtractReport, extract_shards, make_request, missing_shards
+from .options import ExtractOptions
+from .prepare import Prepared, holding, if_prepared, prepare
+from .settings import CacheSettings
+from .shard_pass import ExtractProgress, rejects
+from .sources import Source
+from .teachers import TeacherSpec
+
+MAX_SHARDS_PER_TASK = 8
+"""Inside a task, images of a shard are decoded while the teachers run on the one before."""
+TASKS_PER_WORKER = 4
+"""At least: so that the workers end together."""
+ZOMBIE_LIMIT_S = 600.0
+"""A worker that the scheduler lost sight of finishes its task within this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker needs to know of a run; every path can be opened from anywhere."""
+
+    token: str
+    images: str | Source
+    cache: str
+    teachers: tuple[str, ...]
+    settings: CacheSettings
+    options: ExtractOptions
+    workers_per_host: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was prepared."""
+
+    num_repaired: int
+    num_new_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a task committed."""
+
+    num_shards: int
+    num_rows: int
+    num_bytes: int
+    num_rejects: int
+    """Of the whole cache, as far as the task knows."""
+
+
+class _Session:
+    """What a worker process keeps between the tasks of a run."""
+
+    def __init__(self, job: Job) -> None:
+        options = job.options
+        if options.num_workers is None:
+            share = max(1, num_cores() // job.workers_per_host)
+            options = replace(options, num_workers=share)
+        self.request = make_request(job.images, job.cache, job.teachers, job.settings, options)
+        self.prepared: Prepared | None = None
+        self.lock = threading.Lock()
+        """A worker with several threads still runs its teachers one task at a time."""
+
+
+_sessions: dict[str, _Session] = {}
+_sessions_lock = threading.Lock()
+
+
+def _session(job: Job) -> _Session:
+    """The session of a run; one of an earlier run is forgotten, and its teachers with it."""
+    with _sessions_lock:
+        if job.token not in _sessions:
+            _sessions.clear()
+            _sessions[job.token] = _Session(job)
+        return _sessions[job.token]
+
+
+def prepare_task(job: Job) -> Facts:
+    """Make or change the cache, unless other writers are there and nothing has to change."""
+    session = _session(job)
+    request = session.request
+    with session.lock:
+        try:
+            with request.files.writing():
+                session.prepared = prepared = prepare(request)
+        except LockHeld:
+            cache = None if request.options.repair else if_prepared(request)
+            if cache is None:
+                raise
+            session.prepared = prepared = Prepared(cache, {})
+    return Facts(prepared.num_repaired, prepared.num_new_images)
+
+
+def shards_task(job: Job, shards: tuple[int, ...]) -> Done:
+    """Extract what is missing of some shards."""
+    session = _session(job)
+    request = session.request
+    with session.lock:
+        if session.prepared is None:
+            session.prepared = Prepared(store.open(request.files), {})
+        with holding(session.prepared.cache, shards, ZOMBIE_LIMIT_S):
+            work = extract_shards(request, session.prepared, shards)
+    return Done(work.num_shards, work.done_rows, work.written_bytes, work.num_rejects)
+
+
+def extract_on_cluster(
+    images: str | Path | Source,
+    cache_path: str | Path | Files,
+    teachers: Sequence[str],
+    *,
+    settings: CacheSettings,
+    options: ExtractOptions,
+    on_progress: Callable[[ExtractProgress], None] | None,
+    on_notice: Callable[[str], None] | None,
+) -> ExtractReport:
+    """``extract`` with the work done by the cluster's workers; neither images nor teachers are
+    needed here.
+
+    The workers must see images and cache under the same paths. Raises what a worker raised.
+    """
+    started, scheduler = time.monotonic(), options.scheduler
+    assert scheduler is not None, "extract sees to it"
+    say = on_notice or (lambda text: None)
+    with connected(scheduler) as client:
+        workers = list(client.nthreads())
+        say(f"{len(workers)} workers at {scheduler}, dashboard {client.dashboard_link or 'off'}")
+        if not workers:
+            say("the cluster has no worker yet: waiting for one.")
+        hosts = Counter(address.rpartition(":")[0] for address in workers)
+        job = Job(
+            token=uuid.uuid4().hex,
+            images=images if not isinstance(images, str | Path) else os.path.abspath(images),
+            cache=open_files(cache_path).absolute,
+            teachers=tuple(teachers),
+            settings=settings,
+            options=_for_workers(options),
+            workers_per_host=max(hosts.values(), default=1),
+        )
+        first = client.submit(prepare_task, job, key=f"prepare-{job.token}", pure=False)
+        (facts,) = (future.result() for future in finished(client, [first]))
+        cache = store.open(cache_path)
+        meter = _Meter(cache, teachers, started, on_progress)
+        futures = [
+            client.submit(shards_task, job, shards, key=f"shards-{job.token}-{i}", pure=False)
+            for i, shards in enumerate(_tasks(meter.missing, len(workers)))
+        ]
+        out_of_time = not meter.count_all(finished(client, futures, options.time_limit_s))
+    if out_of_time:
+        say("the workers finish the shards that they are at.")
+    return ExtractReport(
+        cache=cache,
+        num_shards=meter.num_shards,
+        num_repaired=facts.num_repaired,
+        written_bytes=meter.num_bytes,
+        elapsed_s=time.monotonic() - started,
+        rejects=rejects(cache),
+        num_new_images=facts.num_new_images,
+        out_of_time=out_of_time,
+        missing_shards=tuple(missing_shards(cache)),
+    )
+
+
+def _for_workers(options: ExtractOptions) -> ExtractOptions:
+    """What of the options concerns a worker: the client keeps the time."""
+    holdout = options.holdout_file
+    return replace(
+        options,
+        scheduler=None,
+        time_limit_s=None,
+        holdout_file=None if holdout is None else holdout.absolute(),
+    )
+
+
+def _tasks(shards: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
+    """Shards in groups: large for few pauses, and small enough that the workers end together."""
+    wanted = len(shards) // (TASKS_PER_WORKER * max(1, num_workers))
+    size = max(1, min(MAX_SHARDS_PER_TASK, wanted))
+    return [tuple(shards[start : start + size]) for start in range(0, len(shards), size)]
+
+
+class _Meter:
+    """Adds up what the tasks did."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        teachers: Sequence[str],
+        started: float,
+        on_progress: Callable[[ExtractProgress], None] | None,
+    ) -> None:
+        self._started, self._on_progress = started, on_progress
+        wanted = [TeacherSpec.parse(text).name for text in teachers] or list(cache.teachers)
+        pixels = [names.PIXELS] if cache.info.pixel_size else []
+        missing = {owner: cache.missing_shards(owner) for owner in (*pixels, *wanted)}
+        self.missing = sorted(set().union(*missing.values()))
+        """Shards that have to be extracted."""
+        ranges = [cache.info.shard_range(shard) for found in missing.values() for shard in found]
+        self._total_rows = sum(stop - start for start, stop in ranges)
+        self.num_shards = self.num_bytes = self._num_rows = self._num_rejects = 0
+
+    def count_all(self, futures: Iterator[Any]) -> bool:
+        """Count tasks as they finish; False when the time was up first."""
+        self._report()
+        try:
+            for future in futures:
+                done: Done = future.result()
+                future.release()
+                self.num_shards += done.num_shards
+                self.num_bytes += done.num_bytes
+                self._num_rows += done.num_rows
+                self._num_rejects = max(self._num_rejects, done.num_rejects)
+                self._report()
+        except TimeoutError:
+            return False
+        return True
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            elapsed_s = time.monotonic() - self._started
+            self._on_progress(
+                ExtractProgress(
+                    self._num_rows, self._total_rows, self._num_rejects, self.num_bytes, elapsed_s
+                )
+            )

@@ -1,0 +1,190 @@
+"""Extraction on a dask.distributed cluster makes the cache of a single process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import phistill.cache as store
+from phistill.cache import lock
+from phistill.cache.errors import CacheMismatch, TooManyRejects, UsageError
+from phistill.cli import main
+from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress, extract
+from phistill.pipeline.share import Share
+
+distributed: Any = pytest.importorskip("distributed")
+
+SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)  # 11 shards of 41 images
+
+# tornado and distributed leave sockets to the garbage collector when a worker is killed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three worker processes, which find the tests' teacher and are started again when they die."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))  # a spawned process has its parent's path
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with distributed.LocalCluster(
+            n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as running:
+            yield running
+
+
+def on(cluster: Any, **options: Any) -> ExtractOptions:
+    return ExtractOptions(scheduler=cluster.scheduler_address, num_workers=1, **options)
+
+
+def test_a_worker_killed_in_the_middle_does_not_change_the_cache(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    teacher = f"t={tiny}?pause=0.2"
+    whole = extract(folder, tmp_path / "whole", [teacher], settings=SETTINGS).cache
+    target = tmp_path / "cluster"
+    killer = Killer(target, {worker.pid for worker in cluster.workers.values()})
+    calls: list[ExtractProgress] = []
+    report = extract(
+        folder, target, [teacher], settings=SETTINGS, options=on(cluster), on_progress=calls.append
+    )
+    killer.join()
+    assert killer.killed is not None, "no worker was killed while it was writing"
+    assert killer.killed not in {worker.pid for worker in cluster.workers.values()}
+    assert store.open(target).digest() == whole.digest()
+    assert report.missing_shards == ()
+    assert report.rejects == (("cats/broken.png", "cannot be decoded: cannot identify image file"),)
+    assert calls[0].done_rows == 0
+    assert calls[-1].total_rows == 82
+    # What the killed worker had committed was nobody's work in the end.
+    assert calls[-1].done_rows <= 82
+    assert not lock.holders(target)
+
+
+class Killer(threading.Thread):
+    """Kills the first worker that holds shards after something was committed."""
+
+    def __init__(self, target: Path, workers: set[int]) -> None:
+        super().__init__()
+        self._target, self._workers = target, workers
+        self.killed: int | None = None
+        self.start()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.killed is None:
+            if list(self._target.glob("commits/t/*.json")):
+                for holder in lock.holders(self._target):
+                    if holder.pid in self._workers and holder.shards is not None:
+                        os.kill(holder.pid, signal.SIGKILL)
+                        self.killed = holder.pid
+                        return
+            time.sleep(0.002)
+
+
+def test_the_command_tells_workers_and_dashboard_and_ends_like_any_other(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["extract", "images", "--cache", "c", "--teacher", f"t={tiny}"]
+    arguments += ["--scheduler", cluster.scheduler_address]
+    found = CliRunner().invoke(main, [*arguments, "--pixel-size", "16"])
+    assert found.exit_code == 0, found.output
+    assert f"3 workers at {cluster.scheduler_address}, dashboard " in found.stderr
+    assert "41 rows, teachers t." in found.stdout
+    assert "1 rejected:" in found.stdout
+    again = CliRunner().invoke(main, arguments)
+    assert "c is complete: nothing to do." in again.stdout
+
+
+def test_appending_and_repair_work_on_the_cluster(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    for target, options in ((tmp_path / "here", None), (tmp_path / "there", on(cluster))):
+        extract(folder, target, [f"t={tiny}"], settings=SETTINGS, options=options)
+    Image.new("RGB", (20, 20), (9, 0, 0)).save(folder / "new.png")
+    assert extract(folder, tmp_path / "there", options=on(cluster)).num_new_images == 1
+    extract(folder, tmp_path / "here", options=ExtractOptions(append=True))
+    extract(folder, tmp_path / "there", options=on(cluster, append=True))
+    damaged = tmp_path / "there" / "teachers/t/patches/c/2/0/0"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    repaired = extract(folder, tmp_path / "there", options=on(cluster, repair=True))
+    assert (repaired.num_repaired, repaired.num_shards) == (1, 1)
+    assert store.open(tmp_path / "there").digest() == store.open(tmp_path / "here").digest()
+
+
+def test_what_a_task_raises_is_raised_here(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    with pytest.raises(CacheMismatch, match=r"another teacher 't': scale is 1\.0 there"):
+        extract(folder, tmp_path / "c", [f"t={tiny}?scale=3"], options=on(cluster))
+    for number in range(20):
+        (folder / f"bad-{number}.jpg").write_bytes(b"x" * number)
+    with pytest.raises(TooManyRejects, match="of 61 rows were rejected"):
+        extract(folder, tmp_path / "d", [f"t={tiny}"], settings=SETTINGS, options=on(cluster))
+
+
+def test_a_task_waits_for_a_lost_worker_that_still_writes_and_then_does_nothing(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    before = cache.digest()
+    record = (cache.path / "commits/t/000003.json").read_bytes()
+    cache.forget_shard("t", 3)
+    done: list[int] = []
+
+    def run() -> None:
+        done.append(extract(folder, cache.path, options=on(cluster)).num_shards)
+
+    task = threading.Thread(target=run)
+    with cache.writing([2, 3]):
+        task.start()
+        task.join(2)
+        assert task.is_alive()
+        cache.write_small("commits/t/000003.json", record)  # the last a lost worker does
+    task.join()
+    assert done == [0]
+    assert cache.digest() == before
+
+
+def test_a_time_limit_leaves_the_rest_for_the_next_run(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    teacher = f"t={tiny}?pause=0.2"
+    first = extract(
+        folder, tmp_path / "c", [teacher], settings=SETTINGS, options=on(cluster, time_limit_s=0.01)
+    )
+    assert first.out_of_time
+    assert first.missing_shards
+    second = extract(folder, tmp_path / "c", options=on(cluster))
+    assert not second.out_of_time
+    whole = extract(folder, tmp_path / "whole", [teacher], settings=SETTINGS).cache
+    assert store.open(tmp_path / "c").digest() == whole.digest()
+
+
+def test_a_scheduler_that_does_not_answer_is_named(folder: Path, tmp_path: Path) -> None:
+    options = ExtractOptions(scheduler="tcp://127.0.0.1:9")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9' does not answer"),
+    ):
+        extract(folder, tmp_path / "c", ["demo:clip"], options=options)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_cluster_and_a_workers_share_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        ExtractOptions(scheduler="tcp://127.0.0.1:9", share=Share(0, 2))
