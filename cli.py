@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from phistill import __version__
-from phistill.commands import caches, extracting, pages, training
+from phistill.commands import caches, exchange, extracting, pages, training
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -89,6 +89,7 @@ for command in (
     training.export_normalizer,
     caches.inspect,
     caches.verify,
+    exchange.stage,
     caches.merge,
     caches.remove_images,
     caches.compact,

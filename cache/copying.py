@@ -218,6 +218,8 @@ class _Task:
         facts, reasons, environment = self._facts()
         accepted = np.ones(len(self.rows), bool)
         accepted[list(reasons)] = False
+        for start, stop in self.source.info.removed:  # hidden in the copy too, if it has the row
+            accepted[(self.rows >= start) & (self.rows < stop)] = False
         arrays = {}
         for kind, shape in self.source.shapes(self.owner).items():
             dtype = DTYPES[kind]

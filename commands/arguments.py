@@ -100,3 +100,22 @@ def assignment_of(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value
+
+
+def bytes_of(option: str, text: str | None) -> int:
+    """``200G``, ``1.5TiB``, ``500M`` or a number of bytes; 0 for None. G is 10^9, GiB 2^30."""
+    import re
+
+    from phistill.cache.errors import UsageError
+
+    if text is None:
+        return 0
+    found = re.fullmatch(r"([0-9.]+)\s*(?:([kMGTP])(i?)B?|B)?", text.strip())
+    try:
+        number = float(found.group(1)) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise UsageError(f"{option} {text!r} is not like 200G, 1.5TiB or 500M.")
+    exponent = " kMGTP".index(found.group(2) or " ")
+    return int(number * (1024 if found.group(3) else 1000) ** exponent)

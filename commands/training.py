@@ -66,6 +66,11 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")
 @click.option(
+    "--stage",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder on a near disk: copy what the run needs there first.",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -79,6 +84,7 @@ def train(
     config: Path | None,
     teachers: str | None,
     assignments: tuple[str, ...],
+    stage: Path | None,
     **options: Any,
 ) -> None:
     """Train a student from one cache, or from several at once.
@@ -89,8 +95,9 @@ def train(
     \b
     phistill train my.cache --out runs/phi-s
     phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
+    phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
-    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
     from phistill.train import train as run
 
@@ -106,7 +113,14 @@ def train(
         def show(at: Progress) -> None:
             bar(at.step, at.num_steps, at.line().partition("  ")[2])
 
-        result = run(caches, out, TrainConfig.from_dict(values), progress=show)
+        result = run(
+            caches,
+            out,
+            TrainConfig.from_dict(values),
+            stage=stage,
+            progress=show,
+            stage_progress=lambda done, total: bar(done, total, f"staging {bytes_text(total)}"),
+        )
     if result.resumed_from == result.num_steps:
         click.echo(f"{out} is finished: {result.num_steps} steps, nothing to do.")
     else:

@@ -162,9 +162,12 @@ class _Statistics:
         return self.plan.shares
 
 
-def make_source(lesson: Lesson, ranks: Ranks) -> Source:
-    """Where batches come from; in memory when the training rows fit the config's budget."""
-    source = Source(lesson.cache, lesson.targets)
+def make_source(lesson: Lesson, ranks: Ranks, near: Cache | JoinedCaches | None = None) -> Source:
+    """Where batches come from; in memory when the training rows fit the config's budget.
+
+    ``near`` is a copy of the lesson's cache with the same rows, to read from instead.
+    """
+    source = Source(near or lesson.cache, lesson.targets)
     budget = lesson.config.memory_bytes // ranks.world
     if len(lesson.plan.rows) * source.row_bytes <= budget:
         source.keep_in_memory(lesson.plan.rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..cache.copying import CopyProgress
 from . import ranks as distributed
 from .allocator import keeping_freed_memory
 from .checkpoint import FOLDER
@@ -20,6 +21,7 @@ from .lesson import make_source, prepare
 from .ranks import Ranks
 from .run import ProgressCallback, Run, RunResult
 from .signals import Interrupted, StopRequest
+from .staging import is_finished, stage_caches
 from .targets import Target
 
 
@@ -28,24 +30,32 @@ def train(
     out: Path | str,
     config: TrainConfig,
     *,
+    stage: Path | str | None = None,
     progress: ProgressCallback | None = None,
+    stage_progress: CopyProgress | None = None,
 ) -> RunResult:
     """Train a student from a cache into the run folder ``out``, or go on where it stopped.
 
     Needs the cache alone: no teacher, no images. A sequence of caches is drawn from with
-    ``config.cache_weights``. Raises UsageError for settings that do not fit the cache, RunMismatch
-    when ``out`` holds another run, Diverged on a value that is not finite, and Interrupted, with
-    everything saved, on Ctrl-C or SIGTERM.
+    ``config.cache_weights``. ``stage`` is a folder on a near disk that the rows are copied to first
+    and read from; it changes nothing else. Raises UsageError for settings that do not fit the
+    cache, RunMismatch when ``out`` holds another run, Diverged on a value that is not finite, and
+    Interrupted, with everything saved, on Ctrl-C or SIGTERM.
     """
+    opened = open_cache(cache)
+    near = opened
+    if stage is not None and not is_finished(Path(out)):
+        # Before the ranks meet: one of them may copy for longer than the others would wait.
+        near = stage_caches(opened, stage, config, progress=stage_progress)
     group = distributed.join(config.device)
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.leave, group)
-        lesson = prepare(open_cache(cache), config, group.device)
+        lesson = prepare(opened, config, group.device)
         run = Run(Path(out), lesson, group, progress)
         stack.callback(run.close)
         begun, wait_s, in_memory = time.perf_counter(), 0.0, False
         if not run.is_finished:
-            source = make_source(run.lesson, group)
+            source = make_source(run.lesson, group, near)
             in_memory = source.is_resident
             wait_s = run_steps([run], source, group, run.lesson.targets)
         seconds = time.perf_counter() - begun
