@@ -3,8 +3,9 @@
 from .contract import Features, Preprocessing, Teacher
 from .extract import ExtractReport, extract
 from .options import ExtractOptions
+from .progress import ExtractProgress
+from .rejects import rejects
 from .settings import CacheSettings
-from .shard_pass import ExtractProgress, rejects
 from .sources import open_source
 from .teachers import TeacherSpec
 

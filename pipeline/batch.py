@@ -20,12 +20,13 @@ value before: NaN where one was NaN or infinite."""
 def storable(values: torch.Tensor, dtype: np.dtype[Any]) -> Stored:
     import torch
 
-    low, high = values.flatten(1).aminmax(dim=1)  # NaN stays NaN
-    largest = torch.maximum(-low, high)
-    # Rounding keeps the order, so a row survives if its largest value does.
-    survived = torch.isfinite(largest.to(getattr(torch, dtype.name)))
-    largest = torch.where(torch.isfinite(largest), largest, torch.nan)
-    return values.to(getattr(torch, dtype.name)), survived, largest
+    with torch.inference_mode():
+        low, high = values.flatten(1).aminmax(dim=1)  # NaN stays NaN
+        largest = torch.maximum(-low, high)
+        # Rounding keeps the order, so a row survives if its largest value does.
+        survived = torch.isfinite(largest.to(getattr(torch, dtype.name)))
+        largest = torch.where(torch.isfinite(largest), largest, torch.nan)
+        return values.to(getattr(torch, dtype.name)), survived, largest
 
 
 def to_host(stored: Stored) -> Stored:
@@ -43,16 +44,32 @@ def to_host(stored: Stored) -> Stored:
 
 
 class Batch:
-    """A batch on its way to the host."""
+    """A batch of features on its way to the host.
 
-    def __init__(self, name: str, start: int, stored: dict[str, Stored], event: Any) -> None:
-        self._name, self._start, self._stored, self._event = name, start, stored, event
+    A device other than the CPU rounds it to the stored dtype itself and begins to copy at once; on
+    the CPU both wait for ``land``, which another thread may call while the teacher goes on.
+    """
+
+    def __init__(self, name: str, start: int, values: dict[str, torch.Tensor]) -> None:
+        self._name, self._start = name, start
+        self._event: torch.cuda.Event | None = None
+        self._values, self._stored = values, dict[str, Stored]()
+        device = next(iter(values.values())).device
+        if device.type != "cpu":
+            self._stored = {k: to_host(storable(v, DTYPES[k])) for k, v in values.items()}
+            self._values = {}
+        if device.type == "cuda":
+            import torch
+
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(device))
 
     def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
         """Wait, copy into ``arrays``, and say why a row cannot be stored."""
         if self._event is not None:
             self._event.synchronize()
-        for kind, (values, survived, largest) in self._stored.items():
+        stored = self._stored or {k: storable(v, DTYPES[k]) for k, v in self._values.items()}
+        for kind, (values, survived, largest) in stored.items():
             arrays[kind][self._start : self._start + len(values)] = values.numpy()
             for row in np.flatnonzero(~survived.numpy()).tolist():
                 most = float(largest[row])

@@ -33,6 +33,11 @@ class DecodeSetup:
         """Rendered bytes of one view."""
         return sum(height * width * 3 for height, width in (r.size for r in self.renderings))
 
+    @property
+    def slot_bytes(self) -> int:
+        """Rendered bytes of an image with all its views."""
+        return self.row_bytes * len(self.views)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "rules": self.rules.to_dict(),

@@ -1,9 +1,10 @@
-"""A process that decodes images for its parent: ``python -m phistill.pipeline.decode_worker FD``.
+"""A process that decodes images for its parent.
 
-It reads frames from stdin and answers on what was stdout; pixels go through shared memory, the file
-descriptor FD. A frame is a length (u64), JSON of that length, a length, bytes of that length. The
-first frame is the setup; then one image at a time. It ends when stdin does, so it never outlives
-its parent, and whatever libraries print cannot be taken for an answer.
+``python -m phistill.pipeline.decode_worker FD NICE`` reads frames from stdin and answers on what
+was stdout; pixels go through shared memory, the file descriptor FD, in the slot that a request
+names. A frame is a length (u64), JSON of that length, a length, bytes of that length. The first
+frame is the setup; then one image at a time. It ends when stdin does, so it never outlives its
+parent, and whatever libraries print cannot be taken for an answer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from .decode import prepare_decoder
 from .decode_image import DecodedImage, DecodeSetup, decode_image
 
 LENGTH = struct.Struct("<Q")
+NUM_SLOTS = 2
+"""Images that may be on their way to a process or in it."""
 MEMORY_CAP = 4 * 2**30
 """Address space of a worker: an image of the largest allowed size fits several times."""
 
@@ -35,7 +38,8 @@ def main(decode: Decode = decode_image) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent ends us
-    fd = int(sys.argv[1])
+    fd, niceness = int(sys.argv[1]), int(sys.argv[2])
+    os.nice(niceness)
     _limit_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -62,10 +66,14 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return record, stream.read(LENGTH.unpack(stream.read(LENGTH.size))[0])
 
 
-def write_frame(stream: BinaryIO, record: dict[str, Any], data: bytes = b"") -> None:
+def frame(record: dict[str, Any], num_bytes: int = 0) -> bytes:
+    """What is sent before the ``num_bytes`` of a frame."""
     text = json.dumps(record).encode()
-    stream.write(LENGTH.pack(len(text)) + text + LENGTH.pack(len(data)))
-    stream.write(data)
+    return LENGTH.pack(len(text)) + text + LENGTH.pack(num_bytes)
+
+
+def write_frame(stream: BinaryIO, record: dict[str, Any]) -> None:
+    stream.write(frame(record))
     stream.flush()
 
 
@@ -77,7 +85,7 @@ def _answer(
     memory: np.ndarray[Any, Any],
 ) -> dict[str, Any]:
     found = decode(data, request["id"], request["views"], setup)
-    start = 0
+    start = request["slot"] * setup.slot_bytes
     for renderings in found.pixels:
         for values in renderings:
             memory[start : start + values.size] = values.reshape(-1)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..cache import ImageFacts
-from ..cache.commit import Box
 from ..cache.errors import UsageError
+from .arriving import ArrivingShard, DecodedShard, ShardRows
 from .decode import DecodeRules, prepare_decoder
 from .decode_image import DecodedImage, DecodeSetup, decode_image
 from .decode_pool import DECODE_TIMEOUT_S, DecodePool
+from .decode_process import Request
 from .sources import Source
 from .views import Rendering, View
 
@@ -32,28 +29,20 @@ MODES: tuple[Mode, ...] = ("auto", "threads", "processes")
 PROCESS_MIN_ROWS = 1000
 """From this many rows on, starting a process per core is repaid."""
 
+MAX_BUNDLE = 8
+MAX_BUNDLE_BYTES = 16 * 2**20
+"""Images handed to a worker together: at most so many, and no more once they are this large."""
 
-@dataclass(frozen=True, slots=True)
-class ShardRows:
-    """What the index says of a shard's rows, in order."""
-
-    shard: int
-    uris: Sequence[str]
-    offsets: Sequence[int]
-    lengths: Sequence[int]
-    views: Sequence[int]
-    ids: Sequence[str] | None = None
-    """Needed by random views."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedShard:
-    """A shard's rows rendered for every input that is needed; rejected rows are black."""
-
-    shard: int
-    pixels: dict[Rendering, NDArray[np.uint8]]
-    images: ImageFacts
-    reasons: dict[int, str]
+__all__ = [
+    "MODES",
+    "DecodedShard",
+    "Mode",
+    "ShardRows",
+    "arriving_shards",
+    "choose_mode",
+    "decode_shards",
+    "num_cores",
+]
 
 
 def choose_mode(mode: Mode, num_rows: int | None) -> Mode:
@@ -78,37 +67,70 @@ def decode_shards(
     mode: Mode = "auto",
     num_rows: int | None = None,
     timeout_s: float = DECODE_TIMEOUT_S,
-    ahead: int = 1,
 ) -> Generator[DecodedShard]:
-    """Decode shards in order, ``ahead`` of the one that is being used.
+    """Whole shards in order, one decoded ahead of the one that is being used.
 
     ``num_rows`` of all jobs together lets ``auto`` choose. ``timeout_s`` is for one image in a
     process; a thread cannot be stopped.
     """
     setup = DecodeSetup(rules, tuple(views), tuple(renderings), seed)
+    with arriving_shards(
+        source, jobs, setup,
+        num_workers=num_workers, mode=choose_mode(mode, num_rows), timeout_s=timeout_s,
+    ) as arriving:  # fmt: skip
+        for shard in arriving:
+            yield shard.complete()
+
+
+@contextmanager
+def arriving_shards(
+    source: Source,
+    jobs: Iterable[ShardRows],
+    setup: DecodeSetup,
+    *,
+    mode: Mode,
+    num_workers: int | None = None,
+    timeout_s: float = DECODE_TIMEOUT_S,
+    niceness: int = 0,
+) -> Iterator[Iterator[ArrivingShard]]:
+    """Shards in order, handed out at once; their rows arrive one after another.
+
+    While a shard is used the next is being decoded, and as many more as keep every worker busy.
+    Processes run at ``niceness``, for a teacher that shares their cores. At the end of the ``with``
+    what is not decoded yet is given up.
+    """
     workers = num_workers or min(32, num_cores())
     decoder: _Decoder = _InThreads(setup)
     num_threads = workers
-    if choose_mode(mode, num_rows) == "processes":
-        decoder = DecodePool(workers, setup, timeout_s=timeout_s)
+    if mode == "processes":
+        decoder = DecodePool(workers, setup, timeout_s=timeout_s, niceness=niceness)
         num_threads = 2 * workers  # half of them read while the others wait for a process
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-    pending: deque[tuple[ShardRows, list[Future[_Span]]]] = deque()
+    pending: deque[ArrivingShard] = deque()
     remaining = iter(jobs)
 
-    def submit(count: int) -> None:
-        for job in islice(remaining, count):
-            spans = _images(job, setup)
-            futures = [pool.submit(_read_and_decode, source, job, s, decoder) for s in spans]
-            pending.append((job, futures))
+    def submit() -> bool:
+        for job in islice(remaining, 1):
+            shard = ArrivingShard(job, setup.renderings)
+            for rows in _bundles(_images(job, setup), workers):
+                work = pool.submit(_read_and_decode, source, job, rows, decoder, shard)
+                shard.expect(rows[0].start, work)
+            pending.append(shard)
+            return True
+        return False
+
+    def shards() -> Iterator[ArrivingShard]:
+        while True:
+            # One whole shard ahead, or several small ones.
+            while sum(shard.num_rows for shard in islice(pending, 1, None)) < 4 * workers:
+                if not submit():
+                    break
+            if not pending:
+                return
+            yield pending.popleft()
 
     try:
-        submit(ahead + 1)
-        while pending:
-            job, futures = pending.popleft()
-            spans = [future.result() for future in futures]
-            submit(1)
-            yield _collect(job, spans, setup.renderings)
+        yield shards()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         decoder.close()
@@ -122,12 +144,8 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-_Span = tuple[range, DecodedImage]
-"""Rows of a shard that are views of one image, and what became of it."""
-
-
 class _Decoder(Protocol):
-    def decode(self, data: bytes, image_id: str, numbers: Sequence[int]) -> DecodedImage: ...
+    def decode_many(self, requests: Sequence[Request]) -> Iterator[DecodedImage]: ...
 
     def close(self) -> None: ...
 
@@ -139,8 +157,9 @@ class _InThreads:
         prepare_decoder()
         self._setup = setup
 
-    def decode(self, data: bytes, image_id: str, numbers: Sequence[int]) -> DecodedImage:
-        return decode_image(data, image_id, numbers, self._setup)
+    def decode_many(self, requests: Sequence[Request]) -> Iterator[DecodedImage]:
+        for request in requests:
+            yield decode_image(request.data, request.image_id, request.views, self._setup)
 
     def close(self) -> None:
         pass
@@ -161,30 +180,28 @@ def _images(job: ShardRows, setup: DecodeSetup) -> list[range]:
     return spans
 
 
-def _read_and_decode(source: Source, job: ShardRows, rows: range, decoder: _Decoder) -> _Span:
-    first = rows.start
-    data = source.read(job.uris[first], job.offsets[first], job.lengths[first])
-    image_id = job.uris[first] if job.ids is None else job.ids[first]
-    return rows, decoder.decode(data, image_id, [job.views[row] for row in rows])
+def _bundles(images: Sequence[range], workers: int) -> Iterator[Sequence[range]]:
+    """Images that one worker decodes in a row: several save the hand-over between them, few let
+    every worker have a share of a small shard."""
+    size = max(1, min(MAX_BUNDLE, len(images) // (2 * workers)))
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
-def _collect(
-    job: ShardRows, spans: Sequence[_Span], renderings: Sequence[Rendering]
-) -> DecodedShard:
-    num_rows = len(job.uris)
-    pixels = {r: np.zeros((num_rows, *r.size, 3), np.uint8) for r in renderings}
-    sha256: list[str | None] = [None] * num_rows
-    size: list[tuple[int, int] | None] = [None] * num_rows
-    box: list[Box | None] = [None] * num_rows
-    reasons: dict[int, str] = {}
-    for rows, image in spans:
-        for number, row in enumerate(rows):
-            sha256[row], size[row] = image.sha256, image.size
-            if image.reason is not None:
-                reasons[row] = image.reason
-                continue
-            box[row] = image.boxes[number]
-            for rendering, values in zip(renderings, image.pixels[number], strict=True):
-                pixels[rendering][row] = values
-    facts = ImageFacts(sha256=tuple(sha256), size=tuple(size), box=tuple(box))
-    return DecodedShard(job.shard, pixels, facts, reasons)
+def _read_and_decode(
+    source: Source, job: ShardRows, images: Sequence[range], decoder: _Decoder, shard: ArrivingShard
+) -> None:
+    """Read some images, decode them, and put them into their shard."""
+    requests: list[Request] = []
+    first = 0
+    for number, rows in enumerate(images):
+        row = rows.start
+        data = source.read(job.uris[row], job.offsets[row], job.lengths[row])
+        image_id = job.uris[row] if job.ids is None else job.ids[row]
+        requests.append(Request(data, image_id, [job.views[row] for row in rows]))
+        large = sum(len(request.data) for request in requests) > MAX_BUNDLE_BYTES
+        if large or number == len(images) - 1:
+            found = decoder.decode_many(requests)
+            for place, image in zip(images[first : number + 1], found, strict=True):
+                shard.place(place, image)
+            first, requests = number + 1, []

@@ -27,9 +27,11 @@ from .prepare import (
     prepare,
     prepare_once,
 )
+from .progress import ExtractProgress
+from .rejects import rejects
 from .runner import TeacherRunner, choose_device, environment
 from .settings import CacheSettings
-from .shard_pass import ExtractProgress, PassLimits, ShardPass, rejects
+from .shard_pass import PassLimits, ShardPass
 from .sources import Source, open_source
 from .teachers import TeacherSpec
 

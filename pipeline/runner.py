@@ -15,7 +15,7 @@ from ..cache import TeacherInfo
 from ..cache.errors import TeacherError, UsageError
 from ..cache.info import DTYPES
 from .adjust import licence_of
-from .batch import Batch, storable, to_host
+from .batch import Batch
 from .contract import Features, Preprocessing, Teacher
 from .views import Rendering
 
@@ -111,44 +111,36 @@ class TeacherRunner:
         return same and shares is not None and bool(shares(other._teacher))
 
     def launch(self, features: Features, start: int) -> Batch:
-        """Begin to copy what is stored of a batch that starts at row ``start``."""
-        import torch
-
-        stored = {}
-        for kind, values in _kinds(features).items():
+        """Begin to store a batch that starts at row ``start``; TeacherError on another shape."""
+        found = _kinds(features)
+        for kind, values in found.items():
             if tuple(values.shape[1:]) != self.info.row_shape(kind):
                 raise TeacherError(
                     f"teacher {self.info.name} gave {kind} of shape {tuple(values.shape[1:])}, its "
                     f"first images gave {self.info.row_shape(kind)}."
                 )
-            with torch.inference_mode():
-                stored[kind] = to_host(storable(values, DTYPES[kind]))
-        event = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-        return Batch(self.info.name, start, stored, event)
+        return Batch(self.info.name, start, dict(found))
+
+    def prepare(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> torch.Tensor:
+        """The teacher's input, as far as the host makes it; another thread may call this while
+        the teacher runs. On the CPU what the teacher takes, elsewhere bytes (CUDA: pinned)."""
+        import torch
+
+        given = torch.from_numpy(pixels)
+        if self._device.type == "cpu":
+            return self._normalised(given)
+        return given.pin_memory() if self._device.type == "cuda" else given
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
-        return self.forward_together([self], pixels)[0]
+        return self.forward_together([self], self.prepare(pixels))[0]
 
     def forward_together(
-        self, runners: Sequence[TeacherRunner], pixels: UInt8[np.ndarray, "b h w 3"]
+        self, runners: Sequence[TeacherRunner], prepared: torch.Tensor
     ) -> list[Features]:
         """Features of each runner, from one forward pass where there are several."""
         import torch
 
-        given = torch.from_numpy(pixels)
-        if self._device.type == "cuda":
-            given = given.pin_memory().to(self._device, non_blocking=True)
-        else:
-            given = given.to(self._device)
-        mean, std = self._constants
-        # Channels first while they are still bytes: on the strided view each step takes ten times
-        # as long.
-        images = given.permute(0, 3, 1, 2).contiguous().float()
-        images = images.div_(255.0).sub_(mean).div_(std)
         mixed = self._autocast != "float32"
         with (
             torch.inference_mode(),
@@ -158,6 +150,9 @@ class TeacherRunner:
                 enabled=mixed,
             ),
         ):
+            images = prepared
+            if self._device.type != "cpu":
+                images = self._normalised(prepared.to(self._device, non_blocking=True))
             if len(runners) == 1:
                 return [self._teacher.features(images)]
             together: Any = self._teacher
@@ -165,6 +160,13 @@ class TeacherRunner:
                 [runner._teacher for runner in runners], images
             )
             return found
+
+    def _normalised(self, given: UInt8[torch.Tensor, "b h w 3"]) -> torch.Tensor:
+        mean, std = self._constants
+        # Channels first while they are still bytes: on the strided view each step takes ten times
+        # as long.
+        images = given.permute(0, 3, 1, 2).contiguous().float()
+        return images.div_(255.0).sub_(mean).div_(std)
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
         """Shapes from one forward pass over two grey images."""
@@ -201,29 +203,56 @@ def run_together(
 
     On CUDA a batch is copied to the host while the next one runs.
     """
-    found = [
-        (
-            {
-                kind: np.empty((len(pixels), *r.info.row_shape(kind)), DTYPES[kind])
-                for kind in r.info.kinds
-            },
-            dict[int, str](),
-        )
-        for r in runners
-    ]
+    found = StoredRows(runners, len(pixels))
     flying: list[Batch] = []
     for start in range(0, len(pixels), rows_per_forward):
-        features = runners[0].forward_together(runners, pixels[start : start + rows_per_forward])
-        launched = [r.launch(given, start) for r, given in zip(runners, features, strict=True)]
-        for batch, (arrays, reasons) in zip(flying, found, strict=False):
-            batch.land(arrays, reasons)
+        prepared = runners[0].prepare(pixels[start : start + rows_per_forward])
+        launched = found.launch(prepared, start)
+        if flying:
+            found.land(flying)
         flying = launched
-    for batch, (arrays, reasons) in zip(flying, found, strict=False):
-        batch.land(arrays, reasons)
-    for arrays, reasons in found:
+    if flying:
+        found.land(flying)
+    return [found.result(number) for number in range(len(runners))]
+
+
+class StoredRows:
+    """What teachers that share a forward pass give for n rows, filled batch by batch.
+
+    ``launch`` belongs to the thread of the teachers; ``land`` may be called in another one.
+    """
+
+    def __init__(self, runners: Sequence[TeacherRunner], num_rows: int) -> None:
+        self._runners = list(runners)
+        self._arrays = [
+            {
+                kind: np.empty((num_rows, *runner.info.row_shape(kind)), DTYPES[kind])
+                for kind in runner.info.kinds
+            }
+            for runner in runners
+        ]
+        self._reasons = [dict[int, str]() for _ in runners]
+
+    def launch(self, prepared: torch.Tensor, start: int) -> list[Batch]:
+        """Run a batch that starts at row ``start`` and begin to copy what it gives."""
+        features = self._runners[0].forward_together(self._runners, prepared)
+        pairs = zip(self._runners, features, strict=True)
+        return [runner.launch(given, start) for runner, given in pairs]
+
+    def land(self, batches: Sequence[Batch]) -> None:
+        """Wait for a batch and keep what it gave."""
+        for batch, arrays, reasons in zip(batches, self._arrays, self._reasons, strict=True):
+            batch.land(arrays, reasons)
+
+    def result(
+        self, number: int, rejected: Sequence[int] = ()
+    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Arrays per kind of one runner and why a row cannot be stored; the values of such a row,
+        and of those ``rejected`` before, are NaN."""
+        arrays, reasons = self._arrays[number], self._reasons[number]
         for values in arrays.values():
-            values[list(reasons)] = np.nan
-    return found
+            values[[*reasons, *rejected]] = np.nan
+        return arrays, reasons
 
 
 def sharing(runners: Mapping[str, TeacherRunner]) -> list[list[str]]:

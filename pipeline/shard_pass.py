@@ -1,24 +1,28 @@
 """One pass over the shards that miss something: decode, run the teachers, write.
 
-The three stages overlap: images of the next shard are decoded by a pool, the teachers run in the
-calling thread, and a writer thread with a bounded queue publishes what is done.
+Every stage has threads of its own and the teachers never wait for one that could go on: images of
+the next shards are decoded, the next batches are made ready, the features of the last ones are
+rounded and copied, and finished shards are written, all while a batch runs in the calling thread.
+Shard boundaries do not show.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..cache import Cache, CommitRecord, names
-from ..cache.errors import TooManyRejects
+from .arriving import ArrivingShard
 from .decode import DecodeRules
-from .decoding import DecodedShard, Mode, ShardRows, decode_shards
-from .runner import TeacherRunner, environment, run_together, sharing
+from .decode_image import DecodeSetup
+from .decoding import Mode, ShardRows, arriving_shards, choose_mode
+from .progress import ExtractProgress, Stopwatch
+from .rejects import RejectBudget
+from .runner import StoredRows, TeacherRunner, environment, sharing
 from .sources import Source
 from .views import Rendering, View
 
@@ -26,36 +30,13 @@ if TYPE_CHECKING:
     import torch
 
 PIXEL_INTERPOLATION = "bicubic"
-MAX_REJECT_FRAC = 0.01
-"""Share of the rows that may be rejected when the caller does not say."""
+BATCHES_AHEAD = 2
+"""Batches made ready before the teacher asks for them, and batches that may be on their way from
+it: more would only take memory."""
 
-FREE_REJECTS = 10
-"""Rejects that are always allowed then: one bad file of twenty stops nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractProgress:
-    """Where a run is; ``rows`` are counted over all teachers and the pixels."""
-
-    done_rows: int
-    total_rows: int
-    num_rejects: int
-    written_bytes: int
-    elapsed_s: float
-
-
-def rejects(cache: Cache) -> tuple[tuple[str, str], ...]:
-    """(id, reason) of every rejected row, each row once."""
-    found: dict[int, str] = {}
-    for owner in cache.owners:
-        for record in cache.commits(owner).values():
-            for slot, reason in record.reasons.items():
-                found.setdefault(record.start + slot, reason)
-    if not found:
-        return ()
-    index = cache.index()
-    ids = dict(zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True))
-    return tuple((ids[row], found[row]) for row in sorted(found))
+NUM_WRITERS = {"cuda": 4}
+"""Shards written at a time, by device; 2 elsewhere, so that one waits for the disk while the other
+is encoded. One GPU with a large teacher gives more than a core can hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,73 +71,139 @@ class ShardPass:
         self._limits, self._on_progress, self._started = limits, on_progress, started
         self._environment = environment(device)
         self._pixel_environment = environment(None)
-        self.num_shards = self.written_bytes = self.done_rows = 0
+        self.num_shards = self.written_bytes = self.done_rows = self._computed_rows = 0
+        self._num_images = self._total_rows = 0
         self.out_of_time = False
         pixels = {names.PIXELS} if cache.info.pixel_size else set()
         owners = pixels | set(runners)
         self._missing = {owner: shards & set(cache.missing_shards(owner)) for owner in owners}
-        self.num_rejects = len(rejects(cache))
+        self._budget = RejectBudget(cache, limits.max_reject_frac)
+        self._watch = Stopwatch()
+        self._num_writers = NUM_WRITERS.get(device.type, 2)
+        self._landing: deque[Future[None]] = deque()
+        self._writing: deque[Future[CommitRecord]] = deque()
 
     def run(self) -> None:
-        """Decode, run, write: three stages that overlap."""
+        """Decode, run, write: stages that overlap."""
         shards = sorted(set().union(*self._missing.values()))
         if not shards:
             return
         info = self._cache.info
-        decoded = decode_shards(
+        size = {s: stop - start for s in shards for start, stop in [info.shard_range(s)]}
+        self._num_images = sum(size.values())
+        self._total_rows = sum(size[s] for owner in self._missing.values() for s in owner)
+        decoding = arriving_shards(
             self._source,
             self._jobs(shards),
-            rules=DecodeRules.from_dict(info.decode),
-            views=[View.from_dict(view) for view in info.views],
-            renderings=self._renderings(),
-            seed=info.seed,
+            DecodeSetup(
+                DecodeRules.from_dict(info.decode),
+                tuple(View.from_dict(view) for view in info.views),
+                self._renderings(),
+                info.seed,
+            ),
             num_workers=self._limits.num_workers,
-            mode=self._limits.decode,
-            num_rows=sum(stop - start for start, stop in map(info.shard_range, shards)),
+            mode=choose_mode(self._limits.decode, self._num_images),
         )
+        self._watch = Stopwatch()
         self._report()
-        with closing(decoded), ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            pending: list[Future[CommitRecord]] = []
-            for shard in decoded:
-                if self._limits.exceeded(time.monotonic() - self._started):
-                    self.out_of_time = True
-                    break
-                for owner, arrays, reasons in self._compute(shard):
-                    if len(pending) == 2:  # bounded: a slow disk must not fill the memory
-                        self._count(pending.pop(0).result())
-                    pending.append(
-                        writer.submit(
-                            self._cache.commit_shard,
-                            owner,
-                            shard.shard,
-                            arrays,
-                            images=shard.images,
-                            reasons={**reasons, **shard.reasons},
-                            environment=self._pixel_environment
-                            if owner == names.PIXELS
-                            else self._environment,
-                        )
-                    )
-            for future in pending:
-                self._count(future.result())
+        stages = _Stages(self._num_writers)
+        # Decoding ends first: what is decoded, prepared or computed only is given up after a
+        # failure; what is being written is finished.
+        with stages, decoding as arriving:
+            self._flow(arriving, stages)
 
-    def _compute(self, shard: DecodedShard) -> Iterator[tuple[str, dict[str, Any], dict[int, str]]]:
-        if shard.shard in self._missing.get(names.PIXELS, ()):
-            yield names.PIXELS, {names.PIXELS: shard.pixels[self._pixel_rendering()]}, {}
+    def _flow(self, arriving: Iterator[ArrivingShard], stages: _Stages) -> None:
+        ahead: deque[tuple[_Work, int, Future[torch.Tensor]]] = deque()
+
+        def step() -> None:
+            work, start, prepared = ahead.popleft()
+            with self._watch.waiting_for_images():
+                given = prepared.result()
+            if len(self._landing) == BATCHES_AHEAD:
+                self._landing.popleft().result()
+            launched = work.rows.launch(given, start)
+            self._landing.append(stages.landing.submit(work.rows.land, launched))
+            work.landed.append(self._landing[-1])
+            self._computed_rows += len(given) * len(work.names)
+            if work.is_last(start):
+                for number, name in enumerate(work.names):
+                    self._writing.append(stages.writing.submit(self._commit, work, number, name))
+            self._collect()
+            self._report()
+
+        for shard in arriving:
+            if self._limits.exceeded(time.monotonic() - self._started):
+                self.out_of_time = True
+                break
+            for work in self._works(shard):
+                self._make_room()
+                for start in work.starts:
+                    ahead.append((work, start, stages.preparing.submit(work.prepare, start)))
+                    if len(ahead) > BATCHES_AHEAD:
+                        step()
+            if shard.shard in self._missing.get(names.PIXELS, ()):
+                if not ahead:
+                    with self._watch.waiting_for_images():
+                        shard.complete()
+                self._make_room()
+                self._writing.append(stages.writing.submit(self._commit_pixels, shard))
+                self._computed_rows += shard.num_rows
+                self._report()
+        while ahead:
+            step()
+        while self._writing:
+            self._count(self._writing.popleft().result())
+
+    def _works(self, shard: ArrivingShard) -> Iterator[_Work]:
         wanted = {
             name: runner
             for name, runner in self._runners.items()
             if shard.shard in self._missing[name]
         }
         for group in sharing(wanted):
-            runners = [wanted[name] for name in group]
-            found = run_together(
-                runners, shard.pixels[runners[0].rendering], runners[0].info.rows_per_forward
-            )
-            for name, (arrays, reasons) in zip(group, found, strict=True):
-                for values in arrays.values():
-                    values[list(shard.reasons)] = float("nan")
-                yield name, arrays, reasons
+            yield _Work(shard, group, [wanted[name] for name in group])
+
+    def _commit(self, work: _Work, number: int, name: str) -> CommitRecord:
+        for landed in work.landed:
+            landed.result()
+        shard = work.shard.complete()
+        arrays, reasons = work.rows.result(number, list(shard.reasons))
+        return self._cache.commit_shard(
+            name,
+            shard.shard,
+            arrays,
+            images=shard.images,
+            reasons={**reasons, **shard.reasons},
+            environment=self._environment,
+        )
+
+    def _commit_pixels(self, arriving: ArrivingShard) -> CommitRecord:
+        shard = arriving.complete()
+        return self._cache.commit_shard(
+            names.PIXELS,
+            shard.shard,
+            {names.PIXELS: shard.pixels[self._pixel_rendering()]},
+            images=shard.images,
+            reasons=shard.reasons,
+            environment=self._pixel_environment,
+        )
+
+    def _make_room(self) -> None:
+        """Wait until few enough shards are being written: a slow disk must not fill the memory."""
+        while len(self._writing) > self._num_writers:
+            with self._watch.waiting_for_the_disk():
+                record = self._writing.popleft().result()
+            self._count(record)
+
+    def _collect(self) -> None:
+        """Count what has been written meanwhile; raises what writing raised."""
+        while self._writing and self._writing[0].done():
+            self._count(self._writing.popleft().result())
+
+    @property
+    def num_rejects(self) -> int:
+        """Rows of the cache that are rejected, by whomever."""
+        return self._budget.num_rejects
 
     def _jobs(self, shards: Sequence[int]) -> Iterator[ShardRows]:
         index = self._cache.index()
@@ -170,11 +217,11 @@ class ShardPass:
                 shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]
             )
 
-    def _renderings(self) -> list[Rendering]:
+    def _renderings(self) -> tuple[Rendering, ...]:
         wanted = [runner.rendering for runner in self._runners.values()]
         if self._missing.get(names.PIXELS):
             wanted.append(self._pixel_rendering())
-        return list(dict.fromkeys(wanted))
+        return tuple(dict.fromkeys(wanted))
 
     def _pixel_rendering(self) -> Rendering:
         side = self._cache.info.pixel_size
@@ -185,40 +232,59 @@ class ShardPass:
         self.written_bytes += sum(size for size, _ in record.files.values())
         self.done_rows += record.num_rows
         self._report()
-        self._enforce_budget(record)
-
-    def _enforce_budget(self, record: CommitRecord) -> None:
-        if not record.reasons:
-            return
-        found = rejects(self._cache)
-        self.num_rejects = len(found)
-        total = self._cache.index().num_rows
-        frac = self._limits.max_reject_frac
-        allowed = max(MAX_REJECT_FRAC * total, FREE_REJECTS) if frac is None else frac * total
-        if self.num_rejects > allowed:
-            common = Counter(reason for _, reason in found).most_common(3)
-            listed = "; ".join(f"{reason} ({count})" for reason, count in common)
-            raise TooManyRejects(
-                f"{self.num_rejects} of {total} rows were rejected, more than the allowed "
-                f"{allowed:.0f}: {listed}. Mend the images, or allow more "
-                "with --max-reject-frac; the work so far is kept."
-            )
+        self._budget.spend(record)
 
     def _report(self) -> None:
         if self._on_progress is None:
             return
-        info = self._cache.info
-        total = sum(
-            stop - start
-            for missing in self._missing.values()
-            for start, stop in map(info.shard_range, missing)
-        )
         self._on_progress(
             ExtractProgress(
-                self.done_rows,
-                total,
-                self.num_rejects,
-                self.written_bytes,
-                time.monotonic() - self._started,
+                done_rows=self.done_rows,
+                computed_rows=self._computed_rows,
+                total_rows=self._total_rows,
+                num_images=self._num_images,
+                num_rejects=self._budget.num_rejects,
+                written_bytes=self.written_bytes,
+                elapsed_s=time.monotonic() - self._started,
+                pass_s=self._watch.elapsed_s,
+                images_wait_s=self._watch.images_s,
+                disk_wait_s=self._watch.disk_s,
             )
         )
+
+
+class _Stages:
+    """The threads beside the teachers'."""
+
+    def __init__(self, num_writers: int) -> None:
+        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.landing = ThreadPoolExecutor(1, thread_name_prefix="land")
+        self.writing = ThreadPoolExecutor(num_writers, thread_name_prefix="write")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.preparing.shutdown(cancel_futures=True)
+        self.landing.shutdown(cancel_futures=True)
+        self.writing.shutdown()
+
+
+class _Work:
+    """Teachers that share a forward pass, over one shard."""
+
+    def __init__(
+        self, shard: ArrivingShard, names: Sequence[str], runners: Sequence[TeacherRunner]
+    ) -> None:
+        self.shard, self.names, self._first = shard, tuple(names), runners[0]
+        self.rows = StoredRows(runners, shard.num_rows)
+        self.starts = range(0, shard.num_rows, self._first.info.rows_per_forward)
+        self.landed: list[Future[None]] = []
+
+    def is_last(self, start: int) -> bool:
+        return start == self.starts[-1]
+
+    def prepare(self, start: int) -> torch.Tensor:
+        """The teachers' input of the batch at ``start``, when its images are there."""
+        stop = min(start + self.starts.step, self.shard.num_rows)
+        return self._first.prepare(self.shard.rows(self._first.rendering, start, stop))

@@ -1,0 +1,85 @@
+"""Where a run is, and what its teachers are waiting for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractProgress:
+    """Where a run is; ``rows`` are counted over all teachers and the pixels."""
+
+    done_rows: int
+    """Committed: a run that is killed now goes on after them."""
+    computed_rows: int
+    """Through the teachers, committed or not."""
+    total_rows: int
+    num_images: int
+    """Rows of the cache that miss something: ``total_rows`` counts each once per owner."""
+    num_rejects: int
+    written_bytes: int
+    elapsed_s: float
+    """Since the run began, teachers built and images listed included."""
+    pass_s: float
+    """Since the first image was asked for."""
+    images_wait_s: float
+    """Of these, the teachers waited for images."""
+    disk_wait_s: float
+    """Of these, they waited for earlier shards to be written."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Images through everything they miss."""
+        if not self.total_rows or self.pass_s <= 0:
+            return 0.0
+        return self.computed_rows / self.total_rows * self.num_images / self.pass_s
+
+    @property
+    def busy(self) -> float:
+        """Share of the time in which the teachers neither waited for images nor for the disk."""
+        if self.pass_s <= 0:
+            return 0.0
+        return max(0.0, 1.0 - (self.images_wait_s + self.disk_wait_s) / self.pass_s)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Written to the cache."""
+        return self.written_bytes / self.pass_s if self.pass_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until everything is done at the speed so far; None before there is one."""
+        if not self.computed_rows:
+            return None
+        return self.pass_s * (self.total_rows - self.computed_rows) / self.computed_rows
+
+
+class Stopwatch:
+    """How long the thread of the teachers has waited, and for what."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._started = clock, clock()
+        self.images_s = self.disk_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._clock() - self._started
+
+    @contextmanager
+    def waiting_for_images(self) -> Iterator[None]:
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self.images_s += self._clock() - before
+
+    @contextmanager
+    def waiting_for_the_disk(self) -> Iterator[None]:
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self.disk_s += self._clock() - before

@@ -1,0 +1,66 @@
+"""Rows that were left out, why, and how many a run may have."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..cache import Cache, CommitRecord
+from ..cache.errors import TooManyRejects
+
+MAX_REJECT_FRAC = 0.01
+"""Share of the rows that may be rejected when the caller does not say."""
+
+FREE_REJECTS = 10
+"""Rejects that are always allowed then: one bad file of twenty stops nothing."""
+
+
+def rejects(cache: Cache) -> tuple[tuple[str, str], ...]:
+    """(id, reason) of every rejected row, each row once."""
+    found = _reasons(cache)
+    if not found:
+        return ()
+    index = cache.index()
+    ids = dict(zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True))
+    return tuple((ids[row], found[row]) for row in sorted(found))
+
+
+class RejectBudget:
+    """How many rows are rejected, and how many may be."""
+
+    def __init__(self, cache: Cache, max_frac: float | None) -> None:
+        """``max_frac`` of all rows; None: MAX_REJECT_FRAC, but never fewer than FREE_REJECTS."""
+        self._cache, self._reasons = cache, _reasons(cache)
+        self._total = sum(segment.num_rows for segment in cache.info.segments)
+        self._allowed = (
+            max(MAX_REJECT_FRAC * self._total, FREE_REJECTS)
+            if max_frac is None
+            else max_frac * self._total
+        )
+
+    @property
+    def num_rejects(self) -> int:
+        return len(self._reasons)
+
+    def spend(self, record: CommitRecord) -> None:
+        """Count again after a shard with rejects, those of other workers too; TooManyRejects when
+        there are more than allowed."""
+        if record.reasons:
+            self._reasons = _reasons(self._cache)
+        if record.reasons and self.num_rejects > self._allowed:
+            common = Counter(self._reasons.values()).most_common(3)
+            listed = "; ".join(f"{reason} ({count})" for reason, count in common)
+            raise TooManyRejects(
+                f"{self.num_rejects} of {self._total} rows were rejected, more than the allowed "
+                f"{self._allowed:.0f}: {listed}. Mend the images, or allow more "
+                "with --max-reject-frac; the work so far is kept."
+            )
+
+
+def _reasons(cache: Cache) -> dict[int, str]:
+    """Why a row was rejected, by row; the first owner's word where several rejected it."""
+    found: dict[int, str] = {}
+    for owner in cache.owners:
+        for record in cache.commits(owner).values():
+            for slot, reason in record.reasons.items():
+                found.setdefault(record.start + slot, reason)
+    return found
