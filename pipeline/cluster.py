@@ -26,8 +26,9 @@ from .decoding import num_cores
 from .extract import ExtractReport, extract_shards, make_request, missing_shards
 from .options import ExtractOptions
 from .prepare import Prepared, holding, if_prepared, prepare
+from .progress import ExtractProgress
+from .rejects import rejects
 from .settings import CacheSettings
-from .shard_pass import ExtractProgress, rejects
 from .sources import Source
 from .teachers import TeacherSpec
 
@@ -219,6 +220,8 @@ class _Meter:
         """Shards that have to be extracted."""
         ranges = [cache.info.shard_range(shard) for found in missing.values() for shard in found]
         self._total_rows = sum(stop - start for start, stop in ranges)
+        ranges = [cache.info.shard_range(shard) for shard in self.missing]
+        self._num_images = sum(stop - start for start, stop in ranges)
         self.num_shards = self.num_bytes = self._num_rows = self._num_rejects = 0
 
     def count_all(self, futures: Iterator[Any]) -> bool:
@@ -242,6 +245,13 @@ class _Meter:
             elapsed_s = time.monotonic() - self._started
             self._on_progress(
                 ExtractProgress(
-                    self._num_rows, self._total_rows, self._num_rejects, self.num_bytes, elapsed_s
+                    done_rows=self._num_rows,
+                    computed_rows=self._num_rows,
+                    total_rows=self._total_rows,
+                    num_images=self._num_images,
+                    num_rejects=self._num_rejects,
+                    written_bytes=self.num_bytes,
+                    elapsed_s=elapsed_s,
+                    pass_s=elapsed_s,
                 )
             )

@@ -25,9 +25,9 @@ class ExtractProgress:
     """Since the run began, teachers built and images listed included."""
     pass_s: float
     """Since the first image was asked for."""
-    images_wait_s: float
-    """Of these, the teachers waited for images."""
-    disk_wait_s: float
+    images_wait_s: float | None = None
+    """Of these, the teachers waited for images; None where they run elsewhere."""
+    disk_wait_s: float | None = None
     """Of these, they waited for earlier shards to be written."""
 
     @property
@@ -38,8 +38,10 @@ class ExtractProgress:
         return self.computed_rows / self.total_rows * self.num_images / self.pass_s
 
     @property
-    def busy(self) -> float:
+    def busy(self) -> float | None:
         """Share of the time in which the teachers neither waited for images nor for the disk."""
+        if self.images_wait_s is None or self.disk_wait_s is None:
+            return None
         if self.pass_s <= 0:
             return 0.0
         return max(0.0, 1.0 - (self.images_wait_s + self.disk_wait_s) / self.pass_s)

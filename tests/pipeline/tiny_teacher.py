@@ -18,7 +18,7 @@ class TinyTeacher:
     ``pause`` seconds, so that a test can come in between.
     """
 
-    def __init__(self, scale: float, poison: float, pause: float) -> None:
+    def __init__(self, scale: float, poison: float, pause: float = 0.0) -> None:
         self._scale, self._poison, self._pause = scale, poison, pause
 
     def identity(self) -> Mapping[str, Any]:
