@@ -2,7 +2,8 @@
 
     python benchmarks/cache.py --folder /big/disk [--rows 5632] [--out results.md]
 
-* shuffled batches, page cache warm: against ``np.take`` of a memmap, and against zarr's own oindex
+* shuffled batches, page cache warm: against ``np.take`` of a memmap, against the bare ``preadv``
+  calls that any reader of files needs, and against zarr's own oindex
 * block order, page cache cold: against reading the same files from end to end; webdataset and
   litdata on the same rows where they are installed, with the label entropy of each order
 * writing to tmpfs: against a plain copy and write of the same bytes; and to the disk with fsync
@@ -23,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,15 @@ import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.order import epoch_rows, label_entropy
 from phistill.cache.publish import fsync_folder, write_all
-from phistill.cache.shard import encode_shard
+from phistill.cache.readahead import ReadAhead
+from phistill.cache.shard import CRC_BYTES, encode_shard
+from phistill.cache.store import sha256_of
 
 TOKENS, WIDTH, SHARD_ROWS, BATCH = 256, 768, 256, 128
 ROW_BYTES = TOKENS * WIDTH * 2
 NUM_LABELS = 100
+WINDOW = 4
+"""Shards of a window of the block order: few, since the benchmark's cache has few."""
 
 
 def make_cache(path: Path, num_rows: int) -> Cache:
@@ -115,30 +121,47 @@ def shuffled_reads(cache: Cache, folder: Path) -> Iterator[str]:
     for batch in batches:
         generator.shuffle(batch)
     out = np.empty((BATCH, TOKENS, WIDTH), np.float16)
+    flat_out = out.reshape(BATCH, -1).view(np.uint8)
+    home = cache.path / "teachers/t/patches/c"
+    opened = [os.open(home / f"{shard}/0/0", os.O_RDONLY) for shard in cache.info.shards()]
+
+    def bare(batch: np.ndarray[Any, Any]) -> None:
+        for place, row in enumerate(batch.tolist()):
+            shard, slot = divmod(row, SHARD_ROWS)
+            os.preadv(opened[shard], [flat_out[place].data], slot * (ROW_BYTES + CRC_BYTES))
+
     array: Any = zarr.open_array(cache.path / "teachers/t/patches", mode="r")
     found = alternating(
         {
             "take": lambda: [np.take(memmap, b, axis=0, out=out, mode="clip") for b in batches],
+            "bare": lambda: [bare(b) for b in batches],
             "unchecked": lambda: [reader.read(b, out, check=False) for b in batches],
             "checked": lambda: [reader.read(b, out) for b in batches],
         },
-        rounds=7,
+        rounds=15,
     )
     few = batches[:2]
     oindex = seconds(lambda: [array.oindex[b] for b in few]) / len(few) * len(batches)
     rate = {k: len(batches) * BATCH * ROW_BYTES / statistics.median(v) for k, v in found.items()}
     yield f"| np.take from a memmap | {rate['take'] / 1e9:.2f} GB/s | 1 |"
-    for name, goal in (("unchecked", 0.9), ("checked", 0.6)):
+    titles = {
+        "bare": "bare preadv calls for the same rows",
+        "unchecked": "phistill, unchecked",
+        "checked": "phistill, checked",
+    }
+    for name, title in titles.items():
         ratios = [a / b for a, b in zip(found["take"], found[name], strict=True)]
         yield (
-            f"| phistill, {name} | {rate[name] / 1e9:.2f} GB/s | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}; wanted {goal}) |"
+            f"| {title} | {rate[name] / 1e9:.2f} GB/s | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     faster = oindex / statistics.median(found["checked"])
     yield (
         f"| zarr {zarr.__version__} oindex | {rate['checked'] / faster / 1e9:.3f} GB/s | "
-        f"phistill checked is {faster:.0f}x faster (wanted 100x on zarr 3.1, 8x on the newest) |"
+        f"phistill checked is {faster:.0f}x faster |"
     )
+    for descriptor in opened:
+        os.close(descriptor)
     plain.unlink()
 
 
@@ -157,7 +180,9 @@ def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
     num_bytes = sum(path.stat().st_size for path in paths)
     rows = cache.rows()
     labels = np.array(cache.index()["label"].to_pylist()).astype(np.int64)
-    order = epoch_rows(rows, seed=0, epoch=0, mode="block", shard_rows=SHARD_ROWS, window_shards=4)
+    order = epoch_rows(
+        rows, seed=0, epoch=0, mode="block", shard_rows=SHARD_ROWS, window_shards=WINDOW
+    )
     out = np.empty((BATCH, TOKENS, WIDTH), np.float16)
 
     def sequential() -> None:
@@ -169,8 +194,11 @@ def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
 
     def block() -> None:
         reader = cache.reader("t", "patches")
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            reader.read(order[start : start + BATCH], out)
+        with ReadAhead([reader], shard_rows=SHARD_ROWS, window_shards=WINDOW) as ahead:
+            for start in range(0, len(order) - BATCH + 1, BATCH):
+                ahead.expect(order[start : start + BATCH])
+                ahead.expect(order[start + WINDOW * SHARD_ROWS :][:BATCH])
+                reader.read(order[start : start + BATCH], out)
 
     ratios, rates = [], []
     for _ in range(5):
@@ -184,10 +212,11 @@ def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
     uniform = label_entropy(labels[epoch_rows(rows, seed=0, epoch=0)], BATCH)
     yield (
         f"| block order, cold | {statistics.median(rates) / 1e9:.2f} GB/s | "
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}; wanted 0.8) | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
         f"label entropy {entropy / uniform:.4f} of uniform |"
     )
     yield from _webdataset(cache, folder, labels, uniform)
+    yield from _litdata(cache, folder, labels, uniform)
 
 
 def _webdataset(
@@ -219,7 +248,7 @@ def _webdataset(
     seen: list[int] = []
     dataset = (
         webdataset.WebDataset([str(path) for path in tars], shardshuffle=100, empty_check=False)
-        .shuffle(4 * SHARD_ROWS)
+        .shuffle(WINDOW * SHARD_ROWS)
         .decode()
         .to_tuple("npy", "cls")
         .batched(BATCH)
@@ -239,6 +268,45 @@ def _webdataset(
         path.unlink()
 
 
+def _litdata(
+    cache: Cache, folder: Path, labels: np.ndarray[Any, Any], uniform: float
+) -> Iterator[str]:
+    try:
+        import litdata
+        from litdata.streaming.writer import BinaryWriter
+    except ImportError:
+        yield "| litdata | not installed | | |"
+        return
+    reader = cache.reader("t", "patches")
+    home = folder / "litdata"
+    writer = BinaryWriter(str(home), chunk_size=SHARD_ROWS)
+    for shard in cache.info.shards():
+        start, stop = cache.info.shard_range(shard)
+        values = reader.read_shard(shard)
+        for row in range(start, stop):
+            writer[row] = {"patches": values[row - start], "label": int(labels[row])}
+    writer.done()
+    writer.merge()
+    drop_page_cache([path for path in home.iterdir() if path.suffix == ".bin"])
+    dataset = litdata.StreamingDataset(str(home), shuffle=True, seed=0)
+    seen: list[int] = []
+    begun = time.perf_counter()
+    batch = []
+    for item in dataset:
+        batch.append(item["patches"])
+        seen.append(item["label"])
+        if len(batch) == BATCH:
+            np.stack(batch)
+            batch = []
+    rate = len(seen) * ROW_BYTES / (time.perf_counter() - begun)
+    entropy = label_entropy(np.array(seen), BATCH)
+    yield (
+        f"| litdata {litdata.__version__}, cold | {rate / 1e9:.2f} GB/s | | "
+        f"label entropy {entropy / uniform:.4f} of uniform |"
+    )
+    shutil.rmtree(home)
+
+
 def writes(disk: Path) -> Iterator[str]:
     """Encoding and writing a shard against copying and writing the same bytes."""
     generator = np.random.default_rng(0)
@@ -247,7 +315,7 @@ def writes(disk: Path) -> Iterator[str]:
     def plain(path: Path, sync: bool) -> None:
         copy = values.copy()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        write_all(descriptor, memoryview(copy.reshape(-1).view(np.uint8)))
+        write_all(descriptor, [memoryview(copy.reshape(-1).view(np.uint8))])
         if sync:
             os.fsync(descriptor)
         os.close(descriptor)
@@ -256,15 +324,16 @@ def writes(disk: Path) -> Iterator[str]:
 
     def ours(path: Path, sync: bool, digest: bool) -> None:
         encoded = encode_shard(values, SHARD_ROWS)
-        if digest:
-            hashlib.sha256(encoded.data).hexdigest()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        write_all(descriptor, encoded.data)
-        if sync:
-            os.fsync(descriptor)
-        os.close(descriptor)
-        if sync:
-            fsync_folder(path.parent)
+        with ThreadPoolExecutor(1) as hashing:
+            if digest:
+                hashing.submit(sha256_of, encoded)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            write_all(descriptor, encoded)
+            if sync:
+                os.fsync(descriptor)
+            os.close(descriptor)
+            if sync:
+                fsync_folder(path.parent)
 
     for name, folder, sync in (("tmpfs", Path("/dev", "shm"), False), ("disk, fsync", disk, True)):
         path = folder / f"phistill-benchmark-{os.getpid()}"
@@ -277,11 +346,12 @@ def writes(disk: Path) -> Iterator[str]:
             rounds=15,
         )
         path.unlink()
-        for who in ("ours", "with sha256"):
+        titles = {"ours": "encode and write", "with sha256": "the same, sha256 beside it"}
+        for who in titles:
             ratios = [a / b for a, b in zip(found["plain"], found[who], strict=True)]
             rate = values.nbytes / statistics.median(found[who]) / 1e9
             yield (
-                f"| {name}: encode and write{', sha256' * (who != 'ours')} | {rate:.2f} GB/s | "
+                f"| {name}: {titles[who]} | {rate:.2f} GB/s | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
             )
 
@@ -321,9 +391,9 @@ def main() -> None:
         cache = make_cache(folder / "c", options.rows)
         sections: dict[str, Callable[[], Iterator[str]]] = {
             "Shuffled batches, page cache warm, one thread": lambda: shuffled_reads(cache, folder),
+            "Memory": lambda: memory(cache),
             "Cold page cache": lambda: cold_reads(cache, folder),
             "Writing a 101 MB shard": lambda: writes(folder),
-            "Memory": lambda: memory(cache),
         }
         for title, section in sections.items():
             lines += ["", f"## {title}", "", *section()]

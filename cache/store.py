@@ -308,7 +308,7 @@ class Cache:
             relative = names.shard(owner, kind, shard, values.ndim)
             encoded = self._encode(owner, kind, values)
             with ThreadPoolExecutor(1, "sha256") as hashing:  # as slow as a disk: beside, not after
-                digest = hashing.submit(_sha256, encoded)
+                digest = hashing.submit(sha256_of, encoded)
                 self.files.publish(relative, encoded)
             files[relative] = (sum(buffer.nbytes for buffer in encoded), digest.result())
         record = CommitRecord(
@@ -380,7 +380,8 @@ class Cache:
         return total.hexdigest()
 
 
-def _sha256(buffers: Sequence[memoryview]) -> str:
+def sha256_of(buffers: Sequence[memoryview]) -> str:
+    """sha256 (hex) of the buffers one after another."""
     total = hashlib.sha256()
     for buffer in buffers:
         total.update(buffer)
