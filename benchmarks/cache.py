@@ -37,8 +37,7 @@ from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.order import epoch_rows, label_entropy
 from phistill.cache.publish import fsync_folder, write_all
 from phistill.cache.readahead import ReadAhead
-from phistill.cache.shard import CRC_BYTES, encode_shard
-from phistill.cache.store import sha256_of
+from phistill.cache.shard import CRC_BYTES, encode_shard, sha256_of
 
 TOKENS, WIDTH, SHARD_ROWS, BATCH = 256, 768, 256, 128
 ROW_BYTES = TOKENS * WIDTH * 2

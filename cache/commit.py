@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .document import canonical, parse, seal, unseal
-from .errors import CorruptCache
+from .errors import CacheMismatch, CorruptCache
 
 Box = tuple[int, int, int, int]
 
@@ -88,6 +88,22 @@ class CommitRecord:
     def digest(self) -> str:
         """sha256 (hex) of the record; identifies the shard's content."""
         return str(seal(self.to_dict())["digest"])
+
+    def require_images(self, images: ImageFacts, owner: str) -> None:
+        """CacheMismatch unless ``owner``'s rows come from the same bytes as these: features of
+        different images must not pair."""
+        if images == self.images:
+            return
+        ours, theirs = (
+            list(zip(facts.sha256, facts.box, facts.size, strict=True))
+            for facts in (self.images, images)
+        )
+        slot = next(slot for slot in range(self.num_rows) if ours[slot] != theirs[slot])
+        raise CacheMismatch(
+            f"row {self.start + slot}: {owner} was given an image with sha256 "
+            f"{images.sha256[slot]}, {self.owner} was extracted from {self.images.sha256[slot]}. "
+            "The images changed since; extract into a new cache."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         record = {entry.name: getattr(self, entry.name) for entry in fields(self)}

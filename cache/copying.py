@@ -40,7 +40,7 @@ CopyProgress = Callable[[int, int], None]
 MARK = ".copying"
 """A file of an unfinished copy: the digest of what it is a copy of."""
 
-OURS = frozenset({"index", "teachers", names.PIXELS, "commits", names.LOCK, MARK})
+OURS = frozenset({"index", "teachers", names.PIXELS, "commits", *names.WRITERS, MARK})
 """What an unfinished copy consists of."""
 
 
@@ -67,8 +67,8 @@ class _Unpublished(Cache):
     """A cache whose root is not written yet."""
 
     def __init__(self, files: Files, info: CacheInfo) -> None:
-        self.files, self.info = files, info
-        self._commits: dict[str, dict[int, CommitRecord]] = {}
+        self._attach(files)
+        self.info = info
 
 
 def copy_rows(
@@ -212,7 +212,7 @@ class _Task:
                     "with `phistill extract IMAGES --cache ... --repair`, and copy again."
                 )
             self.target.files.publish(new, [data])
-        self.target.files.publish(names.commit(self.owner, self.shard), [moved.to_bytes()])
+        self.target.files.create(names.commit(self.owner, self.shard), moved.to_bytes())
 
     def _gather(self) -> None:
         facts, reasons, environment = self._facts()

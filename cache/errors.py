@@ -41,6 +41,13 @@ class DegenerateMoments(PhistillError):
     """The features have no variance, too few rows, or hold NaN."""
 
 
+class StoreError(PhistillError, OSError):
+    """An object store did not do what it was asked; the message names the object."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class LockHeld(PhistillError):
     """Another process is writing here."""
 

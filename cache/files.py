@@ -1,23 +1,30 @@
 """Where the files of a cache lie: read, publish, list, delete by relative path.
 
 Everything else in this room speaks of relative POSIX paths, so that a cache can lie on a local file
-system or elsewhere. ``open_files`` turns what a person typed into a ``Files``.
+system or on an object store. ``open_files`` turns what a person typed into a ``Files``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from . import lock
 from .errors import CorruptCache
 from .publish import Buffer, fsync_folder, leftovers, publish_chunks
 from .shard_files import LocalShard, OpenShard
+
+T = TypeVar("T")
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""What is left of a URL that went through ``Path``."""
 
 
 class Files(Protocol):
@@ -48,8 +55,18 @@ class Files(Protocol):
     def read(self, relative: str, *, max_bytes: int | None = None) -> bytes:
         """The whole content; FileNotFoundError when it is not there."""
 
+    def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
+        """The whole content, and what ``replace`` needs to know that it is still the same."""
+
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
         """Write the whole file atomically and durably."""
+
+    def create(self, relative: str, data: bytes) -> None:
+        """Publish what nobody else may have written. Where the storage can tell, another content
+        is refused with CacheMismatch, and the same content is fine."""
+
+    def replace(self, relative: str, data: bytes, version: Any) -> Any:
+        """Publish over the content that ``read_version`` gave, as ``create``; the new version."""
 
     def names_in(self, folder: str) -> list[str]:
         """Names directly inside ``folder``, sorted; empty when it does not exist."""
@@ -77,15 +94,28 @@ class Files(Protocol):
         CorruptCache when it is not there, has another size, or its index is damaged.
         """
 
+    def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:
+        """Do something for every item, several at a time where that is faster."""
+
     def zarr_store(self) -> Any:
         """What zarr opens to read the same files."""
 
 
 def open_files(location: str | Path | Files) -> Files:
-    """The files at a location; nothing is looked at yet."""
-    if isinstance(location, str | Path):
-        return LocalFiles(Path(location))
-    return location
+    """The files at a path or URL; nothing is looked at yet.
+
+    UsageError for a URL of a kind that is not supported.
+    """
+    if not isinstance(location, str | Path):
+        return location
+    text = str(location)
+    if text.startswith("file://"):
+        return LocalFiles(Path(unquote(urlsplit(text).path)))
+    if "://" in text or (isinstance(location, Path) and _SCHEME.match(text)):
+        from .object_files import ObjectFiles
+
+        return ObjectFiles(text if "://" in text else text.replace(":/", "://", 1))
+    return LocalFiles(Path(location))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +155,17 @@ class LocalFiles:
             raise CorruptCache(f"{path} has {size:,} bytes; at most {max_bytes:,} is expected.")
         return path.read_bytes()
 
+    def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
+        return self.read(relative, max_bytes=max_bytes), None
+
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
         publish_chunks(self.path(relative), chunks)
+
+    def create(self, relative: str, data: bytes) -> None:
+        self.publish(relative, [data])  # the lock keeps others away
+
+    def replace(self, relative: str, data: bytes, version: Any) -> Any:
+        self.publish(relative, [data])
 
     def names_in(self, folder: str) -> list[str]:
         try:
@@ -166,6 +205,10 @@ class LocalFiles:
         self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
     ) -> OpenShard:
         return LocalShard(self.path(relative), shard_rows, row_bytes, num_bytes)
+
+    def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:
+        for item in items:
+            do(item)
 
     def zarr_store(self) -> Any:
         return self.root

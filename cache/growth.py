@@ -179,6 +179,6 @@ def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
         moved: CommitRecord = replace(
             record, shard=into, start=into * target.info.shard_rows, files=files
         )
-        target.files.publish(names.commit(owner, into), [moved.to_bytes()])
+        target.files.create(names.commit(owner, into), moved.to_bytes())
         copied += 1
     return copied

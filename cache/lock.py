@@ -137,14 +137,14 @@ def _take_slot(descriptor: int, path: Path, shards: Sequence[int] | None) -> int
     """The first free slot, its line filled in before any shard is locked."""
     for slot in range(MAX_WRITERS if _BYTE_LOCKS else 1):
         if _lock(descriptor, path, FIRST_SLOT + slot, 1):
-            held = None if shards is None else _progression(shards)
+            held = None if shards is None else progression(shards)
             line = {"pid": os.getpid(), "host": socket.gethostname(), "shards": held}
             _write_line(descriptor, slot, json.dumps(line))
             return slot
     raise LockHeld(_refusal(descriptor, path.parent, None))
 
 
-def _progression(shards: Sequence[int]) -> list[int]:
+def progression(shards: Sequence[int]) -> list[int]:
     """[start, stop, step] of the smallest range that holds all of ``shards``."""
     if not shards:
         return [0, 0, 1]

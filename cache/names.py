@@ -14,6 +14,10 @@ PIXELS = "pixels"
 TEACHERS = "teachers"
 KINDS = ("patches", "summary", "registers")
 LOCK = ".lock"
+LEASES = ".lease"
+"""The folder of the writers' leases, where there are no locks."""
+WRITERS = frozenset({LOCK, LEASES})
+"""What writers keep in a cache while they write: no part of its content."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

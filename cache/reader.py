@@ -7,7 +7,6 @@ a fill value. How bytes come out of one shard is in ``shard_files``.
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
@@ -19,16 +18,17 @@ from numpy.typing import NDArray
 from . import names
 from .commit import CommitRecord
 from .compressed import read_compressed
-from .errors import CorruptCache, MissingRow
-from .files import Files, LocalFiles
+from .errors import CorruptCache, MissingRow, PhistillError
+from .files import Files
+from .order import WINDOW_SHARDS
 from .shard import matches
 from .shard_files import REPAIR, BadRow, OpenShard
 
 MAX_OPEN_SHARDS = 128
 """Open files per reader; the usual limit of a process is 1,024."""
 
-PREFETCH_BYTES = 128 * 2**10
-"""Linux takes no more of one hint than a device's largest request or its readahead."""
+MAX_WHOLE_SHARDS = 2 * WINDOW_SHARDS
+"""Shards per reader that are kept whole, those of this window and of the next."""
 
 
 class ArrayReader:
@@ -58,6 +58,7 @@ class ArrayReader:
         self._files, self._shard_rows, self._num_rows = files, shard_rows, num_rows
         self._removed, self._commits, self._compressed = removed, commits, compressed
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._whole: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
         self._records: Mapping[int, CommitRecord] = {}
         self._readable: NDArray[np.bool_] = np.zeros(num_rows, bool)
@@ -103,13 +104,18 @@ class ArrayReader:
         starts = np.flatnonzero(np.diff(shards[order], prepend=-1))
         slots_in_order, places = slots[order].tolist(), order.tolist()
         ends = [*starts[1:].tolist(), rows.size]
-        for start, end in zip(starts.tolist(), ends, strict=True):
+
+        def read_one(part: tuple[int, int]) -> None:
+            start, end = part
             shard = int(shards[places[start]])
-            opened = self._shard(shard)
             try:
-                opened.read(slots_in_order[start:end], places[start:end], flat, check=check)
+                self._shard(shard).read(
+                    slots_in_order[start:end], places[start:end], flat, check=check
+                )
             except BadRow as error:
                 raise self._damaged(shard, error.slot) from error
+
+        self._files.each(read_one, list(zip(starts.tolist(), ends, strict=True)))
         return out
 
     def read_shard(self, shard: int, *, check: bool = True) -> NDArray[Any]:
@@ -140,22 +146,22 @@ class ArrayReader:
         return values.view(self.dtype).reshape(record.num_rows, *self.row_shape)
 
     def prefetch_shard(self, shard: int) -> None:
-        """Ask the file system for a shard that will be read soon; a hint, so never an error."""
-        record = self._records.get(shard)
-        relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
-        if record is None or relative not in record.files:
+        """Bring a shard nearer whose rows will all be read soon; a hint, so never an error.
+
+        On a local disk it is read into the page cache, from an object store into memory: the last
+        ``MAX_WHOLE_SHARDS`` that were asked for stay there.
+        """
+        if shard not in self._records or self._compressed:
             return
-        if not isinstance(self._files, LocalFiles):
-            return  # a shard elsewhere is fetched whole when its first row is read
         try:
-            descriptor = os.open(self._files.path(relative), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            opened = self._shard(shard)
+            opened.prefetch()
+        except (PhistillError, OSError):
             return  # whoever reads the row says what is wrong
-        try:
-            for offset in range(0, record.files[relative][0], PREFETCH_BYTES):
-                os.posix_fadvise(descriptor, offset, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
+        with self._lock:
+            self._whole[shard] = opened
+            if len(self._whole) > MAX_WHOLE_SHARDS:
+                self._whole.popitem(last=False)[1].release()
 
     @property
     def _what(self) -> str:

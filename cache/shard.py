@@ -10,6 +10,9 @@ row is not stored. Inner codecs are ``[bytes, crc32c]``, index codecs the same, 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +86,11 @@ def decode_index(
 def matches(row: NDArray[np.uint8], checksum: int) -> bool:
     """Whether a row's bytes (b,) have this crc32c."""
     return bool(google_crc32c.value(row) == checksum)
+
+
+def sha256_of(buffers: Sequence[memoryview]) -> str:
+    """sha256 (hex) of the buffers one after another."""
+    total = hashlib.sha256()
+    for buffer in buffers:
+        total.update(buffer)
+    return total.hexdigest()

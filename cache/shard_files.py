@@ -19,6 +19,9 @@ from .shard import CRC_BYTES, decode_index, index_bytes, matches
 
 REPAIR = "Run `phistill verify` to see what else is damaged, then extract that shard again."
 
+PREFETCH_BYTES = 128 * 2**10
+"""Linux takes no more of one hint than a device's largest request or its readahead."""
+
 
 class BadRow(Exception):
     """The bytes of one row are not those that were written; the reader says which row it is."""
@@ -44,12 +47,18 @@ class OpenShard(Protocol):
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         """The first ``num_rows`` rows, each followed by its checksum: (num_rows, b + 4)."""
 
+    def prefetch(self) -> None:
+        """Bring the whole shard nearer: all its rows will be read soon."""
+
+    def release(self) -> None:
+        """Keep nothing of the shard in memory any more."""
+
 
 class LocalShard:
     """An open shard file; closed when nobody uses it any more."""
 
     def __init__(self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int) -> None:
-        self._path, self._row_bytes = path, row_bytes
+        self._path, self._row_bytes, self._num_bytes = path, row_bytes, committed_bytes
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -99,6 +108,13 @@ class LocalShard:
         except EOFError as error:
             raise BadRow(0) from error
         return body
+
+    def prefetch(self) -> None:
+        for offset in range(0, self._num_bytes, PREFETCH_BYTES):
+            os.posix_fadvise(self._descriptor, offset, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
+
+    def release(self) -> None:
+        return  # the page cache is the kernel's
 
     def _read_again(self, row: NDArray[np.uint8], scratch: NDArray[np.uint8], slot: int) -> None:
         """A read came back short: a signal, a network file system, or a file that was cut."""

@@ -23,12 +23,12 @@ from .arrays import array_document, group_attributes, group_document, same_array
 from .commit import CommitRecord, ImageFacts
 from .compressed import encode_compressed
 from .document import MAX_DOCUMENT_BYTES
-from .errors import CacheMismatch, CorruptCache, IncompleteCache, UsageError
+from .errors import CorruptCache, IncompleteCache, UsageError
 from .files import Files, LocalFiles, open_files
 from .index import publish_index, read_index
-from .info import DTYPES, CacheInfo, TeacherInfo
+from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
-from .shard import encode_shard
+from .shard import encode_shard, sha256_of
 from .split import HELDOUT, TRAIN, Split, is_heldout
 
 
@@ -55,9 +55,7 @@ def create(location: str | Path | Files, info: CacheInfo, index: pa.Table) -> Ca
     """
     files = open_files(location)
     if files.exists(names.ROOT):
-        raise UsageError(
-            f"{files.location} already exists. Choose another path, or extract into it."
-        )
+        raise UsageError(f"{files.location} already exists. Choose another, or extract into it.")
     if not index.num_rows:
         raise UsageError("a cache needs at least one image.")
     segment = publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
@@ -65,7 +63,7 @@ def create(location: str | Path | Files, info: CacheInfo, index: pa.Table) -> Ca
     files.publish(names.metadata(names.TEACHERS), [group_document()])
     if info.pixel_size:
         files.publish(names.metadata(names.PIXELS), [_pixels_document(info)])
-    files.publish(names.ROOT, [group_document(info.to_dict())])
+    files.create(names.ROOT, group_document(info.to_dict()))
     return Cache(files)
 
 
@@ -73,9 +71,15 @@ class Cache:
     """A cache. Cheap to open; picklable (opened again by its files)."""
 
     def __init__(self, location: str | Path | Files) -> None:
-        self.files = open_files(location)
-        self._commits: dict[str, dict[int, CommitRecord]] = {}
+        self._attach(open_files(location))
         self.refresh()
+
+    def _attach(self, files: Files) -> None:
+        self.files = files
+        self._commits: dict[str, dict[int, CommitRecord]] = {}
+        self._teachers: dict[str, TeacherInfo] = {}
+        self._index: tuple[tuple[Segment, ...], pa.Table] | None = None
+        self._version: Any = None
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Files]]:
         return Cache, (self.files,)
@@ -97,7 +101,8 @@ class Cache:
 
     def refresh(self) -> None:
         """Read the root's attributes again."""
-        data = self.files.read(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES)
+        data, self._version = self.files.read_version(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES)
+        self._teachers.clear()
         attributes = group_attributes(data, self.files.where(names.ROOT))
         try:
             self.info = CacheInfo.from_dict(attributes)
@@ -125,6 +130,12 @@ class Cache:
         if name not in self.teachers:
             known = ", ".join(self.teachers) or "none yet"
             raise UsageError(f"{self.location} has no teacher {name!r}; it has: {known}.")
+        if name not in self._teachers:
+            self._teachers[name] = self.read_teacher(name)
+        return self._teachers[name]
+
+    def read_teacher(self, name: str) -> TeacherInfo:
+        """A teacher as its group says now."""
         path = names.metadata(names.group(name))
         attributes = group_attributes(
             self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES), self.files.where(path)
@@ -154,18 +165,35 @@ class Cache:
 
     def index(self) -> pa.Table:
         """One line per row, ascending: row, id, view, uri, offset, length, label?, split?."""
-        return read_index(self.files, self.info.segments)
+        if isinstance(self.files, LocalFiles):  # in the page cache after the first time
+            return read_index(self.files, self.info.segments)
+        if self._index is None or self._index[0] != self.info.segments:
+            table = read_index(self.files, self.info.segments)
+            self._index = (self.info.segments, table)
+        return self._index[1]
 
     def commits(self, owner: str) -> dict[int, CommitRecord]:
         """Commit records by shard. Records already read are kept; new ones are looked up."""
         known = self._commits.setdefault(owner, {})
         folder = names.commits(owner)
-        for name in self.files.names_in(folder):
-            stem, dot, suffix = name.partition(".")
-            if not (dot and suffix == "json" and stem.isdigit()) or int(stem) in known:
-                continue
-            known[int(stem)] = self.read_commit(owner, int(stem))
-        return dict(known)
+        named = (name.removesuffix(".json") for name in self.files.names_in(folder))
+        shards = [int(stem) for stem in named if stem.isdigit()]
+
+        def learn(shard: int) -> None:
+            known[shard] = self.read_commit(owner, shard)
+
+        self.files.each(learn, [shard for shard in shards if shard not in known])
+        return dict(sorted(known.items()))
+
+    def committed(self, owner: str, shard: int) -> CommitRecord | None:
+        """The commit record of one shard, None when there is none."""
+        known = self._commits.setdefault(owner, {})
+        if shard not in known:
+            try:
+                known[shard] = self.read_commit(owner, shard)
+            except FileNotFoundError:
+                return None
+        return known[shard]
 
     def read_commit(self, owner: str, shard: int) -> CommitRecord:
         """One commit record from its file; CorruptCache when it is damaged or another shard's."""
@@ -296,7 +324,9 @@ class Cache:
         shapes = self.shapes(owner)
         if set(arrays) != set(shapes):
             raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
-        self._same_images(owner, shard, images)
+        for other in self.owners:
+            if other != owner and (record := self.committed(other, shard)) is not None:
+                record.require_images(images, owner)
         files: dict[str, tuple[int, str]] = {}
         for kind, values in arrays.items():
             wanted = (stop - start, *shapes[kind])
@@ -321,7 +351,7 @@ class Cache:
             reasons=dict(sorted(reasons.items())),
             environment=dict(environment),
         )
-        self.files.publish(names.commit(owner, shard), [record.to_bytes()])
+        self.files.create(names.commit(owner, shard), record.to_bytes())
         self._commits.setdefault(owner, {})[shard] = record
         return record
 
@@ -329,26 +359,6 @@ class Cache:
         if not self.info.compression:
             return encode_shard(values, self.info.shard_rows)
         return [encode_compressed(values, self.array_document(owner, kind, len(values))).data]
-
-    def _same_images(self, owner: str, shard: int, images: ImageFacts) -> None:
-        """A row must come from the same bytes for every owner, or features pair wrongly."""
-        for other in self.owners:
-            if other == owner or shard not in self.commits(other):
-                continue
-            stored = self.commits(other)[shard].images
-            if stored != images:
-                slot = next(
-                    slot
-                    for slot in range(len(images.sha256))
-                    if (stored.sha256[slot], stored.box[slot])
-                    != (images.sha256[slot], images.box[slot])
-                )
-                row = shard * self.info.shard_rows + slot
-                raise CacheMismatch(
-                    f"row {row}: {owner} was given an image with sha256 {images.sha256[slot]}, "
-                    f"{other} was extracted from {stored.sha256[slot]}. The images changed since; "
-                    "extract into a new cache."
-                )
 
     def forget_shard(self, owner: str, shard: int) -> None:
         """Take back a commit: the shard counts as missing and can be extracted again."""
@@ -363,8 +373,10 @@ class Cache:
 
     def publish_root(self, info: CacheInfo) -> None:
         """Publish other settings: a teacher, a segment or removed rows more or less."""
-        self.files.publish(names.ROOT, [group_document(info.to_dict())])
+        document = group_document(info.to_dict())
+        self._version = self.files.replace(names.ROOT, document, self._version)
         self.info = info
+        self._teachers.clear()
 
     def write_small(self, relative: str, data: bytes) -> None:
         """Publish a small file below the cache (statistics, normalizers)."""
@@ -374,18 +386,10 @@ class Cache:
         """sha256 (hex) over every file's path and content, the lock left out."""
         total = hashlib.sha256()
         for relative in self.files.walk():
-            if relative != names.LOCK:
+            if relative.partition("/")[0] not in names.WRITERS:
                 content = hashlib.sha256(self.files.read(relative)).hexdigest()
                 total.update(f"{relative}\0{content}\n".encode())
         return total.hexdigest()
-
-
-def sha256_of(buffers: Sequence[memoryview]) -> str:
-    """sha256 (hex) of the buffers one after another."""
-    total = hashlib.sha256()
-    for buffer in buffers:
-        total.update(buffer)
-    return total.hexdigest()
 
 
 def _pixels_document(info: CacheInfo) -> bytes:

@@ -18,6 +18,7 @@ from . import names
 from .arrays import same_array, same_group
 from .commit import CommitRecord
 from .errors import CorruptCache, UsageError
+from .index import read_index
 from .info import DTYPES
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
 from .store import Cache
@@ -107,7 +108,7 @@ def discard(cache: Cache, report: VerifyReport) -> int:
 
 def _metadata(cache: Cache) -> Iterator[Finding]:
     try:
-        cache.index()
+        read_index(cache.files, cache.info.segments)
     except (CorruptCache, OSError) as error:
         yield Finding("", None, "index", str(error))
     node = names.metadata(names.TEACHERS)
@@ -118,6 +119,8 @@ def _metadata(cache: Cache) -> Iterator[Finding]:
     for owner in cache.owners:
         node = names.metadata(names.group(owner))
         try:
+            if owner != names.PIXELS:
+                cache.read_teacher(owner)
             shapes = cache.shapes(owner)
         except (CorruptCache, UsageError, OSError) as error:
             yield Finding("", None, node, str(error))

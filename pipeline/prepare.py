@@ -185,7 +185,7 @@ def keep_out_of_the_way(files: Files) -> None:
     """A folder with other things in it does not become a cache."""
     # Another worker may be making the cache at this moment, or was killed while it did.
     root = {names.ROOT, names.ROOT + TEMPORARY_SUFFIX}
-    ours = {"index", "teachers", "pixels", "commits", names.LOCK, *root}
+    ours = {"index", "teachers", "pixels", "commits", *names.WRITERS, *root}
     if others := set(files.names_in("")) - ours:
         raise UsageError(
             f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
+from tests.object_store import BUCKET, FaultProxy, environment
 
 
 def small_index(num_rows: int) -> pa.Table:
@@ -118,3 +120,28 @@ def make_cache(tmp_path: Path) -> CacheFactory:
         return cache
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of an S3 server on loopback with the bucket ``caches``."""
+    from tests.object_store import s3_server
+
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the server that misbehaves when told; the environment leads to it."""
+    found = FaultProxy(s3_endpoint)
+    for name, value in environment(found.endpoint).items():
+        monkeypatch.setenv(name, value)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def bucket_url(proxy: FaultProxy) -> str:
+    """A URL below which nothing is yet."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}/my.cache"

@@ -204,6 +204,7 @@ class Loader:
 
     def _on_host(self) -> Iterator[Batch]:
         pending: deque[Future[Batch]] = deque()
+        self._expect(self.start)
         for step in range(self.start, min(self.stop, self.start + self._depth)):
             pending.append(self._submit(step))
         for step in range(self.start, self.stop):
