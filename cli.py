@@ -90,6 +90,8 @@ for command in (
     caches.inspect,
     caches.verify,
     exchange.stage,
+    exchange.import_features,
+    exchange.export_features,
     caches.merge,
     caches.remove_images,
     caches.compact,

@@ -119,3 +119,14 @@ def bytes_of(option: str, text: str | None) -> int:
         raise UsageError(f"{option} {text!r} is not like 200G, 1.5TiB or 500M.")
     exponent = " kMGTP".index(found.group(2) or " ")
     return int(number * (1024 if found.group(3) else 1000) ** exponent)
+
+
+def grid_of(text: str) -> tuple[str, tuple[int, int]]:
+    """``NAME=H,W`` as a name and a grid."""
+    from phistill.cache.errors import UsageError
+
+    name, _, sides = text.rpartition("=")
+    height, _, width = sides.partition(",")
+    if not (name and height.strip().isdigit() and width.strip().isdigit()):
+        raise UsageError(f"--grid {text!r} is not NAME=H,W, for example dino=16,16.")
+    return name, (int(height), int(width))

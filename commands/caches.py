@@ -86,6 +86,7 @@ def _agrees_live(cache: str, images: Path | None, num_rows: int, device: str) ->
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
     from phistill.pipeline.extract import stored_runner
+    from phistill.pipeline.feature_lines import IMPORTED
     from phistill.pipeline.live import compare_live, sample_rows
     from phistill.pipeline.sources import open_source
 
@@ -93,6 +94,9 @@ def _agrees_live(cache: str, images: Path | None, num_rows: int, device: str) ->
     opened, source = store.open(cache), open_source(images)
     agree = True
     for name in opened.teachers:
+        if opened.teacher(name).identity.get("source") == IMPORTED:
+            click.echo(f"{name}: imported, so there is nothing to run again.")
+            continue
         rows = sample_rows(opened, name, num_rows)
         report = compare_live(opened, source, stored_runner(opened, name, device), rows)
         click.echo(str(report))

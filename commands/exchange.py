@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .arguments import bytes_of, cache_argument, cache_path, names_of
+from .arguments import bytes_of, cache_argument, cache_path, grid_of, names_of
 
 
 @click.command()
@@ -75,3 +76,126 @@ def stage(
         click.echo(f"Next: phistill train {dest} --out runs/phi-s")
     elif split != "heldout":
         click.echo(f"Next: phistill fit-stats {dest}")
+
+
+@click.command("import-features")
+@click.argument("features", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cache", required=True, type=cache_path, help="Cache to make, or to add to.")
+@click.option("--source", default="", help="What computed them: MODEL, layer, revision.")
+@click.option(
+    "--ids",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Which image each row is.  [default: ids.parquet or ids.txt in FEATURES]",
+)
+@click.option("--images", type=click.Path(path_type=Path), help="For the student's pixels, by id.")
+@click.option("--grid", "grids", multiple=True, metavar="NAME=H,W", help="Of a teacher's patches.")
+@click.option("--view", "views", multiple=True, help="What the features see.  [default: resize]")
+@click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
+@click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
+@click.option("--pixel-size", type=int, help="Side of the pixels of --images.  [default: 224]")
+@click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
+@click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
+@click.option("--max-reject-frac", type=float, help="As of extract.  [default: 0.01]")
+def import_features(
+    features: Path,
+    cache: str,
+    source: str,
+    ids: Path | None,
+    images: Path | None,
+    grids: tuple[str, ...],
+    views: tuple[str, ...],
+    max_reject_frac: float | None,
+    **settings: Any,
+) -> None:
+    """Make a cache of features that something else computed.
+
+    FEATURES is a folder of NAME.KIND.npy files, KIND one of patches, summary, registers, with
+    ids.txt or ids.parquet, or of WebDataset tars (docs/caches.md). What computed them is stated
+    with --source and becomes part of the teacher. On a cache of the same images they are added.
+
+    \b
+    phistill import-features feats/ --cache my.cache --source "DINOv2 ViT-B/14, lab run of May"
+    phistill import-features feats/ --cache my.cache --source "..." --images photos/
+    """
+    from phistill.pipeline import CacheSettings
+    from phistill.pipeline.import_features import import_features as run
+    from phistill.pipeline.views import View
+    from phistill.report.terminal import progress_bar
+
+    parsed = tuple(View.parse(text) for text in views) or None
+    with progress_bar("import") as bar:
+        report = run(
+            features,
+            cache,
+            source=source,
+            ids=ids,
+            grids=dict(grid_of(text) for text in grids),
+            images=images,
+            settings=CacheSettings(views=parsed, **settings),
+            max_reject_frac=max_reject_frac,
+            progress=lambda done, total: bar(done, total, "rows"),
+        )
+    if report.num_shards:
+        click.echo(f"{cache}: {report.num_shards} shards written.")
+    else:
+        click.echo(f"{cache} is complete: nothing to do.")
+    click.echo(f"{report.num_rows:,} rows, teachers {', '.join(report.cache.teachers)}.")
+    if report.num_rejects:
+        click.echo(f"{report.num_rejects} rejected: phistill inspect {cache} --rejects")
+    click.echo(f"Next: phistill fit-stats {cache}")
+
+
+@click.command("export-features")
+@cache_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["npy", "webdataset"]),
+    default="npy",
+    show_default=True,
+    help="An array per teacher and kind, or tars.",
+)
+@click.option("--teachers", help="Comma-separated; all by default.")
+@click.option(
+    "--split", type=click.Choice(["train", "heldout", "all"]), default="all", show_default=True
+)
+@click.option("--pixels", is_flag=True, help="The student's pixels too.")
+@click.option(
+    "--rows-per-tar", type=click.IntRange(min=1), default=1000, show_default=True, help="For tars."
+)
+def export_features(
+    cache: str,
+    out: Path,
+    kind: str,
+    teachers: str | None,
+    split: Any,
+    pixels: bool,
+    rows_per_tar: int,
+) -> None:
+    """Write a cache's features as npy arrays or tars.
+
+    The values are those of the cache, bit for bit, and ids.parquet says which image each row is.
+    import-features makes a cache of them again.
+
+    \b
+    phistill export-features my.cache feats/ --teachers dino --split train
+    phistill export-features my.cache tars/ --format webdataset --pixels
+    """
+    from phistill import cache as store
+    from phistill.pipeline.export_features import export_features as run
+    from phistill.report.terminal import progress_bar
+
+    with progress_bar("export") as bar:
+        report = run(
+            store.open(cache),
+            out,
+            format=kind,
+            teachers=tuple(names_of(teachers) or ()),
+            split=split,
+            pixels=pixels,
+            rows_per_tar=rows_per_tar,
+            progress=lambda done, total: bar(done, total, "rows"),
+        )
+    shown = ", ".join(report.files[:6]) + (", ..." if len(report.files) > 6 else "")
+    click.echo(f"{out}: {report.num_rows:,} rows in {shown}")

@@ -14,10 +14,15 @@ import pyarrow as pa
 from .sources import Entry
 
 
-def build_index(entries: Sequence[Entry], *, num_views: int, seed: int, start: int = 0) -> pa.Table:
-    """The table of a segment: row, id, view, uri, offset, length, and label and split if known."""
+def build_index(
+    entries: Sequence[Entry], *, num_views: int, seed: int, start: int = 0, shuffle: bool = True
+) -> pa.Table:
+    """The table of a segment: row, id, view, uri, offset, length, and label and split if known.
+
+    ``shuffle=False`` keeps the order of entries that are in random order already.
+    """
     generator = np.random.Generator(np.random.PCG64([seed, start]))
-    order = generator.permutation(len(entries))
+    order = generator.permutation(len(entries)) if shuffle else np.arange(len(entries))
     chosen = [entries[position] for position in np.repeat(order, num_views).tolist()]
     columns = {
         "row": pa.array(np.arange(start, start + len(chosen), dtype=np.int64)),

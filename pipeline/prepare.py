@@ -20,6 +20,7 @@ from ..cache.errors import CacheMismatch, LockHeld, UsageError
 from ..cache.files import Files
 from ..cache.publish import TEMPORARY_SUFFIX
 from ..cache.verify import discard, verify
+from .feature_lines import IMPORTED
 from .holdout import hold_out
 from .index import build_index
 from .options import ExtractOptions
@@ -175,6 +176,12 @@ def build_runners(
     given = {spec.name: spec for spec in specs}
     runners = {}
     for name in teachers:
+        if name not in given and cache.teacher(name).identity.get("source") == IMPORTED:
+            raise UsageError(
+                f"teacher {name!r} of {cache.location} was imported and cannot be run. Import its "
+                f"features of the rows it misses: phistill import-features FEATURES --cache "
+                f"{cache.location}; or name the teachers to extract with --teacher."
+            )
         spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
         runners[name] = _runner(spec, cache, options, device)
         _require_equal(cache, name, runners[name])

@@ -1,0 +1,367 @@
+"""The verb ``import_features``: a cache from features that somebody else computed.
+
+What they are of is only stated, not checked, and the teacher's fingerprint says so. Rows are
+matched by id; what has no features, or some that cannot be stored, is a reject with a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import cache as store
+from ..cache import Cache, ImageFacts, TeacherInfo, names
+from ..cache.errors import CacheMismatch, UsageError
+from ..cache.files import Files, open_files
+from ..cache.info import DTYPES
+from .entries import Entry, split_of
+from .feature_files import PIXELS, FeatureFiles, grid_of, open_features
+from .feature_lines import IMPORTED, ImageLines, stored_as
+from .index import build_index
+from .prepare import keep_out_of_the_way
+from .rejects import RejectBudget
+from .runner import choose_device
+from .settings import CacheSettings
+from .shard_pass import PassLimits, ShardPass
+from .sources import Source, open_source
+from .views import View
+
+MISSING = "not among the imported features"
+
+ImportProgress = Callable[[int, int], None]
+"""Called with the rows done and the rows there are, over all owners."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import did."""
+
+    cache: Cache
+    num_shards: int
+    """Shards committed by this call; 0 means that everything was there."""
+    num_rows: int
+    num_rejects: int
+    """Rows of the cache that an imported teacher has no value for."""
+
+
+def import_features(
+    features: Path | str,
+    cache: str | Path | Files,
+    *,
+    source: str = "",
+    ids: Path | None = None,
+    grids: Mapping[str, tuple[int, int]] | None = None,
+    images: Path | str | Source | None = None,
+    settings: CacheSettings | None = None,
+    max_reject_frac: float | None = None,
+    progress: ImportProgress | None = None,
+) -> ImportReport:
+    """Make a cache of the features in a folder, or add them to one that has the same images.
+
+    ``features`` is what ``feature_files`` describes. ``source`` states what computed them and
+    becomes the teachers' identity; an export of phistill states it itself. ``grids`` gives (h, w)
+    by teacher where the shape does not tell. The student's pixels come from ``images``, matched by
+    id, or from pixels.npy; without either the cache holds none. A call that was stopped goes on
+    when repeated. Raises UsageError for shapes, dtypes and ids that do not fit, CacheMismatch where
+    the cache holds something else, TooManyRejects beyond ``max_reject_frac``.
+    """
+    found = open_features(Path(features), ids)
+    lines = ImageLines(found.table)
+    teachers = _teachers(found, source, grids or {})
+    given = open_source(images) if isinstance(images, str | Path) else images
+    files = open_files(cache)
+    if given is not None and PIXELS in found.arrays:
+        raise UsageError(f"{features} has pixels of its own; leave --images out, or pixels.npy.")
+    if not store.exists(files):
+        keep_out_of_the_way(files)
+    with files.writing():
+        if store.exists(files):
+            opened = store.open(files)
+            (settings or CacheSettings()).check(opened.info, opened.location)
+        else:
+            opened = _create(files, found, lines, teachers, given, settings or CacheSettings())
+        work = _Import(opened, found, lines, max_reject_frac, progress)
+        for teacher in teachers:
+            work.add(teacher)
+        work.run([teacher.name for teacher in teachers], given)
+    return ImportReport(opened, work.num_shards, opened.index().num_rows, work.num_rejects)
+
+
+def _teachers(
+    found: FeatureFiles, source: str, grids: Mapping[str, tuple[int, int]]
+) -> list[TeacherInfo]:
+    """What each teacher is: shapes from the arrays, identity from what is stated."""
+    if unknown := sorted(set(grids) - set(found.teachers)):
+        raise UsageError(
+            f"--grid names {unknown[0]!r}; the features are of {', '.join(found.teachers)}."
+        )
+    infos = []
+    for name, kinds in found.teachers.items():
+        names.check_teacher_name(name)
+        facts = found.facts.get("teachers", {}).get(name, {})
+        stated = source or _spelt(facts.get("identity", {})) or (name if facts else "")
+        if not stated:
+            raise UsageError(
+                f"say what computed the features of {name!r}: --source 'MODEL, layer, revision'. "
+                "It becomes part of the teacher's fingerprint."
+            )
+        if "patches" not in kinds:
+            raise UsageError(f"{name} has {', '.join(kinds)} and no patches; a teacher needs them.")
+        shapes = {kind: found.arrays[name, kind].row_shape for kind in kinds}
+        for kind, shape in shapes.items():
+            _check_array(found, name, kind, shape)
+        exported = facts.get("grid")
+        grid = grids.get(name) or (tuple(exported) if exported else None)
+        registers = shapes.get("registers", (0,))
+        identity = {"source": IMPORTED, "model": stated}
+        if not source:
+            identity["stated"] = facts["identity"]
+        infos.append(
+            TeacherInfo(
+                name=name,
+                grid=grid_of(shapes["patches"], grid, f"{name}.patches"),
+                widths={kind: shape[-1] for kind, shape in shapes.items()},
+                num_registers=registers[0],
+                identity=identity,
+            )
+        )
+    return infos
+
+
+def _spelt(identity: Mapping[str, Any]) -> str:
+    return ":".join(str(identity[key]) for key in ("source", "model") if identity.get(key))
+
+
+def _check_array(found: FeatureFiles, name: str, kind: str, shape: tuple[int, ...]) -> None:
+    dims = {"patches": (2, 3), "summary": (1,), "registers": (2,)}[kind]
+    dtype = found.arrays[name, kind].dtype
+    if len(shape) not in dims or 0 in shape:
+        wanted = {"patches": "(T, C) or (h, w, C)", "summary": "(D,)", "registers": "(G, C)"}[kind]
+        raise UsageError(f"{name}.{kind} has rows of shape {shape}; wanted {wanted}.")
+    if dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
+        raise UsageError(
+            f"{name}.{kind} is {dtype}; wanted float16 or float32, little-endian. Convert it with "
+            "array.astype('float32')."
+        )
+
+
+def _create(
+    files: Files,
+    found: FeatureFiles,
+    lines: ImageLines,
+    teachers: Sequence[TeacherInfo],
+    images: Source | None,
+    settings: CacheSettings,
+) -> Cache:
+    """A cache whose rows are the images of the table; an export's own settings are its defaults."""
+    settings = _with_facts(settings, found)
+    side = _pixel_size(found, images, settings)
+    views = settings.views or (View(),)
+    if lines.num_views != len(views):
+        raise UsageError(
+            f"the features show {lines.num_views} views of an image, and {len(views)} are "
+            "described. Describe each with --view, in the order of their numbers."
+        )
+    entries = _entries(found, lines, images)
+    largest = max(side * side * 3, *(teacher.row_bytes for teacher in teachers))
+    settings = replace(settings, pixel_size=side)
+    info = settings.new_cache(num_rows=len(entries) * len(views), max_row_bytes=largest)
+    mixed = found.facts.get("order") == "random"
+    index = build_index(entries, num_views=len(views), seed=info.seed, shuffle=not mixed)
+    return store.create(files, info, index)
+
+
+def _with_facts(settings: CacheSettings, found: FeatureFiles) -> CacheSettings:
+    facts = found.facts
+    try:
+        return replace(
+            settings,
+            seed=settings.seed if settings.seed is not None else facts.get("seed"),
+            holdout=settings.holdout if settings.holdout is not None else facts.get("holdout"),
+            views=settings.views
+            or tuple(View.from_dict(view) for view in facts.get("views", ()))
+            or None,
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{found.path / 'features.json'} holds other settings: {error}."
+        ) from error
+
+
+def _pixel_size(found: FeatureFiles, images: Source | None, settings: CacheSettings) -> int:
+    if PIXELS in found.arrays:
+        values = found.arrays[PIXELS]
+        side = values.row_shape[0] if values.row_shape else 0
+        if values.row_shape != (side, side, 3) or values.dtype != np.uint8:
+            raise UsageError(
+                f"pixels are {values.dtype} {values.row_shape}; wanted uint8 (S, S, 3)."
+            )
+        if settings.pixel_size not in (None, side):
+            raise UsageError(f"pixel_size={settings.pixel_size}, but pixels have side {side}.")
+        return side
+    if images is not None:
+        return 224 if settings.pixel_size is None else settings.pixel_size
+    if settings.pixel_size:
+        raise UsageError("pixels need --images, or pixels.npy beside the features.")
+    return 0
+
+
+def _entries(found: FeatureFiles, lines: ImageLines, images: Source | None) -> list[Entry]:
+    """One per image, in the order of the table: from the source of images, or as far as known."""
+    given = {entry.id: entry for entry in images.entries()} if images is not None else {}
+    ids = list(dict.fromkeys(lines.ids))
+    if images is not None and (unknown := [name for name in ids if name not in given]):
+        raise UsageError(
+            f"the images have no {unknown[0]!r} ({len(unknown)} of {len(ids)} ids unknown); an id "
+            f"of theirs looks like {next(iter(given))!r}."
+        )
+    split = "split" in lines.columns and found.facts.get("split") != "hash"
+    entries = []
+    for name in ids:
+        line = next(
+            lines.line[name, view] for view in range(lines.num_views) if (name, view) in lines.line
+        )
+        label = lines.get("label", line)
+        entries.append(
+            replace(
+                given.get(name) or Entry(name, name),
+                label=None if label is None else str(label),
+                split=split_of(lines.get("split", line), found.path) if split else None,
+            )
+        )
+    return entries
+
+
+class _Import:
+    """One pass over the shards that miss something."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        found: FeatureFiles,
+        lines: ImageLines,
+        max_reject_frac: float | None,
+        progress: ImportProgress | None,
+    ) -> None:
+        self._cache, self._found, self._lines = cache, found, lines
+        self._max_reject_frac, self._progress = max_reject_frac, progress
+        self._budget = RejectBudget(cache, max_reject_frac)
+        self.num_shards = self.num_rejects = 0
+        index: Any = cache.index()
+        self._rows = index["row"].to_numpy()
+        self._ids, self._views = index["id"].to_pylist(), index["view"].to_pylist()
+        known = zip(self._ids, self._views, strict=True)
+        self._position = np.array([lines.line.get(pair, -1) for pair in known], np.int64)
+        if (self._position < 0).all():
+            raise CacheMismatch(
+                f"none of the ids is in {cache.location}, whose ids look like {self._ids[0]!r}; "
+                f"the features have {lines.ids[0]!r}."
+            )
+
+    def add(self, teacher: TeacherInfo) -> None:
+        """Add a teacher; refuse another one under its name."""
+        cache = self._cache
+        if teacher.name not in cache.teachers:
+            cache.add_teacher(teacher)
+            return
+        stored, given = cache.teacher(teacher.name).fingerprint, teacher.fingerprint
+        for field in sorted({*stored, *given}):
+            if stored.get(field) != given.get(field):
+                raise CacheMismatch(
+                    f"{cache.location} holds another teacher {teacher.name!r}: {field} is "
+                    f"{stored.get(field)!r} there, {given.get(field)!r} here. Name the files "
+                    "differently, or import into another cache."
+                )
+
+    def run(self, teachers: Sequence[str], images: Source | None) -> None:
+        """Pixels first, because they say what the images are; then each teacher."""
+        cache = self._cache
+        owners = [owner for owner in cache.owners if owner == names.PIXELS or owner in teachers]
+        missing = {owner: cache.missing_shards(owner) for owner in owners}
+        if missing.get(names.PIXELS):
+            if images is not None:
+                self._decode(images)
+            elif PIXELS in self._found.arrays:
+                for shard in missing[names.PIXELS]:
+                    self._commit(names.PIXELS, (names.PIXELS,), shard)
+            else:
+                raise UsageError(
+                    f"{cache.location} misses pixels of {len(missing[names.PIXELS])} shards. "
+                    "Finish it with --images, or with `phistill extract`."
+                )
+        total = sum(map(len, missing.values())) * cache.info.shard_rows
+        for name in teachers:
+            for shard in missing[name]:
+                self._commit(name, cache.teacher(name).kinds, shard)
+                if self._progress is not None:
+                    self._progress(min(total, self.num_shards * cache.info.shard_rows), total)
+
+    def _decode(self, images: Source) -> None:
+        limits = PassLimits(None, "auto", self._max_reject_frac, None)
+        device = choose_device("cpu")
+        shards = set(self._cache.info.shards())
+        work = ShardPass(self._cache, images, {}, device, limits, None, time.monotonic(), shards)
+        work.run()
+        self.num_shards += work.num_shards
+
+    def _commit(self, owner: str, kinds: Sequence[str], shard: int) -> None:
+        start, stop = self._cache.info.shard_range(shard)
+        first = int(np.searchsorted(self._rows, start))
+        places = slice(first, first + stop - start)
+        positions = self._position[places]
+        reasons = dict.fromkeys(np.flatnonzero(positions < 0).tolist(), MISSING)
+        arrays = {}
+        for kind in kinds:
+            shape = self._cache.shapes(owner)[kind]
+            values = np.zeros((stop - start, *shape), self._found.arrays[owner, kind].dtype)
+            there = np.flatnonzero(positions >= 0)
+            if there.size:
+                read = self._found.arrays[owner, kind].read(positions[there])
+                values[there] = read.reshape(there.size, *shape)
+            arrays[kind], bad = stored_as(values, DTYPES[kind])
+            for slot, why in bad.items():
+                reasons.setdefault(slot, f"{owner}/{kind} {why}")
+        for values in arrays.values():
+            values[list(reasons)] = np.nan if values.dtype.kind == "f" else 0
+        record = self._cache.commit_shard(
+            owner, shard, arrays, images=self._facts(shard), reasons=reasons, environment={}
+        )
+        self.num_shards += 1
+        self.num_rejects += len(reasons)
+        self._budget.spend(record)
+
+    def _facts(self, shard: int) -> ImageFacts:
+        """What the shard's images are: as another owner says, or as the table does."""
+        stated = [self._lines.image(int(self._position[line])) for line in self._shard_lines(shard)]
+        for owner in self._cache.owners:
+            record = self._cache.commits(owner).get(shard)
+            if record is None:
+                continue
+            for slot, (sha256, _, _) in enumerate(stated):
+                known = record.images.sha256[slot]
+                if sha256 is not None and known is not None and sha256 != known:
+                    raise CacheMismatch(
+                        f"row {record.start + slot}: the features are of an image with sha256 "
+                        f"{sha256}, {owner} was extracted from {known}."
+                    )
+            return record.images
+        lines = self._shard_lines(shard)
+        return ImageFacts(
+            sha256=tuple(
+                sha256 or hashlib.sha256(self._ids[line].encode()).hexdigest()
+                for (sha256, _, _), line in zip(stated, lines, strict=True)
+            ),
+            size=tuple(size for _, size, _ in stated),
+            box=tuple(box for _, _, box in stated),
+        )
+
+    def _shard_lines(self, shard: int) -> range:
+        start, stop = self._cache.info.shard_range(shard)
+        first = int(np.searchsorted(self._rows, start))
+        return range(first, first + stop - start)
