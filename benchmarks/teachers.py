@@ -18,8 +18,8 @@ from PIL import Image
 
 import phistill.cache as store
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.adjust import licence_of
 from phistill.pipeline.check import two_images
+from phistill.pipeline.licences import licence_of
 from phistill.pipeline.teachers import TeacherSpec
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

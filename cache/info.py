@@ -7,7 +7,7 @@ and refuse unknown keys, so that a file of a later format is refused instead of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -23,6 +23,8 @@ MAX_SHARD_ROWS = 2**16
 MAX_ROW_BYTES = 2**31
 """An array that claims more than this per row is refused before anything is allocated."""
 
+MAX_LICENCE_LENGTH = 200
+
 DTYPES: dict[str, np.dtype[Any]] = {
     names.PIXELS: np.dtype("uint8"),
     "patches": np.dtype("float16"),
@@ -31,11 +33,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def _checked(cls: type, record: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _checked(
+    cls: type, record: Mapping[str, Any], what: str, optional: Set[str] = frozenset()
+) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise CorruptCache(f"{what} is not a JSON object.")
     known = {entry.name for entry in fields(cls)}
-    unknown, missing = set(record) - known, known - set(record)
+    unknown, missing = set(record) - known, known - set(record) - optional
     if unknown or missing:
         raise CorruptCache(
             f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
@@ -170,6 +174,9 @@ class TeacherInfo:
     """Rows in one forward pass. Fixed with the teacher, because it can change the last bit."""
     spec: str = ""
     """The text that builds the teacher again, ``SOURCE:MODEL?options``. Not part of what it is."""
+    licence: str = ""
+    """Of the weights, as their source states it; empty where it does not. Not part of what it is,
+    and absent in caches that were made before it was recorded."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What must be equal for features to be comparable: source, model, revision, weights_sha256,
     preprocessing, layer, dtype, autocast."""
@@ -185,6 +192,11 @@ class TeacherInfo:
         sizes = [*self.grid, *self.widths.values(), self.rows_per_forward]
         if min(sizes) < 1 or self.num_registers < 0:
             raise UsageError(f"teacher {self.name}: sizes must be positive: {self}.")
+        if not isinstance(self.licence, str) or len(self.licence) > MAX_LICENCE_LENGTH:
+            raise UsageError(
+                f"teacher {self.name}: the licence must be a name of at most {MAX_LICENCE_LENGTH} "
+                "letters, for example apache-2.0."
+            )
         for kind in self.kinds:
             if math.prod(self.row_shape(kind)) * DTYPES[kind].itemsize > MAX_ROW_BYTES:
                 raise UsageError(f"teacher {self.name}: a row of {kind} exceeds 2 GiB.")
@@ -230,10 +242,12 @@ class TeacherInfo:
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
         record["grid"] = list(self.grid)
+        if not self.licence:
+            del record["licence"]
         return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        values = _checked(cls, record, "a teacher's attributes")
+        values = _checked(cls, record, "a teacher's attributes", {"licence"})
         values["grid"] = tuple(values["grid"])
         return cls(**values)

@@ -113,6 +113,7 @@ def extract(
     from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode import DecodeRules
+    from phistill.pipeline.licences import licences_text
     from phistill.pipeline.share import who_misses
     from phistill.pipeline.views import View
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
@@ -166,6 +167,7 @@ def extract(
         click.echo("\n".join(who_misses(report.missing_shards, share, found.files.holders())))
         return
     click.echo(f"{found.index().num_rows:,} rows, teachers {names}.")
+    click.echo(licences_text({name: found.teacher(name).licence for name in found.teachers}))
     _print_rejects(report.rejects, cache)
     if report.num_repaired:
         click.echo(f"{report.num_repaired} shards were damaged and are extracted again.")

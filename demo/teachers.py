@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NAMES = ("clip", "ssl", "mask")
 DECODER = "decoder."
+LICENCE = "apache-2.0"
+"""Of this project; the teachers were trained for it on images in the public domain."""
 
 
 def build(model: str, options: dict[str, str]) -> Teacher:
@@ -35,7 +37,9 @@ def build(model: str, options: dict[str, str]) -> Teacher:
     net = network(model, settings, integer(options, "random"))
     identity = {"source": "demo", "model": model}
     if settings["library"] == "open_clip":
-        return OpenClipTeacher(net, preprocessing_of(settings), identity, space="joint")
+        return OpenClipTeacher(
+            net, preprocessing_of(settings), identity, space="joint", licence=LICENCE
+        )
     dense = settings["summary"] is None
     return TimmTeacher(
         net,
@@ -44,6 +48,7 @@ def build(model: str, options: dict[str, str]) -> Teacher:
         norm=not dense,
         summary="none" if dense else "head",
         registers=boolean(options, "registers", default=False),
+        licence=LICENCE,
     )
 
 

@@ -7,6 +7,7 @@
 * ``pad_from=256`` renders the view at 256 x 256, pads it below and to the right with zeros (after
   normalisation) to the teacher's own size, and crops the features to the part that shows the
   image: how an encoder of a fixed large input, SAM's, is matched with a small student.
+* ``licence=mit`` is what the cache records where the teacher's source states none, or another.
 
 Without any of them a teacher is used as it is, and its identity does not mention them.
 """
@@ -22,11 +23,12 @@ from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing, Teacher
+from .licences import licence_of
 
 if TYPE_CHECKING:
     import torch
 
-OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from")
+OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licence")
 MAX_SIDE = 65_536
 RESAMPLINGS = ("area", "bilinear")
 
@@ -43,6 +45,8 @@ class Adjustment:
     resample: str = "area"
     pad_from: int | None = None
     """Side in pixels of the view inside the padded input."""
+    licence: str | None = None
+    """Of the weights, as the user states it; not part of the identity."""
 
     @classmethod
     def take(cls, options: dict[str, str]) -> Self:
@@ -63,6 +67,7 @@ class Adjustment:
             grid=_grid(given["grid"]) if "grid" in given else None,
             resample=resample,
             pad_from=side(given["pad_from"]) if "pad_from" in given else None,
+            licence=given.get("licence"),
         )
 
     def apply(self, teacher: Teacher) -> Teacher:
@@ -92,7 +97,7 @@ class AdjustedTeacher:
 
     @property
     def licence(self) -> str | None:
-        return licence_of(self._teacher)
+        return self._adjustment.licence or licence_of(self._teacher)
 
     def identity(self) -> Mapping[str, Any]:
         found = dict(self._teacher.identity())
@@ -174,12 +179,6 @@ def resampled(
     else:
         found = interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
     return found.permute(0, 2, 3, 1)
-
-
-def licence_of(teacher: Teacher) -> str | None:
-    """The licence of a teacher's weights, where the teacher says it (an optional property)."""
-    found = getattr(teacher, "licence", None)
-    return None if found is None else str(found)
 
 
 def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] | None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .adjust import licence_of
 from .contract import Features, Preprocessing, Teacher
+from .licences import licence_of
 from .runner import TeacherRunner, choose_device
 from .teachers import TeacherSpec
 

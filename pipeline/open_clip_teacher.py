@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing
+from .licences import licence_of_card
 from .teachers import take_options
 from .timm_teacher import size_of
 from .timm_tokens import tokens
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("size", "layer", "norm", "space", "weights", "random", "dtype")
 SPACES = ("trunk", "joint")
+LOCAL = "local-dir:"
 
 
 class OpenClipTeacher:
@@ -50,6 +52,7 @@ class OpenClipTeacher:
         space: str = "trunk",
         layer: int = -1,
         norm: bool = True,
+        licence: str | None = None,
     ) -> None:
         if space not in SPACES:
             raise UsageError(f"space={space!r} is not known; choose one of {', '.join(SPACES)}.")
@@ -65,6 +68,7 @@ class OpenClipTeacher:
         self._preprocessing = preprocessing
         self._identity, self._space = dict(identity), space
         self._layer, self._norm = layer, norm
+        self.licence = licence
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -153,6 +157,7 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
         space=options.get("space", "trunk"),
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         norm=boolean(options, "norm", default=True),
+        licence=licence_of_card(Path(model[len(LOCAL) :])) if model.startswith(LOCAL) else None,
     )
 
 

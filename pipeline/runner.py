@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..cache import TeacherInfo
 from ..cache.errors import TeacherError, UsageError
 from ..cache.info import DTYPES
-from .adjust import licence_of
 from .batch import Batch
 from .contract import Features, Preprocessing, Teacher
+from .licences import licence_of
 from .views import Rendering
 
 if TYPE_CHECKING:
@@ -78,8 +78,6 @@ class TeacherRunner:
     ) -> None:
         self._teacher, self._device = teacher, device
         self._preprocessing: Preprocessing = teacher.preprocessing()
-        self.licence: str | None = licence_of(teacher)
-        """Of the weights, where it is known."""
         teacher.to(device)
         self._constants = _constants(self._preprocessing, device)
         self._autocast = autocast or ("bfloat16" if device.type == "cuda" else "float32")
@@ -182,6 +180,7 @@ class TeacherRunner:
         return TeacherInfo(
             name=name,
             spec=spec,
+            licence=licence_of(self._teacher) or "",
             grid=(int(found.patches.shape[1]), int(found.patches.shape[2])),
             widths={kind: int(values.shape[-1]) for kind, values in kinds.items()},
             num_registers=int(kinds["registers"].shape[1]) if "registers" in kinds else 0,

@@ -59,6 +59,7 @@ class TimmTeacher:
         norm: bool = True,
         summary: str = "head",
         registers: bool = False,
+        licence: str | None = None,
     ) -> None:
         if summary not in SUMMARIES:
             raise UsageError(
@@ -74,12 +75,13 @@ class TimmTeacher:
         self._identity = dict(identity)
         self._layer = layer - depth if layer >= 0 else layer
         self._norm, self._summary, self._registers = norm, summary, registers
+        self._licence = licence
 
     @property
     def licence(self) -> str | None:
-        """What timm's pretrained config says of the weights."""
+        """What was given, or what timm's pretrained config says of the weights."""
         config = getattr(self.model, "pretrained_cfg", None) or {}
-        return config.get("license")
+        return self._licence or config.get("license")
 
     def identity(self) -> Mapping[str, Any]:
         return {

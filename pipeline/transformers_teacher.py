@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
 from ..cache.errors import TeacherError, UsageError
 from .contract import INTERPOLATIONS, Features, Preprocessing
+from .licences import licence_of_card
 from .teachers import take_options
 from .timm_teacher import size_of
 from .weights import boolean, cast, integer, parameter_dtype, seeded, weights_sha256
@@ -46,6 +48,7 @@ class TransformersTeacher:
         layer: int = -1,
         summary: str | None = None,
         registers: bool = False,
+        licence: str | None = None,
     ) -> None:
         if summary is not None and summary not in SUMMARIES:
             raise UsageError(
@@ -57,8 +60,7 @@ class TransformersTeacher:
         self._preprocessing = preprocessing
         self._identity = dict(identity)
         self._layer, self._summary, self._registers = layer, summary, registers
-        self.licence: str | None = None
-        """Model cards are not downloaded for it."""
+        self.licence = licence
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -148,6 +150,7 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         summary=options.get("summary"),
         registers=boolean(options, "registers", default=False),
+        licence=licence_of_card(Path(model)),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import cache as store
 from ..cache import Cache, CommitRecord
 from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
+from ..pipeline.licences import UNKNOWN
 from ..stats import load_row
 from .terminal import bytes_text
 
@@ -121,6 +122,7 @@ def render(description: Mapping[str, Any]) -> str:
         lines += [f"  {count:,} x {why}" for why, count in facts["rejects"]["reasons"].items()]
     for name, teacher in facts["teachers"].items():
         lines += ["", f"{name}: {teacher['spec'] or 'no spec stored'}"]
+        lines.append(f"  licence: {teacher['licence'] or UNKNOWN}")
         fingerprint = {k: v for k, v in teacher["fingerprint"].items() if k != "widths"}
         lines += [f"  {key}: {_plain(value)}" for key, value in sorted(fingerprint.items())]
         lines += [f"  statistics of {_statistics(*item)}" for item in teacher["statistics"].items()]
@@ -150,6 +152,7 @@ def _teacher(cache: Cache, name: str) -> dict[str, Any]:
     return {
         "spec": teacher.spec,
         "rows_per_forward": teacher.rows_per_forward,
+        "licence": teacher.licence or None,
         "fingerprint": teacher.fingerprint,
         "statistics": {kind: _state(cache, name, kind) for kind in teacher.kinds},
     }

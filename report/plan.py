@@ -20,9 +20,9 @@ import numpy as np
 
 from ..cache.errors import SourceError, UsageError
 from ..cache.files import LocalFiles, open_files
-from ..pipeline.adjust import licence_of
 from ..pipeline.decoding import DecodedShard, ShardRows, decode_shards, num_cores
 from ..pipeline.entries import Entry
+from ..pipeline.licences import licence_of, licences_text
 from ..pipeline.runner import TeacherRunner, choose_device
 from ..pipeline.settings import CacheSettings
 from ..pipeline.sources import Source, open_source
@@ -333,10 +333,7 @@ def render(found: Plan) -> str:
         f"{found.student_rows_per_s:,.0f} rows/s.",
         _pays_off(found),
     ]
-    licences = {t.name: t.licence for t in found.teachers if t.licence}
-    if licences:
-        listed = ", ".join(f"{name} {licence}" for name, licence in licences.items())
-        lines.append(f"Licences {listed}.")
+    lines.append(licences_text({teacher.name: teacher.licence for teacher in found.teachers}))
     return "\n".join(lines)
 
 

@@ -10,8 +10,9 @@ import timm
 import torch
 
 from phistill.cache.errors import TeacherError, UsageError
-from phistill.pipeline.adjust import AdjustedTeacher, Adjustment, licence_of, resampled
+from phistill.pipeline.adjust import AdjustedTeacher, Adjustment, resampled
 from phistill.pipeline.contract import Preprocessing
+from phistill.pipeline.licences import licence_of
 from phistill.pipeline.teachers import TeacherSpec
 from phistill.pipeline.timm_teacher import TimmTeacher
 
