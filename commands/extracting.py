@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from phistill.pipeline import ExtractProgress
     from phistill.pipeline.share import Share
 
 from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
@@ -110,12 +111,13 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
-    from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress
+    from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode import DecodeRules
     from phistill.pipeline.licences import licences_text
     from phistill.pipeline.share import who_misses
     from phistill.pipeline.views import View
+    from phistill.report.extraction import done_images, progress_note
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
 
     decode = None
@@ -137,12 +139,12 @@ def extract(
         compression=compression,
     )
     title = f"extract, worker {share}" if share else "extract"
+    last: list[ExtractProgress] = []
     with progress_bar(title) as bar:
 
         def show(at: ExtractProgress) -> None:
-            rate = at.done_rows / at.elapsed_s if at.elapsed_s else 0.0
-            note = f"{rate:.0f} rows/s, {bytes_text(at.written_bytes)}, {at.num_rejects} rejected"
-            bar(at.done_rows, at.total_rows, note)
+            last[:] = [at]
+            bar(done_images(at), at.num_images, progress_note(at))
 
         report = run(
             images,
@@ -159,7 +161,7 @@ def extract(
     if report.num_shards:
         click.echo(
             f"{who}: {report.num_shards} shards, {bytes_text(report.written_bytes)} written in "
-            f"{duration_text(report.elapsed_s)}."
+            f"{duration_text(report.elapsed_s)}{_speed(last)}."
         )
     elif not report.out_of_time:
         click.echo(f"{who}: nothing to do." if share else f"{cache} is complete: nothing to do.")
@@ -198,6 +200,15 @@ def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
         click.echo(f"{launch}: this is worker {share}.", err=True)
     options["share"] = share
     return share
+
+
+def _speed(last: list[ExtractProgress]) -> str:
+    """How fast it was, for the line at the end; nothing where nothing was computed."""
+    if not last or not last[0].computed_rows:
+        return ""
+    busy = last[0].busy
+    known = "" if busy is None else f", the teachers busy {busy:.0%} of it"
+    return f" ({last[0].images_per_s:,.1f} images/s{known})"
 
 
 def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: str) -> None:
