@@ -27,8 +27,11 @@ def next_row(info: CacheInfo) -> int:
     return -(-info.num_rows // info.shard_rows) * info.shard_rows
 
 
-def add_segment(cache: Cache, index: pa.Table) -> Segment:
-    """Publish further rows, numbered from ``next_row``; their shards are committed afterwards."""
+def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]] = ()) -> Segment:
+    """Publish further rows, numbered from ``next_row``; their shards are committed afterwards.
+
+    ``views`` are descriptions of further views, which these rows are the first to show.
+    """
     segment = publish_index(
         cache.files,
         index,
@@ -36,7 +39,11 @@ def add_segment(cache: Cache, index: pa.Table) -> Segment:
         start=next_row(cache.info),
         shard_rows=cache.info.shard_rows,
     )
-    info = replace(cache.info, segments=(*cache.info.segments, segment))
+    info = replace(
+        cache.info,
+        segments=(*cache.info.segments, segment),
+        views=(*cache.info.views, *views),
+    )
     for owner in cache.owners:
         for kind in cache.shapes(owner):
             document = cache.array_document(owner, kind, info.num_rows)

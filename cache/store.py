@@ -173,11 +173,14 @@ class Cache:
         return self._index[1]
 
     def commits(self, owner: str) -> dict[int, CommitRecord]:
-        """Commit records by shard. Records already read are kept; new ones are looked up."""
+        """Commit records by shard. Records already read are kept; new ones are looked up.
+
+        Those of segments that were added since the root was read are for who reads it again.
+        """
         known = self._commits.setdefault(owner, {})
-        folder = names.commits(owner)
+        folder, exist = names.commits(owner), set(self.info.shards())
         named = (name.removesuffix(".json") for name in self.files.names_in(folder))
-        shards = [int(stem) for stem in named if stem.isdigit()]
+        shards = [int(stem) for stem in named if stem.isdigit() and int(stem) in exist]
 
         def learn(shard: int) -> None:
             known[shard] = self.read_commit(owner, shard)

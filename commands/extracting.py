@@ -87,6 +87,9 @@ from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
     "cache under the same paths.",
 )
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
+@click.option(
+    "--add-views", is_flag=True, help="Add what the cache lacks of the list of every --view."
+)
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
     images: Path,

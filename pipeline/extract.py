@@ -16,6 +16,7 @@ from .. import cache as store
 from ..cache import Cache, names
 from ..cache.errors import UsageError
 from ..cache.files import Files, open_files
+from .add_views import require_same_images
 from .live import require_same_teacher
 from .options import ExtractOptions
 from .prepare import (
@@ -108,6 +109,8 @@ def extract(
         with holding(prepared.cache, shards, REFUSE_AFTER_S):
             work = extract_shards(request, prepared, shards, on_progress, started)
     cache = prepared.cache
+    if request.options.add_views:
+        require_same_images(cache)
     return ExtractReport(
         cache=cache,
         num_shards=work.num_shards,

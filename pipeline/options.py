@@ -32,6 +32,8 @@ class ExtractOptions:
     """The run stops after the shard in which this is exceeded."""
     append: bool = False
     """Add images of the source that the cache does not have, as a new segment."""
+    add_views: bool = False
+    """Add the settings' views that the cache does not have, as a new segment."""
     holdout_file: Path | None = None
     """Ids that are held out, one per line; images that are new to the cache follow it."""
     repair: bool = False

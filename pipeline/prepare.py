@@ -20,6 +20,7 @@ from ..cache.errors import CacheMismatch, LockHeld, UsageError
 from ..cache.files import Files
 from ..cache.publish import TEMPORARY_SUFFIX
 from ..cache.verify import discard, verify
+from .add_views import add_views, missing_views
 from .feature_lines import IMPORTED
 from .holdout import hold_out
 from .index import build_index
@@ -67,7 +68,11 @@ class Request:
         if not store.exists(self.files):
             return None
         cache = store.open(self.files)
-        self.settings.check(cache.info, cache.location)
+        settings = self.settings
+        if self.options.add_views:
+            missing_views(cache, settings.views)
+            settings = dataclasses.replace(settings, views=None)
+        settings.check(cache.info, cache.location)
         return cache
 
 
@@ -94,6 +99,8 @@ def prepare(request: Request) -> Prepared:
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
     num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
+    if request.options.add_views and (views := missing_views(cache, request.settings.views)):
+        add_views(cache, views)
     new = _new_entries(cache, request.entries)
     if new and request.options.append:
         index = build_index(
@@ -141,6 +148,8 @@ def if_prepared(request: Request) -> Cache | None:
     if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
         return None
     if request.options.append and _new_entries(cache, request.entries):
+        return None
+    if request.options.add_views and missing_views(cache, request.settings.views):
         return None
     return cache
 

@@ -63,9 +63,10 @@ class CacheSettings:
         for field, value in asked.items():
             found = getattr(info, field)
             if value is not None and value != found:
+                more = "add further views with --add-views, " if field == "views" else ""
                 raise CacheMismatch(
                     f"{where} was made with {field}={found!r}, but this run asks for {value!r}. "
-                    "Leave the option out, or extract into another cache."
+                    f"Leave the option out, {more}or extract into another cache."
                 )
 
 

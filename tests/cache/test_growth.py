@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import phistill.cache as store
 from phistill.cache import Cache, growth
 from phistill.cache.errors import CacheMismatch, MissingRow, UsageError
 from phistill.cache.verify import verify
@@ -28,6 +29,19 @@ def test_removed_images_are_never_given_out_again(make_cache: CacheFactory) -> N
         reopened.reader("a", "patches").read(np.array([6, 8]))
     assert growth.remove_images(reopened, ["image-00031"]) == 1
     assert Cache(cache.path).info.removed == ((7, 9), (30, 32))
+
+
+def test_who_opened_a_cache_before_it_grew_goes_on_reading_it(make_cache: CacheFactory) -> None:
+    old = make_cache(num_rows=20)
+    reader, rows = old.reader("a", "patches"), old.rows(split="all").tolist()
+    second = make_cache(num_rows=40, name="other.cache")
+    ids = pa.array([f"other-{row}" for row in range(40)])
+    growth.merge(store.open(old.path), _with_index(second, second.index().set_column(1, "id", ids)))
+    assert old.rows(split="all").tolist() == rows
+    reader.refresh()
+    assert len(reader.read(np.arange(20))) == 20
+    assert old.reader("a", "summary").read(np.array([3])).shape == (1, 6)
+    assert store.open(old.path).num_rows == 72
 
 
 def test_an_unknown_image_is_named(make_cache: CacheFactory) -> None:

@@ -1,0 +1,90 @@
+"""Further views of the images that a cache has: rows of their own, in a further segment.
+
+Nothing that is stored changes. Whether an image is held out follows from its bytes, or is carried
+over where a split was given, so every view of an image stays on one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..cache import Cache, growth
+from ..cache.errors import CacheMismatch, UsageError
+from ..cache.joined import row_hashes
+from .entries import Entry
+from .index import build_index
+from .views import View
+
+
+def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ...]:
+    """Those of the wanted views that the cache does not have: the list goes on where its own ends.
+
+    UsageError without a list, CacheMismatch when it begins otherwise than the cache's.
+    """
+    if wanted is None:
+        raise UsageError(
+            "--add-views needs every --view, those that the cache has and then the further ones."
+        )
+    have = tuple(View.from_dict(view) for view in cache.info.views)
+    if tuple(wanted[: len(have)]) != have:
+        listed = ", ".join(str(view.to_dict()) for view in have)
+        raise CacheMismatch(
+            f"{cache.location} has the views {listed}; the list given must begin with them, "
+            "because they cannot be changed. Give them first and then the further ones."
+        )
+    return tuple(wanted[len(have) :])
+
+
+def add_views(cache: Cache, views: Sequence[View]) -> None:
+    """Publish rows for ``views`` of every image, in a random order of their own.
+
+    Images that were taken down, or that could not be decoded, are left out.
+    """
+    entries = _entries(cache)
+    if not entries:
+        raise UsageError(f"{cache.location} has no image left to add views of.")
+    start, first = growth.next_row(cache.info), len(cache.info.views)
+    index = build_index(entries, num_views=len(views), seed=cache.info.seed, start=start)
+    number = index.column_names.index("view")
+    shifted = index["view"].to_numpy() + np.int32(first)
+    index = index.set_column(number, "view", pa.array(shifted, pa.int32()))
+    growth.add_segment(cache, index, views=tuple(view.to_dict() for view in views))
+
+
+def _entries(cache: Cache) -> list[Entry]:
+    """Each image once, as the index has it."""
+    index: Any = cache.index()
+    readable = np.ones(cache.num_rows, bool)
+    for record in cache.commits(cache.owners[0]).values() if cache.owners else ():
+        readable[record.start : record.start + record.num_rows] = record.accepted
+    for start, stop in cache.info.removed:
+        readable[start:stop] = False
+    found: dict[str, Entry] = {}
+    for line in index.to_pylist():
+        if readable[line["row"]] and line["id"] not in found:
+            fields = (line["id"], line["uri"], line["offset"], line["length"])
+            found[line["id"]] = Entry(*fields, line.get("label"), line.get("split"))
+    return list(found.values())
+
+
+def require_same_images(cache: Cache) -> None:
+    """CacheMismatch when the views of an image do not come from the same bytes."""
+    index: Any = cache.index()
+    hashes = row_hashes(cache)
+    known: dict[str, str] = {}
+    changed: dict[str, None] = {}
+    for row, name in zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True):
+        sha256 = hashes[row]
+        if sha256 is not None and known.setdefault(name, sha256) != sha256:
+            changed[name] = None
+    if changed:
+        first = next(iter(changed))
+        raise CacheMismatch(
+            f"{len(changed)} images changed since their first views were extracted, for example "
+            f"{first!r}: their views show different bytes. Take them down with `phistill "
+            f"remove-images {cache.location} ID ...`, and append them under another id."
+        )
