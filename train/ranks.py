@@ -49,6 +49,15 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def gathered(self, value: Tensor) -> list[Tensor]:
+        """A host tensor of every rank, all of one shape and dtype, in their order."""
+        if self.world == 1:
+            return [value]
+        mine = value.to(self.device)
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(found, mine)
+        return [one.to(value.device) for one in found]
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world > 1:

@@ -120,6 +120,7 @@ class Run:
         found = checkpoint.load_latest(path)
         if found is not None:
             lesson = self.lesson = _as_stored(path, lesson, found)
+            _warn_of_other_ranks(path, found, ranks)
         self.trainee = Trainee(
             lesson.config,
             lesson.targets,
@@ -168,7 +169,7 @@ class Run:
             if self.ranks.is_first:
                 text = json.dumps(error.facts, indent=1).encode()
                 publish.publish_bytes(self.path / "diverged.json", text)
-                self.save()
+            self.save()  # the values are sums over ranks: all of them are here
             raise
         self.losses, self.score = values.losses, None
         return values
@@ -237,20 +238,23 @@ class Run:
             self.save()
 
     def save(self) -> Path:
-        """Publish a checkpoint of the state after the last step."""
+        """Publish a checkpoint of the state after the last step; on all ranks at once."""
         done = self.trainee.done
         path = self.path / checkpoint.FOLDER / f"{done:08d}.safetensors"
-        if not self.ranks.is_first or done == self.saved:
+        if done == self.saved:
+            return path
+        self.saved, tensors = done, self.trainee.tensors()
+        if not self.ranks.is_first:
             return path
         facts = self.lesson.facts() | {
             "state": self.trainee.state(),
             "losses": self.losses,
             "score": self.score,
+            "num_ranks": self.ranks.world,
         }
-        tensors = self.trainee.tensors() | normalizer_tensors(self.lesson.normalizers)
+        tensors |= normalizer_tensors(self.lesson.normalizers)
         path = checkpoint.save(self.path, Checkpoint(done, tensors, facts))
         checkpoint.prune(self.path, self.config.keep_checkpoints)
-        self.saved = done
         return path
 
     def close(self) -> None:
@@ -299,6 +303,16 @@ def _only_trainer(path: Path) -> Iterator[None]:
                 f"{path} is being trained by {holder}. Wait for it, stop it, or take another --out."
             ) from error
         yield
+
+
+def _warn_of_other_ranks(path: Path, found: Checkpoint, ranks: Ranks) -> None:
+    before = found.facts.get("num_ranks", ranks.world)
+    if before != ranks.world and ranks.is_first:
+        warnings.warn(
+            f"{path} was trained by {before} processes, now there are {ranks.world}: the run goes "
+            "on with the same rows, but not bit for bit.",
+            stacklevel=2,
+        )
 
 
 def _as_stored(path: Path, lesson: Lesson, found: Checkpoint) -> Lesson:

@@ -27,6 +27,7 @@ from .grids import Crop
 from .losses import Balance, fixed_weights
 from .objective import Objective
 from .optimizers import make_optimizer
+from .randomness import RandomState, state_name
 from .ranks import Ranks
 from .schedule import learning_rate
 from .student import Student, StudentOutput, build_student, to_images
@@ -96,7 +97,7 @@ class Trainee:
             self.ema = []
         forward: nn.Module = ranks.wrap(self.student)
         self.forward: Any = torch.compile(forward) if config.compile else forward
-        self.rng = _seeded(config.seed + 7919 * ranks.rank)  # a stream of its own per rank
+        self.random = RandomState(config.seed, ranks.rank, ranks.device)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class Trainee:
         values = torch.zeros(len(self.targets), device=self.ranks.device)
         squares = torch.zeros_like(values)
         seen: list[tuple[Batch, dict[str, Tensor]]] = []
-        with self._own_rng():
+        with self.random.in_place():
             for number in range(self.config.accumulate):
                 part = batch.part(number, self.config.accumulate)
                 last = number == self.config.accumulate - 1
@@ -228,17 +229,6 @@ class Trainee:
             else {},
         )
 
-    @contextlib.contextmanager
-    def _own_rng(self) -> Any:
-        """Run with this trainee's torch random state, and leave the caller's as it was."""
-        outer = torch.get_rng_state()
-        torch.set_rng_state(self.rng)
-        try:
-            yield
-        finally:
-            self.rng = torch.get_rng_state()
-            torch.set_rng_state(outer)
-
     # -- what is kept ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -257,7 +247,10 @@ class Trainee:
                 torch._foreach_copy_(parameters, own)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, average, optimizer state and random state, by name."""
+        """Weights, average, optimizer state and every rank's random state, by name.
+
+        To be called on all ranks at once.
+        """
         found = {f"student/{name}": value for name, value in self.student.state_dict().items()}
         names = [name for name, _ in self.student.named_parameters()]
         if self.ema:
@@ -265,7 +258,9 @@ class Trainee:
         for number, entries in self.optimizer.state_dict()["state"].items():
             for name, value in entries.items():
                 found[f"optimizer/{number}/{name}"] = torch.as_tensor(value)
-        found["rng/torch"] = self.rng
+        for kind, state in self.random.states.items():
+            for rank, value in enumerate(self.ranks.gathered(state)):
+                found[state_name(kind, rank)] = value
         return found
 
     def state(self) -> dict[str, Any]:
@@ -295,16 +290,9 @@ class Trainee:
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.balance.restore(state["balance"])
         self.done = int(state["done"])
-        self.rng = tensors["rng/torch"].clone()
-        if self.ranks.rank:  # the checkpoint is the first rank's; the others begin a new stream
-            self.rng = _seeded(self.config.seed + 7919 * self.ranks.rank + self.done)
-
-
-def _seeded(seed: int) -> Tensor:
-    """torch's random state after seeding; the present one is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return torch.get_rng_state()
+        self.random.restore(
+            tensors, seed=self.config.seed, rank=self.ranks.rank, num_done=self.done
+        )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

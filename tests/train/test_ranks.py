@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phistill.cache import Cache
 from phistill.train import TrainConfig, train
@@ -23,10 +24,19 @@ from phistill.train.metrics import read_metrics
 Config = Callable[..., TrainConfig]
 
 RANK = """
-import json, sys
+import json, os, signal, sys
+import phistill.train.loop as loop
 from phistill.train import Interrupted, TrainConfig, train
 
-cache, out, settings = sys.argv[1:]
+cache, out, settings, kill_at = sys.argv[1:]
+learn = loop.Run.learn
+
+def learn_or_die(run, batch):
+    if batch.step == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(run, batch)
+
+loop.Run.learn = learn_or_die
 try:
     train(cache, out, TrainConfig.from_dict(json.loads(settings)))
 except Interrupted as error:
@@ -40,12 +50,15 @@ def free_port() -> str:
         return str(sock.getsockname()[1])
 
 
-def start(cache: Cache, out: Path, config: TrainConfig, world: int) -> list[subprocess.Popen[str]]:
-    """The processes torchrun would start."""
+def start(
+    cache: Cache, out: Path, config: TrainConfig, world: int, kill_at: int = -1
+) -> list[subprocess.Popen[str]]:
+    """The processes torchrun would start; each kills itself before step ``kill_at``."""
     port, threads = free_port(), {"OMP_NUM_THREADS": "1"}
+    arguments = [str(cache.path), str(out), json.dumps(config.to_dict()), str(kill_at)]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(cache.path), str(out), json.dumps(config.to_dict())],
+            [sys.executable, "-c", RANK, *arguments],
             env={
                 **os.environ,
                 **threads,
@@ -95,6 +108,25 @@ def test_two_ranks_give_the_loss_curve_of_one(
         checkpoints.load(tmp_path / "two", 20).facts["order_digest"]
         == (checkpoints.load(tmp_path / "one", 20).facts["order_digest"])
     )
+
+
+def test_two_killed_ranks_go_on_with_the_same_losses(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """With dropout, whose draws differ between ranks."""
+    dropout = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.3}
+    config = make_config(student_options=dropout, checkpoint_every=5, num_steps=16)
+    assert finish(start(fitted_cache, tmp_path / "whole", config, 2)) == [0, 0]
+    processes = start(fitted_cache, tmp_path / "parts", config, 2, kill_at=8)
+    for process in processes:
+        process.communicate(timeout=300)
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+    assert checkpoints.steps(tmp_path / "parts") == [5]
+    assert finish(start(fitted_cache, tmp_path / "parts", config, 2)) == [0, 0]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    one, two = (checkpoints.load(tmp_path / name, 16) for name in ("whole", "parts"))
+    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
+    assert not torch.equal(one.tensors["rng/torch"], one.tensors["rng/torch/1"])
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
