@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ class _Commands(click.Group):
         # OpenMP's threads spin for work by default: on two busy cores a training step then takes
         # ten times as long (docs/log.md). Read when torch is loaded, which happens later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        warnings.formatwarning = _as_one_line
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -60,6 +62,11 @@ class _Commands(click.Group):
             click.echo(f"Error: {error}", err=True)
             number = getattr(error, "signal_number", 0)
             sys.exit(128 + number if number else 2 if isinstance(error, UsageError) else 1)
+
+
+def _as_one_line(message: Warning | str, *where: Any, **more: Any) -> str:
+    """What is wrong; the line of the program that said so helps nobody at a terminal."""
+    return f"Warning: {message}\n"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

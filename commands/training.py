@@ -52,6 +52,14 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     click.echo(f"Next: phistill train {cache} --out runs/phi-s")
 
 
+def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from phistill.train.settings import as_text
+
+        click.echo(as_text())
+        context.exit()
+
+
 @click.command()
 @caches_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
@@ -75,7 +83,15 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any other setting (docs/training.md), value as in TOML; repeatable.",
+    help="Any other setting (see --settings), value as in TOML; repeatable.",
+)
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_settings,
+    help="List every setting with its default and meaning.",
 )
 def train(
     caches: tuple[str, ...],

@@ -55,13 +55,13 @@ class EvalRow:
     """mse / baseline."""
 
     unexplained_error: float | None
-    """Standard error of ``unexplained`` over rows (delta method)."""
+    """Standard error of ``unexplained`` over rows (delta method); None for a single row."""
 
     cosine: float
     """Mean over vectors of cos(p, y)."""
 
-    cosine_error: float
-    """Its standard error over rows."""
+    cosine_error: float | None
+    """Its standard error over rows; None for a single row."""
 
     cache: str = ""
     """Which cache the rows are of; empty where there is only one."""
@@ -90,7 +90,9 @@ class _Sums:
         n = len(error)
         mse, baseline = float(error.mean()), float(deviation.mean())
         ratio = mse / baseline if baseline > 0 else math.nan
-        spread = float(np.std(error - ratio * deviation)) / math.sqrt(n) / (baseline or math.nan)
+        spread = _standard_error(error - ratio * deviation)
+        if spread is not None:
+            spread /= baseline or math.nan
         known = not self.directions
         return EvalRow(
             student=student,
@@ -102,8 +104,14 @@ class _Sums:
             unexplained=ratio if known else None,
             unexplained_error=spread if known else None,
             cosine=float(cosine.mean()),
-            cosine_error=float(np.std(cosine)) / math.sqrt(n),
+            cosine_error=_standard_error(cosine),
         )
+
+
+def _standard_error(values: NDArray[np.float64]) -> float | None:
+    """Of the mean; a single value says nothing about its own spread."""
+    n = len(values)
+    return float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
 
 
 def measure(
@@ -292,8 +300,10 @@ def as_table(lines: Sequence[EvalRow]) -> str:
 def _line(line: EvalRow) -> str:
     mse = "-" if line.mse is None else f"{line.mse:.4g}"
     share = "-"
-    if line.unexplained is not None and line.unexplained_error is not None:
-        share = f"{line.unexplained:.3f} ± {1.96 * line.unexplained_error:.3f}"
+    if line.unexplained is not None:
+        share = f"{line.unexplained:.3f}"
+        if line.unexplained_error is not None:
+            share += f" ± {1.96 * line.unexplained_error:.3f}"
     return (
         f"{line.student:10} {line.teacher:16} {line.kind:8} {line.num_rows:6d} {mse:>11} "
         f"{share:>17} {line.cosine:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from .checkpoint import FOLDER
 from .config import TrainConfig
 from .data import Loader, Source
 from .evaluation import CacheArgument, open_cache
-from .lesson import make_source, prepare
+from .lesson import Lesson, make_source, prepare
 from .ranks import Ranks
 from .run import ProgressCallback, Run, RunResult
 from .signals import Interrupted, StopRequest
@@ -53,6 +54,7 @@ def train(
         lesson = prepare(opened, config, group.device)
         run = Run(Path(out), lesson, group, progress)
         stack.callback(run.close)
+        _warn_when_nothing_is_held_out(lesson, group)
         begun, wait_s, in_memory = time.perf_counter(), 0.0, False
         if not run.is_finished:
             source = make_source(run.lesson, group, near)
@@ -72,6 +74,17 @@ def train(
             in_memory=in_memory,
             precision=run.lesson.precision,
             checkpoint=run.path / FOLDER / f"{run.trainee.done:08d}.safetensors",
+        )
+
+
+def _warn_when_nothing_is_held_out(lesson: Lesson, group: Ranks) -> None:
+    teachers = list(dict.fromkeys(target.teacher for target in lesson.targets))
+    if group.is_first and not lesson.cache.rows(teachers, "heldout").size:
+        warnings.warn(
+            f"{lesson.cache.location} holds no image out: what the student learns can only be "
+            "measured on images it has seen (evaluate --split train). Extract with --holdout 0.05 "
+            "to measure it on others.",
+            stacklevel=3,
         )
 
 

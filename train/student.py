@@ -7,6 +7,7 @@ b rows, H W pixels, h w token grid, d width of the backbone, p prefix tokens.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -185,8 +186,7 @@ def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn
         return net
     name = config.student.split(".")[0]
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
-        raise UsageError(f"student={config.student!r} is not a timm model. Close: {close}.")
+        raise UsageError(f"student={config.student!r} is not a timm model.{_close_to(name)}")
     fixed = timm.get_pretrained_cfg(config.student)
     if fixed is not None and fixed.fixed_input_size:
         options.setdefault("img_size", image_size)
@@ -205,6 +205,15 @@ def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn
         ) from error
     setattr(net, "phistill_options", options)  # noqa: B010 - an export rebuilds the same model
     return net
+
+
+def _close_to(name: str) -> str:
+    """The timm models that hold the name, or are spelt nearly so."""
+    close = timm.list_models(f"*{name}*")[:5]
+    close = close or difflib.get_close_matches(name, timm.list_models(), n=5)
+    if not close:
+        return " See timm.list_models(), or give package.module:function."
+    return f" Did you mean {' or '.join(close)}?"
 
 
 def _summary_source(config: TrainConfig, backbone: Backbone, num_summaries: int) -> str:

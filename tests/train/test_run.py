@@ -10,7 +10,9 @@ import torch
 
 from phistill.cache import Cache
 from phistill.cache.errors import LockHeld, RunMismatch, UsageError
+from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
+from phistill.train.evaluation import as_table
 from phistill.train.metrics import read_metrics
 
 Config = Callable[..., TrainConfig]
@@ -75,6 +77,25 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(
     assert again.resumed_from == 2
 
 
+def test_when_nothing_is_held_out_the_run_says_so(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=40, holdout=0.0)
+    fit_stats(cache, workers=1)
+    with pytest.warns(UserWarning, match=r"holds no image out.*--split train.*--holdout"):
+        train(cache, tmp_path / "run", make_config(num_steps=1))
+
+
+def test_a_single_row_has_no_interval(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    several, one = (evaluate(tmp_path / "run", max_rows=number) for number in (0, 1))
+    assert "±" in as_table(several)
+    assert "±" not in as_table(one)
+    assert {line.cosine_error for line in one} == {None}
+
+
 def test_a_run_folder_has_one_trainer(
     fitted_cache: Cache, make_config: Config, tmp_path: Path
 ) -> None:
@@ -107,7 +128,7 @@ def test_what_a_kill_before_the_first_step_leaves_is_no_obstacle(
     [
         ({"normalizer": "phis"}, "phi-s"),
         ({"teachers": ("dino",)}, "it has a, b, c"),
-        ({"student": "vit_tinny"}, "not a timm model"),
+        ({"student": "vit_tiny_patch16_244"}, "Did you mean vit_tiny_patch16_224"),
         ({"summary_from": "class-per-teacher", "student_options": {"reg_tokens": 0}}, "prefix"),
         ({"labels": ("nothing",)}, "leave no training row"),
     ],
