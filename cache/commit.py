@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .document import canonical, parse, seal, unseal
+from .document import canonical, conforms, parse, seal, unseal
 from .errors import CacheMismatch, CorruptCache
 
 Box = tuple[int, int, int, int]
@@ -125,6 +125,11 @@ class CommitRecord:
             }
             content["images"] = ImageFacts.from_dict(content["images"])
             content["reasons"] = {int(row): why for row, why in content["reasons"].items()}
-            return cls(**content)
+            record = cls(**content)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CorruptCache(f"{what} does not have the fields of a commit record.") from error
+        for part in (record, record.images):
+            for field, hint in get_type_hints(type(part)).items():
+                if not conforms(getattr(part, field), hint):
+                    raise CorruptCache(f"{what}: {field} is not {hint}.")
+        return record

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from .errors import CorruptCache
 
@@ -88,3 +90,27 @@ def _deeper_than(value: object, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def conforms(value: object, hint: Any) -> bool:
+    """Whether a parsed JSON value has the type that a field's annotation says.
+
+    Knows Any, None, int, float, str, unions, ``dict[X, Y]`` and tuples, which JSON holds as lists;
+    a dataclass is left to its own ``from_dict``.
+    """
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any or is_dataclass(hint):
+        return True
+    if origin in (Union, UnionType):
+        return any(conforms(value, choice) for choice in inside)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(
+            conforms(key, inside[0]) and conforms(item, inside[1]) for key, item in value.items()
+        )
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        hints = [inside[0]] * len(value) if inside[-1] is Ellipsis else list(inside)
+        return len(value) == len(hints) and all(map(conforms, value, hints))
+    wanted = (int, float) if hint is float else hint  # None's hint is NoneType
+    return isinstance(value, wanted) and not isinstance(value, bool)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 
 from . import names
+from .document import conforms
 from .errors import CorruptCache, UsageError
 
 FORMAT = 1
@@ -24,6 +25,9 @@ MAX_ROW_BYTES = 2**31
 """An array that claims more than this per row is refused before anything is allocated."""
 
 MAX_LICENCE_LENGTH = 200
+
+MAX_ROWS = 2**40
+"""A cache that claims more rows is refused: a byte per row is held while rows are chosen."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     names.PIXELS: np.dtype("uint8"),
@@ -45,6 +49,9 @@ def _checked(
             f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
             "it was written by another version of phistill, or is damaged."
         )
+    for key, hint in get_type_hints(cls).items():
+        if key in record and not conforms(record[key], hint):
+            raise CorruptCache(f"{what}: {key} is {record[key]!r:.80}, which is not {hint}.")
     return dict(record)
 
 
@@ -109,6 +116,15 @@ class CacheInfo:
             raise UsageError(f"pixel_size={self.pixel_size} must be between 0 and 8192.")
         if not self.views:
             raise UsageError("a cache needs at least one view.")
+        end = 0
+        for segment in self.segments:
+            if segment.start < end or segment.start % rows or segment.num_rows < 1:
+                raise CorruptCache(f"{segment} does not follow the rows before it.")
+            end = segment.start + segment.num_rows
+        if end > MAX_ROWS:
+            raise CorruptCache(f"the cache claims {end:,} rows; at most {MAX_ROWS:,} are possible.")
+        if any(not 0 <= start <= stop for start, stop in self.removed):
+            raise CorruptCache(f"removed={self.removed} are not ranges of rows.")
 
     @property
     def num_rows(self) -> int:

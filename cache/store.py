@@ -207,6 +207,8 @@ class Cache:
         expected = (owner, shard, start, stop - start)
         if (record.owner, record.shard, record.start, record.num_rows) != expected:
             raise CorruptCache(f"{self.files.where(path)} is the record of another shard.")
+        if not set(record.files) <= names.shard_paths(owner, shard):
+            raise CorruptCache(f"{self.files.where(path)} names files that are not its shard's.")
         return record
 
     def missing_shards(self, owner: str) -> list[int]:

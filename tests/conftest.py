@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,67 +58,91 @@ def random_features(
 
 
 CacheFactory = Callable[..., Cache]
+FULL = os.environ.get("PHISTILL_FULL") == "1"
+"""Whether the guarantees are tried at their full size: `make torture`."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """At full size, print the figures that tests recorded as a Markdown table."""
+    figures = [
+        (name, str(figure), report.nodeid.split("::")[-1])
+        for report in terminalreporter.getreports("passed")
+        for name, figure in report.user_properties
+        if name[:1] in "GN"
+    ]
+    if FULL and figures:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("| guarantee | figure | test |")
+        terminalreporter.write_line("|---|---|---|")
+        for name, figure, test in sorted(figures, key=lambda row: (row[0][0], int(row[0][1:]))):
+            terminalreporter.write_line(f"| {name} | {figure} | `{test}` |")
+
+
+def build_cache(
+    path: Path,
+    *,
+    num_rows: int = 50,
+    shard_rows: int = 16,
+    pixel_size: int = 8,
+    holdout: float = 0.2,
+    seed: int = 0,
+    rejects: Sequence[int] = (),
+    compression: str = "",
+    teachers: Sequence[TeacherInfo] | None = None,
+    features: Callable[[str, str, int, Any], Any] | None = None,
+) -> Cache:
+    """Write a finished cache and open it.
+
+    ``features(name, kind, start, values)`` may replace the values of a shard; ``rejects`` are
+    global rows that every owner rejects.
+    """
+    if teachers is None:
+        teachers = (
+            TeacherInfo(name="a", grid=(2, 2), widths={"patches": 12, "summary": 6}),
+            TeacherInfo(name="b", grid=(3, 3), widths={"patches": 7}),
+        )
+    info = CacheInfo(
+        seed=seed,
+        shard_rows=shard_rows,
+        holdout=holdout,
+        pixel_size=pixel_size,
+        views=({"kind": "resize"},),
+        decode={},
+        compression=compression,
+    )
+    cache = store.create(path, info, small_index(num_rows))
+    for teacher in teachers:
+        cache.add_teacher(teacher)
+    generator = np.random.default_rng(seed)
+    for shard in cache.info.shards():
+        start, stop = cache.info.shard_range(shard)
+        num = stop - start
+        reasons = {row - start: "invented" for row in rejects if start <= row < stop}
+        common: dict[str, Any] = {
+            "images": facts(start, num),
+            "reasons": reasons,
+            "environment": {},
+        }
+        pixels = generator.integers(0, 256, (num, pixel_size, pixel_size, 3), np.uint8)
+        cache.commit_shard("pixels", shard, {"pixels": pixels}, **common)
+        for teacher in teachers:
+            arrays = random_features(generator, teacher, num)
+            if features is not None:
+                arrays = {
+                    kind: features(teacher.name, kind, start, values)
+                    for kind, values in arrays.items()
+                }
+            cache.commit_shard(teacher.name, shard, arrays, **common)
+    return cache
 
 
 @pytest.fixture
 def make_cache(tmp_path: Path) -> CacheFactory:
-    """``make_cache(num_rows=, teachers=, ...)`` writes a finished cache and opens it.
+    """``make_cache(name=, num_rows=, ...)``: ``build_cache`` in the test's own folder."""
 
-    ``teachers`` are TeacherInfo; ``features(name, kind, start, values)`` may replace the values of
-    a shard; ``rejects`` are global rows that every owner rejects.
-    """
-
-    def make(
-        *,
-        num_rows: int = 50,
-        shard_rows: int = 16,
-        pixel_size: int = 8,
-        holdout: float = 0.2,
-        seed: int = 0,
-        rejects: Sequence[int] = (),
-        compression: str = "",
-        teachers: Sequence[TeacherInfo] | None = None,
-        features: Callable[[str, str, int, Any], Any] | None = None,
-        name: str = "small.cache",
-    ) -> Cache:
-        if teachers is None:
-            teachers = (
-                TeacherInfo(name="a", grid=(2, 2), widths={"patches": 12, "summary": 6}),
-                TeacherInfo(name="b", grid=(3, 3), widths={"patches": 7}),
-            )
-        info = CacheInfo(
-            seed=seed,
-            shard_rows=shard_rows,
-            holdout=holdout,
-            pixel_size=pixel_size,
-            views=({"kind": "resize"},),
-            decode={},
-            compression=compression,
-        )
-        cache = store.create(tmp_path / name, info, small_index(num_rows))
-        for teacher in teachers:
-            cache.add_teacher(teacher)
-        generator = np.random.default_rng(seed)
-        for shard in cache.info.shards():
-            start, stop = cache.info.shard_range(shard)
-            num = stop - start
-            reasons = {row - start: "invented" for row in rejects if start <= row < stop}
-            common: dict[str, Any] = {
-                "images": facts(start, num),
-                "reasons": reasons,
-                "environment": {},
-            }
-            pixels = generator.integers(0, 256, (num, pixel_size, pixel_size, 3), np.uint8)
-            cache.commit_shard("pixels", shard, {"pixels": pixels}, **common)
-            for teacher in teachers:
-                arrays = random_features(generator, teacher, num)
-                if features is not None:
-                    arrays = {
-                        kind: features(teacher.name, kind, start, values)
-                        for kind, values in arrays.items()
-                    }
-                cache.commit_shard(teacher.name, shard, arrays, **common)
-        return cache
+    def make(*, name: str = "small.cache", **settings: Any) -> Cache:
+        return build_cache(tmp_path / name, **settings)
 
     return make
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from phistill.cache import Cache
+from tests.conftest import FULL
 
 SCRIPT = Path(__file__).with_name("writing_script.py")
-SAMPLE = None if os.environ.get("PHISTILL_FULL") == "1" else 5
+SAMPLE = None if FULL else 5
+RANDOM_KILLS = 200 if FULL else 25
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or os.geteuid() != 0, reason="needs strace and root"
 )
@@ -55,10 +60,14 @@ def places(count: int) -> list[int]:
 @pytest.mark.root
 @pytest.mark.parametrize("call", ["rename", "fsync"])
 def test_killed_at_a_system_call_and_run_again_it_ends_the_same(
-    call: str, whole: tuple[str, dict[str, int]], tmp_path: Path
+    call: str,
+    whole: tuple[str, dict[str, int]],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     digest, counts = whole
-    for place in places(counts[call]):
+    tried = places(counts[call])
+    for place in tried:
         path = tmp_path / f"{call}-{place}"
         killed = write(path, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={place}")
         assert killed.returncode != 0
@@ -66,6 +75,75 @@ def test_killed_at_a_system_call_and_run_again_it_ends_the_same(
         assert again.returncode == 0, f"{call} {place}: {again.stderr}"
         assert Cache(path).digest() == digest, f"{call} {place}"
         assert not list(path.rglob("*.partial"))
+    record_property("G1", f"SIGKILL at {len(tried)} of {counts[call]} {call}s: same digest")
+
+
+class ForkServer:
+    """Runs the writing script in forked children."""
+
+    def __init__(self) -> None:
+        script = SCRIPT.with_name("fork_server.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def write(
+        self, path: Path, *, kill_after: float = -1, more_files: int = -1
+    ) -> tuple[int, float]:
+        """Exit status (negative: the signal) and seconds."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{path} {kill_after} {more_files}\n")
+        self.process.stdin.flush()
+        status, seconds = self.process.stdout.readline().split()
+        return int(status), float(seconds)
+
+
+@pytest.fixture
+def server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.process.kill()
+    server.process.communicate()
+
+
+def test_killed_at_any_time_and_run_again_it_ends_the_same(
+    server: ForkServer, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    assert server.write(tmp_path / "whole")[0] == 0
+    digest = Cache(tmp_path / "whole").digest()
+    seconds = sorted(server.write(tmp_path / f"again-{k}")[1] for k in range(5))[2]
+    generator = np.random.default_rng(0)
+    killed = 0
+    for trial in range(RANDOM_KILLS):
+        path = tmp_path / f"killed-{trial}"
+        status, _ = server.write(path, kill_after=float(generator.uniform(0, seconds)))
+        killed += status == -signal.SIGKILL
+        assert server.write(path)[0] == 0, path.with_suffix(".error").read_text()
+        assert Cache(path).digest() == digest
+        assert not list(path.rglob("*.partial"))
+    assert killed > RANDOM_KILLS / 2, "the kills came too late to prove anything"
+    record_property("G1", f"SIGKILL at {killed} random times: same digest, nothing left over")
+
+
+def test_without_file_descriptors_the_error_names_a_path_and_a_rerun_mends_it(
+    server: ForkServer, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    assert server.write(tmp_path / "whole")[0] == 0
+    digest = Cache(tmp_path / "whole").digest()
+    refused = 0
+    for more_files in range(6):
+        path = tmp_path / f"few-{more_files}"
+        status, _ = server.write(path, more_files=more_files)
+        said = path.with_suffix(".error").read_text()
+        if status:
+            refused += 1
+            assert "Too many open files" in said
+            assert str(path) in said
+        assert server.write(path)[0] == 0
+        assert Cache(path).digest() == digest
+    assert 0 < refused < 6
+    record_property("G5", f"EMFILE at {refused} limits: the error names the path, a rerun mends it")
 
 
 @needs_strace
@@ -84,10 +162,15 @@ def test_five_kills_in_one_run_end_the_same(
 @pytest.mark.root
 @pytest.mark.parametrize(("call", "errno"), [("fsync", "EIO"), ("rename", "ENOSPC")])
 def test_an_error_of_the_disk_names_path_and_bytes_and_a_rerun_mends_it(
-    call: str, errno: str, whole: tuple[str, dict[str, int]], tmp_path: Path
+    call: str,
+    errno: str,
+    whole: tuple[str, dict[str, int]],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     digest, counts = whole
-    for place in places(counts[call])[1:]:
+    tried = places(counts[call])[1:]
+    for place in tried:
         path = tmp_path / f"{call}-{place}"
         inject = f"inject={call}:error={errno}:when={place}"
         refused = write(path, "-e", f"trace={call}", "-e", inject)
@@ -97,6 +180,7 @@ def test_an_error_of_the_disk_names_path_and_bytes_and_a_rerun_mends_it(
         )
         assert write(path).returncode == 0
         assert Cache(path).digest() == digest
+    record_property("G5", f"{errno} at {len(tried)} {call}s: path and bytes named, rerun mends it")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")

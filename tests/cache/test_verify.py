@@ -12,8 +12,11 @@ import pytest
 from phistill.cache import Cache
 from phistill.cache.errors import CorruptCache, PhistillError
 from phistill.cache.verify import VerifyReport, discard, verify
+from tests.conftest import FULL
 
 CacheFactory = Callable[..., Cache]
+FLIPS_PER_FILE = 1000 if FULL else 20
+FLIPS_PER_SHARD = 3500 if FULL else 100
 
 
 def reopened(cache: Cache) -> VerifyReport:
@@ -27,17 +30,21 @@ def test_a_whole_cache_has_no_findings(make_cache: CacheFactory) -> None:
     assert report.num_files == 4 * (1 + 2 + 1)
 
 
-def test_every_sampled_flipped_byte_of_every_file_is_found(make_cache: CacheFactory) -> None:
+def test_every_sampled_flipped_byte_of_every_file_is_found(
+    make_cache: CacheFactory, record_property: Callable[[str, object], None]
+) -> None:
     cache = make_cache(num_rows=20)
     generator = np.random.default_rng(0)
     paths = [path for path in cache.path.rglob("*") if path.is_file()]
     assert len(paths) > 15
     missed = []
+    flips = 0
     for path in paths:
         if path.name == ".lock":
             continue
         good = path.read_bytes()
-        for _ in range(25):
+        for _ in range(FLIPS_PER_FILE):
+            flips += 1
             position = int(generator.integers(len(good)))
             bad = bytearray(good)
             bad[position] ^= 1 << int(generator.integers(8))
@@ -53,6 +60,37 @@ def test_every_sampled_flipped_byte_of_every_file_is_found(make_cache: CacheFact
         path.write_bytes(good)
     assert missed == []
     assert reopened(cache).findings == ()
+    record_property("G6", f"{flips:,} flipped bytes in {len(paths)} files: all found by verify")
+
+
+def test_no_flipped_byte_of_a_shard_is_read_as_a_value(
+    make_cache: CacheFactory, record_property: Callable[[str, object], None]
+) -> None:
+    """A normal read of the row either gives the stored bytes or raises."""
+    cache = make_cache(num_rows=20)
+    rows = np.arange(20)
+    generator = np.random.default_rng(1)
+    flips = silent = 0
+    for owner, kind in (("a", "patches"), ("a", "summary"), ("pixels", "pixels")):
+        good = cache.reader(owner, kind).read(rows)
+        for path in (path for path in cache.path.rglob("*") if f"{kind}/c/" in path.as_posix()):
+            if path.is_dir() or owner not in path.as_posix():
+                continue
+            content = path.read_bytes()
+            for _ in range(FLIPS_PER_SHARD):
+                bad = bytearray(content)
+                bad[int(generator.integers(len(bad)))] ^= 1 << int(generator.integers(8))
+                path.write_bytes(bad)
+                flips += 1
+                try:
+                    found = cache.reader(owner, kind).read(rows)
+                except CorruptCache:
+                    continue
+                silent += not np.array_equal(found, good)
+            path.write_bytes(content)
+    assert flips >= 6 * FLIPS_PER_SHARD
+    assert silent == 0
+    record_property("G6", f"{flips:,} flipped bytes of shards: 0 read as another value")
 
 
 def _says_the_same(good: bytes, bad: bytes) -> bool:
