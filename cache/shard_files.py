@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from .errors import CorruptCache
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
 
-REPAIR = "Run `phistill verify` to see what else is damaged, then extract that shard again."
+REPAIR = (
+    "Run `phistill verify CACHE` to see what else is damaged, then extract that shard again with "
+    "`phistill extract IMAGES --cache CACHE --repair`."
+)
 
 PREFETCH_BYTES = 128 * 2**10
 """Linux takes no more of one hint than a device's largest request or its readahead."""

@@ -147,7 +147,8 @@ def train(
         )
         losses = "  ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
         click.echo(f"Last losses: {losses}")
-    click.echo(f"Next: phistill evaluate {out}")
+    split = "" if result.num_heldout else " --split train"
+    click.echo(f"Next: phistill evaluate {out}{split}")
 
 
 @click.command()
@@ -232,7 +233,8 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path) -> None:
         result = run(caches, out, read_grid(grid), progress=show)
     click.echo(
         f"{out}: {result.num_trained} of {result.num_cells} cells trained in {result.num_passes} "
-        f"passes over the cache, {duration_text(result.seconds)}."
+        f"{'pass' if result.num_passes == 1 else 'passes'} over the cache, "
+        f"{duration_text(result.seconds)}."
     )
     click.echo(result.table.read_text("utf-8"))
 

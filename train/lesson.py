@@ -41,6 +41,12 @@ class Lesson:
     plan: RowPlan | MixedPlan
     precision: str
 
+    @property
+    def num_heldout(self) -> int:
+        """Rows that nothing is learnt from."""
+        teachers = list(dict.fromkeys(target.teacher for target in self.targets))
+        return len(self.cache.rows(teachers, "heldout"))
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says beside tensors and mutable state."""
         teachers = dict.fromkeys(target.teacher for target in self.targets)
@@ -100,6 +106,13 @@ def prepare(cache: Cache | JoinedCaches, config: TrainConfig, device: torch.devi
         )
     cache.require_complete(chosen_teachers(cache, config.teachers))
     targets = targets_of(cache, config.teachers, summaries=config.summary_loss != "none")
+    # The default loss is simply not used where no teacher has a summary; another was asked for.
+    if config.summary_loss not in ("cosine", "none") and SUMMARY not in {t.kind for t in targets}:
+        raise UsageError(
+            f"summary_loss={config.summary_loss!r} has nothing to act on: none of "
+            f"{', '.join(chosen_teachers(cache, config.teachers))} has a summary. "
+            "Take summary_loss='none', or teachers that have one."
+        )
     plan = plan_of(cache, config)
     normalizers, means, dispersions = {}, {}, {}
     for target in targets:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..cache.copying import CopyProgress
+from ..cache.errors import PhistillError
 from . import ranks as distributed
 from .allocator import keeping_freed_memory
 from .checkpoint import FOLDER
 from .config import TrainConfig
-from .data import Loader, Source
+from .data import Batch, Loader, Source
 from .evaluation import CacheArgument, open_cache
 from .lesson import Lesson, make_source, prepare
 from .ranks import Ranks
@@ -71,6 +72,7 @@ def train(
             seconds=seconds,
             rows_per_s=num_rows / seconds if num_rows else 0.0,
             wait_share=wait_s / seconds if num_rows else 0.0,
+            num_heldout=lesson.num_heldout,
             in_memory=in_memory,
             precision=run.lesson.precision,
             checkpoint=run.path / FOLDER / f"{run.trainee.done:08d}.safetensors",
@@ -78,8 +80,7 @@ def train(
 
 
 def _warn_when_nothing_is_held_out(lesson: Lesson, group: Ranks) -> None:
-    teachers = list(dict.fromkeys(target.teacher for target in lesson.targets))
-    if group.is_first and not lesson.cache.rows(teachers, "heldout").size:
+    if group.is_first and not lesson.num_heldout:
         warnings.warn(
             f"{lesson.cache.location} holds no image out: what the student learns can only be "
             "measured on images it has seen (evaluate --split train). Extract with --holdout 0.05 "
@@ -113,7 +114,7 @@ def run_steps(
     )
     runs = _alike_together(runs)
     with keeping_freed_memory(group.device), loader, StopRequest() as stop:
-        for batch in loader:
+        for batch in _saving_when_data_fails(loader, runs, group):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:
                 if run.trainee.done > batch.step:
@@ -124,6 +125,28 @@ def run_steps(
                 run.keep()
             _stop_if_asked(stop, runs, group)
     return loader.wait_s
+
+
+def _saving_when_data_fails(
+    batches: Iterable[Batch], runs: Sequence[Run], group: Ranks
+) -> Iterator[Batch]:
+    """The batches; where the cache cannot be read, what was learnt up to there is kept.
+
+    Several ranks save together, which they cannot when one of them has failed.
+    """
+    try:
+        yield from batches
+    except (PhistillError, OSError) as error:
+        learnt = [run for run in runs if run.trainee.done > run.first_step]
+        if group.world == 1 and learnt:
+            for run in learnt:
+                run.save()
+            if isinstance(error, PhistillError):
+                error.args = (
+                    f"{error} Training is saved after step {learnt[0].trainee.done}: mend the "
+                    "cache and run the same command again.",
+                )
+        raise
 
 
 def _alike_together(runs: Sequence[Run]) -> list[Run]:

@@ -80,6 +80,9 @@ class RunResult:
     num_rows: int
     """Training rows of one epoch."""
 
+    num_heldout: int
+    """Rows the run never learns from."""
+
     losses: dict[str, float]
     """Unweighted terms of the last step."""
 
@@ -267,23 +270,32 @@ class Run:
 
 def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
     """RunMismatch when the folder's config.json is that of another run."""
-    stored = path / "config.json"
-    if not stored.exists():
+    facts = stored_facts(path)
+    if facts is None:
         if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
             raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
         return
-    try:
-        facts = json.loads(stored.read_bytes())
-        config = facts["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
-    refuse_changes(path, config, lesson.config.to_dict())
+    refuse_changes(path, facts["config"], lesson.config.to_dict())
     refuse_other_teachers(lesson.cache, facts["teachers"], path)
     if facts["order_digest"] != lesson.plan.digest:
         raise RunMismatch(
             f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.location} now "
             f"gives {lesson.plan.num_images} or orders them differently. Train into another --out."
         )
+
+
+def stored_facts(path: Path) -> dict[str, Any] | None:
+    """What a run folder's config.json says; None where there is none yet."""
+    stored = path / "config.json"
+    try:
+        facts = json.loads(stored.read_bytes())
+        if not isinstance(facts["config"], dict):
+            raise TypeError("config is not a table")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
+    return dict(facts)
 
 
 def _is_leftover(entry: Path) -> bool:

@@ -23,11 +23,12 @@ from ..cache import Cache, publish
 from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches
 from . import loop
+from .changes import refuse_changes
 from .evaluation import CacheArgument, EvalRow, evaluate, open_cache
 from .grid import Cell
 from .lesson import make_source, prepare
 from .ranks import Ranks, resolve_device
-from .run import Progress, Run
+from .run import Progress, Run, stored_facts
 from .tables import publish_tables
 
 EVALUATION = "evaluation.json"
@@ -70,6 +71,7 @@ def sweep(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = list(grid)[rank::world]
     local = int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None
+    _refuse_changed_cells(folder, mine)
     num_trained = num_passes = 0
     for cells in _sharing(mine):
         group = Ranks(device=resolve_device(cells[0].config.device, local))
@@ -88,6 +90,17 @@ def sweep(
         seconds=time.perf_counter() - begun,
         table=table,
     )
+
+
+def _refuse_changed_cells(folder: Path, grid: Sequence[Cell]) -> None:
+    """RunMismatch, before anything is trained, when a cell's folder has other settings.
+
+    A finished cell is never opened again: only this tells that the grid's file has changed since.
+    """
+    for cell in grid:
+        facts = stored_facts(folder / cell.name)
+        if facts is not None:
+            refuse_changes(folder / cell.name, facts["config"], cell.config.to_dict())
 
 
 def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
@@ -113,7 +126,13 @@ def _one_pass(
     runs: list[Run] = []
     for cell in open_cells:
         tell = None if progress is None else _named(progress, cell.name)
-        runs.append(Run(folder / cell.name, prepare(cache, cell.config, group.device), group, tell))
+        lesson = prepare(cache, cell.config, group.device)
+        if not lesson.num_heldout:
+            raise UsageError(
+                f"{cache.location} holds no image out, so there is nothing to compare settings on. "
+                "Extract a cache with --holdout 0.05."
+            )
+        runs.append(Run(folder / cell.name, lesson, group, tell))
         stack.callback(runs[-1].close)
     waiting = [run for run in runs if not run.is_finished]
     if waiting:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.errors import LockHeld, RunMismatch, UsageError
+from phistill.cache.errors import CorruptCache, LockHeld, RunMismatch, UsageError
 from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
 from phistill.train.evaluation import as_table
 from phistill.train.metrics import read_metrics
+from phistill.train.plan import make_plan
 
 Config = Callable[..., TrainConfig]
 
@@ -94,6 +96,46 @@ def test_a_single_row_has_no_interval(
     assert "±" in as_table(several)
     assert "±" not in as_table(one)
     assert {line.cosine_error for line in one} == {None}
+
+
+def test_a_damaged_shard_stops_a_run_that_goes_on_when_it_is_mended(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=64, shard_rows=8)
+    fit_stats(cache, workers=1)
+    config = make_config(num_steps=7, memory_bytes=0, loader_workers=0)
+    whole = train(cache, tmp_path / "whole", config)
+    row = int(make_plan(cache, config).step(4)[0])
+    shard = cache.path / "teachers" / "a" / "patches" / "c" / str(row // 8) / "0" / "0"
+    good = shard.read_bytes()
+    shard.write_bytes(bytes(byte ^ 1 for byte in good[:-200]) + good[-200:])
+    first = _first_step_with_shard(cache, config, row // 8)
+    with pytest.raises(CorruptCache, match=_WHERE.format(shard=row // 8, step=first)):
+        train(store.open(cache.path), tmp_path / "run", config)
+    shard.write_bytes(good)
+    again = train(store.open(cache.path), tmp_path / "run", config)
+    assert again.resumed_from == first
+    assert again.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+_WHERE = (
+    r"teacher a, patches: row \d+ \(shard {shard}, .*phistill verify.*--repair.*"
+    r"saved after step {step}:"
+)
+
+
+def _first_step_with_shard(cache: Cache, config: TrainConfig, shard: int) -> int:
+    plan = make_plan(cache, config)
+    return next(step for step in range(7) if shard in plan.step(step) // 8)
+
+
+def test_a_loss_of_summaries_needs_a_teacher_with_one(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    config = make_config(teachers=("b",), summary_loss="balanced-angle")
+    with pytest.raises(UsageError, match="none of b has a summary"):
+        train(fitted_cache, tmp_path / "run", config)
+    train(fitted_cache, tmp_path / "run", make_config(teachers=("b",), num_steps=1))
 
 
 def test_a_run_folder_has_one_trainer(

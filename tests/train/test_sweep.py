@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from phistill.cache import ArrayReader, Cache
-from phistill.cache.errors import UsageError
+from phistill.cache.errors import RunMismatch, UsageError
+from phistill.stats import fit_stats
 from phistill.train import Interrupted, Progress, TrainConfig, cells, read_grid, sweep, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.evaluation import EvalRow
@@ -133,6 +134,27 @@ def test_a_stopped_sweep_goes_on_and_leaves_finished_cells_alone(
         assert all(torch.equal(v, two.tensors[k]) for k, v in one.tensors.items())
     again = sweep(fitted_cache, tmp_path / "parts", grid)
     assert (again.num_trained, again.num_passes) == (0, 0)
+
+
+def test_a_changed_grid_is_refused_also_for_finished_cells(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    settings = {"normalizer": ["none"], "summary_loss": ["none"], "seed": [0]}
+    sweep(fitted_cache, tmp_path / "sweep", cells(base(make_config), settings))
+    changed = cells({**base(make_config), "weight_decay": 0.5}, {**settings, "seed": [1, 0]})
+    with pytest.raises(RunMismatch, match=r"weight_decay: 0.02 -> 0.5"):
+        sweep(fitted_cache, tmp_path / "sweep", changed)
+    assert not (tmp_path / "sweep" / changed[0].name).exists()
+
+
+def test_a_sweep_without_held_out_images_is_refused_before_it_trains(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=40, holdout=0.0)
+    fit_stats(cache, workers=1)
+    with pytest.raises(UsageError, match=r"nothing to compare settings on.*--holdout"):
+        sweep(cache, tmp_path / "sweep", cells(base(make_config), GRID))
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_the_table_says_what_each_cell_scored(
