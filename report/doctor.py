@@ -40,6 +40,7 @@ EXTRAS = {
     "tensorboard": ("TensorBoard events", "tensorboard"),
     "distributed": ("dask clusters", "distributed"),
     "transformers": ("teachers from transformers", "transformers"),
+    "obstore": ("caches on object stores", "s3"),
 }
 LITTLE_SPACE = 10 * 10**9
 HUB_TIMEOUT_S = 10.0

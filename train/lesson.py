@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches
 from ..stats import METHODS, Normalizer, fitted, load_moments, load_row
 from ..stats.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
+from .advice import advice
 from .config import TrainConfig
 from .data import PIXELS, Source
 from .mixing import MixedPlan, plan_of
@@ -184,4 +186,12 @@ def make_source(lesson: Lesson, ranks: Ranks, near: Cache | JoinedCaches | None 
     budget = lesson.config.memory_bytes // ranks.world
     if len(lesson.plan.rows) * source.row_bytes <= budget:
         source.keep_in_memory(lesson.plan.rows)
+    elif text := advice(
+        source.cache,
+        order=lesson.config.order,
+        num_rows=len(lesson.plan.rows),
+        row_bytes=source.row_bytes,
+        num_arrays=len(source.readers),
+    ):
+        warnings.warn(text, stacklevel=2)
     return source
