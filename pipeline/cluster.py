@@ -63,13 +63,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a task committed."""
+    """A shard that is committed, by a task or by one that was lost before."""
 
-    num_shards: int
+    owner: str
+    shard: int
     num_rows: int
     num_bytes: int
-    num_rejects: int
-    """Of the whole cache, as far as the task knows."""
+    rejects: tuple[int, ...]
+    """Rows."""
 
 
 class _Session:
@@ -77,9 +78,9 @@ class _Session:
 
     def __init__(self, job: Job) -> None:
         options = job.options
-        if options.num_workers is None:
-            share = max(1, num_cores() // job.workers_per_host)
-            options = replace(options, num_workers=share)
+        cores = num_cores()
+        if options.num_workers is None and cores == os.cpu_count():  # nobody bound this process
+            options = replace(options, num_workers=max(1, cores // job.workers_per_host))
         self.request = make_request(job.images, job.cache, job.teachers, job.settings, options)
         self.prepared: Prepared | None = None
         self.lock = threading.Lock()
@@ -115,16 +116,28 @@ def prepare_task(job: Job) -> Facts:
     return Facts(prepared.num_repaired, prepared.num_new_images)
 
 
-def shards_task(job: Job, shards: tuple[int, ...]) -> Done:
-    """Extract what is missing of some shards."""
+def shards_task(job: Job, shards: tuple[int, ...]) -> list[Done]:
+    """Extract what is missing of some shards; returns all that is there of them then."""
     session = _session(job)
     request = session.request
     with session.lock:
         if session.prepared is None:
             session.prepared = Prepared(store.open(request.files), {})
-        with holding(session.prepared.cache, shards, ZOMBIE_LIMIT_S):
-            work = extract_shards(request, session.prepared, shards)
-    return Done(work.num_shards, work.done_rows, work.written_bytes, work.num_rejects)
+        cache = session.prepared.cache
+        with holding(cache, shards, ZOMBIE_LIMIT_S):
+            extract_shards(request, session.prepared, shards)
+    return [
+        Done(
+            owner,
+            record.shard,
+            record.num_rows,
+            sum(size for size, _ in record.files.values()),
+            tuple(record.start + slot for slot in record.reasons),
+        )
+        for owner in cache.owners
+        for record in map(cache.commits(owner).get, shards)
+        if record is not None
+    ]
 
 
 def extract_on_cluster(
@@ -146,10 +159,12 @@ def extract_on_cluster(
     assert scheduler is not None, "extract sees to it"
     say = on_notice or (lambda text: None)
     with connected(scheduler) as client:
-        workers = list(client.nthreads())
+        workers: dict[str, int] = client.nthreads()
         say(f"{len(workers)} workers at {scheduler}, dashboard {client.dashboard_link or 'off'}")
         if not workers:
             say("the cluster has no worker yet: waiting for one.")
+        if max(workers.values(), default=1) > 1:
+            say("a worker runs one task at a time, whatever its threads: start it with one.")
         hosts = Counter(address.rpartition(":")[0] for address in workers)
         job = Job(
             token=uuid.uuid4().hex,
@@ -166,9 +181,10 @@ def extract_on_cluster(
         meter = _Meter(cache, teachers, started, on_progress)
         futures = [
             client.submit(shards_task, job, shards, key=f"shards-{job.token}-{i}", pure=False)
-            for i, shards in enumerate(_tasks(meter.missing, len(workers)))
+            for i, shards in enumerate(_tasks(meter.shards, len(workers)))
         ]
-        out_of_time = not meter.count_all(finished(client, futures, options.time_limit_s))
+        left_s = None if options.time_limit_s is None else options.time_limit_s - meter.elapsed_s
+        out_of_time = not meter.count_all(finished(client, futures, left_s))
     if out_of_time:
         say("the workers finish the shards that they are at.")
     return ExtractReport(
@@ -215,43 +231,55 @@ class _Meter:
         self._started, self._on_progress = started, on_progress
         wanted = [TeacherSpec.parse(text).name for text in teachers] or list(cache.teachers)
         pixels = [names.PIXELS] if cache.info.pixel_size else []
-        missing = {owner: cache.missing_shards(owner) for owner in (*pixels, *wanted)}
-        self.missing = sorted(set().union(*missing.values()))
-        """Shards that have to be extracted."""
-        ranges = [cache.info.shard_range(shard) for found in missing.values() for shard in found]
+        self._missing = {
+            (owner, shard) for owner in (*pixels, *wanted) for shard in cache.missing_shards(owner)
+        }
+        self.shards = sorted({shard for _, shard in self._missing})
+        """Those that have to be extracted."""
+        ranges = [cache.info.shard_range(shard) for _, shard in self._missing]
         self._total_rows = sum(stop - start for start, stop in ranges)
-        ranges = [cache.info.shard_range(shard) for shard in self.missing]
-        self._num_images = sum(stop - start for start, stop in ranges)
-        self.num_shards = self.num_bytes = self._num_rows = self._num_rejects = 0
+        self._num_images = sum(
+            stop - start for start, stop in map(cache.info.shard_range, self.shards)
+        )
+        self.num_shards = self.num_bytes = self._num_rows = 0
+        self._rejected: set[int] = set()
+        self._pass_started = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
 
     def count_all(self, futures: Iterator[Any]) -> bool:
-        """Count tasks as they finish; False when the time was up first."""
+        """Count what tasks committed as they finish; False when the time was up first."""
         self._report()
         try:
             for future in futures:
-                done: Done = future.result()
+                for done in future.result():
+                    self._count(done)
                 future.release()
-                self.num_shards += done.num_shards
-                self.num_bytes += done.num_bytes
-                self._num_rows += done.num_rows
-                self._num_rejects = max(self._num_rejects, done.num_rejects)
                 self._report()
         except TimeoutError:
             return False
         return True
 
+    def _count(self, done: Done) -> None:
+        if (done.owner, done.shard) in self._missing:
+            self.num_shards += 1
+            self.num_bytes += done.num_bytes
+            self._num_rows += done.num_rows
+        self._rejected.update(done.rejects)
+
     def _report(self) -> None:
         if self._on_progress is not None:
-            elapsed_s = time.monotonic() - self._started
             self._on_progress(
                 ExtractProgress(
                     done_rows=self._num_rows,
                     computed_rows=self._num_rows,
                     total_rows=self._total_rows,
                     num_images=self._num_images,
-                    num_rejects=self._num_rejects,
+                    num_rejects=len(self._rejected),
                     written_bytes=self.num_bytes,
-                    elapsed_s=elapsed_s,
-                    pass_s=elapsed_s,
+                    elapsed_s=self.elapsed_s,
+                    pass_s=time.monotonic() - self._pass_started,
                 )
             )

@@ -50,13 +50,15 @@ def finished(client: Any, futures: Sequence[Any], timeout_s: float | None = None
                 future.result()
             except api.KilledWorker as error:
                 raise PhistillError(
-                    f"a task was lost with each worker that tried it: {error} Look at the workers' "
-                    "logs; most often they ran out of memory. What was finished is kept."
+                    f"a task was lost with each of the {error.allowed_failures + 1} workers that "
+                    f"tried it, the last at {error.last_worker.address}. Look at their logs; most "
+                    "often they ran out of memory. What was finished is kept."
                 ) from error
             except api.CancelledError as error:
                 raise PhistillError(
-                    f"the cluster gave up a task ({error}). Its scheduler was stopped, or the task "
-                    "cancelled by someone else. What was finished is kept."
+                    "the cluster gave up a task: its scheduler was stopped or cannot be reached, "
+                    f"or someone cancelled it ({getattr(error, 'reason', 'no reason given')}). "
+                    "What was finished is kept."
                 ) from error
             except ModuleNotFoundError as error:
                 if (error.name or "").split(".")[0] != "phistill":
