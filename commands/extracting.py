@@ -143,7 +143,7 @@ def extract(
     )
     title = f"extract, worker {share}" if share else "extract"
     last: list[ExtractProgress] = []
-    with progress_bar(title) as bar:
+    with progress_bar(title, lines=options.get("local_rank") is not None) as bar:
 
         def show(at: ExtractProgress) -> None:
             last[:] = [at]
@@ -181,9 +181,6 @@ def extract(
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)
-    if share and report.missing_shards:
-        click.echo("\n".join(who_misses(report.missing_shards, share, found.files.holders())))
-        return
     click.echo(f"Next: phistill fit-stats {cache}")
 
 

@@ -183,7 +183,8 @@ def extract_on_cluster(
             client.submit(shards_task, job, shards, key=f"shards-{job.token}-{i}", pure=False)
             for i, shards in enumerate(_tasks(meter.shards, len(workers)))
         ]
-        left_s = None if options.time_limit_s is None else options.time_limit_s - meter.elapsed_s
+        limit_s = options.time_limit_s
+        left_s = None if limit_s is None else max(0.0, round(limit_s - meter.elapsed_s, 3))
         out_of_time = not meter.count_all(finished(client, futures, left_s))
     if out_of_time:
         say("the workers finish the shards that they are at.")

@@ -31,8 +31,11 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Bar]:
-    """A bar that is drawn on a terminal; elsewhere lines, which a batch system's log keeps."""
+def progress_bar(title: str, *, lines: bool = False) -> Iterator[Bar]:
+    """A bar that is drawn on a terminal; elsewhere lines, which a batch system's log keeps.
+
+    ``lines`` are also for processes that share a terminal: only one of them could draw.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,7 +45,7 @@ def progress_bar(title: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if lines or not console.is_terminal:
         yield LogLines(title, lambda line: print(line, file=sys.stderr, flush=True))
         return
     with Progress(*columns, console=console) as progress:

@@ -142,19 +142,17 @@ def test_a_task_waits_for_a_lost_worker_that_still_writes_and_then_does_nothing(
     before = cache.digest()
     record = (cache.path / "commits/t/000003.json").read_bytes()
     cache.forget_shard("t", 3)
-    done: list[int] = []
-
-    def run() -> None:
-        done.append(extract(folder, cache.path, options=on(cluster)).num_shards)
-
-    task = threading.Thread(target=run)
+    written = (cache.path / "teachers/t/patches/c/3/0/0").stat().st_mtime_ns
+    task = threading.Thread(
+        target=extract, args=(folder, cache.path), kwargs={"options": on(cluster)}
+    )
     with cache.writing([2, 3]):
         task.start()
         task.join(2)
         assert task.is_alive()
         cache.write_small("commits/t/000003.json", record)  # the last a lost worker does
     task.join()
-    assert done == [0]
+    assert (cache.path / "teachers/t/patches/c/3/0/0").stat().st_mtime_ns == written
     assert cache.digest() == before
 
 

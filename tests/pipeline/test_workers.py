@@ -180,3 +180,15 @@ def test_the_command_takes_its_share_from_torchrun_and_says_so(
     found = CliRunner().invoke(main, [*map(str, arguments), "--worker", "0/1"])
     assert "this is worker 0/2." in found.stderr
     assert "Next: phistill fit-stats" in found.stdout
+
+
+def test_machines_that_share_nothing_merge_their_shares(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    for index, name in enumerate(("here", "there")):
+        share = ExtractOptions(share=Share(index, 2))
+        extract(folder, tmp_path / name, [f"t={tiny}"], settings=SETTINGS, options=share)
+    found = CliRunner().invoke(main, ["merge", str(tmp_path / "here"), str(tmp_path / "there")])
+    assert found.exit_code == 0, found.output
+    assert store.open(tmp_path / "here").digest() == whole.digest()
