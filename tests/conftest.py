@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,21 +63,29 @@ FULL = os.environ.get("PHISTILL_FULL") == "1"
 """Whether the guarantees are tried at their full size: `make torture`."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that proves a guarantee says so: ``guarantee(name, figure)``."""
+    for item in items:
+        item.user_properties += [mark.args for mark in item.iter_markers("guarantee")]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """At full size, print the figures that tests recorded as a Markdown table."""
-    figures = [
-        (name, str(figure), report.nodeid.split("::")[-1])
+    """At full size, print what was proven as a Markdown table."""
+    figures = Counter(
+        (str(name), str(figure), report.nodeid.split("::")[-1].split("[")[0])
         for report in terminalreporter.getreports("passed")
         for name, figure in report.user_properties
-        if name[:1] in "GN"
-    ]
-    if FULL and figures:
-        terminalreporter.section("figures")
-        terminalreporter.write_line("| guarantee | figure | test |")
-        terminalreporter.write_line("|---|---|---|")
-        for name, figure, test in sorted(figures, key=lambda row: (row[0][0], int(row[0][1:]))):
-            terminalreporter.write_line(f"| {name} | {figure} | `{test}` |")
+    )
+    if not FULL or not figures:
+        return
+    terminalreporter.section("figures")
+    terminalreporter.write_line("| guarantee | what was tried, and passed | cases | test |")
+    terminalreporter.write_line("|---|---|---|---|")
+    for (name, figure, test), cases in sorted(
+        figures.items(), key=lambda row: (row[0][0][0], int(row[0][0][1:]), row[0][2])
+    ):
+        terminalreporter.write_line(f"| {name} | {figure} | {cases} | `{test}` |")
 
 
 def build_cache(

@@ -146,6 +146,7 @@ def test_without_file_descriptors_the_error_names_a_path_and_a_rerun_mends_it(
     record_property("G5", f"EMFILE at {refused} limits: the error names the path, a rerun mends it")
 
 
+@pytest.mark.guarantee("G2", "five kills in one run: same digest")
 @needs_strace
 @pytest.mark.root
 def test_five_kills_in_one_run_end_the_same(
@@ -183,6 +184,7 @@ def test_an_error_of_the_disk_names_path_and_bytes_and_a_rerun_mends_it(
     record_property("G5", f"{errno} at {len(tried)} {call}s: path and bytes named, rerun mends it")
 
 
+@pytest.mark.guarantee("G5", "a full file system: path and bytes named, same digest after freeing")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 @pytest.mark.root
 def test_a_full_disk_is_explained_and_the_run_goes_on_after_space_is_freed(

@@ -111,6 +111,9 @@ def make(tmp_path: Path) -> Callable[[], Cache]:
     return new
 
 
+@pytest.mark.guarantee(
+    "G8", "20 trials of two writers: one proceeds, one is refused within 2 s, 0 rows lost"
+)
 def test_of_two_writers_on_one_range_one_proceeds_and_no_row_is_lost(
     make: Callable[[], Cache], writers: tuple[Writer, Writer]
 ) -> None:
@@ -167,6 +170,7 @@ def test_writers_of_disjoint_shards_work_at_once_and_keep_out_whoever_wants_all(
     assert not cache.missing_shards("t")
 
 
+@pytest.mark.guarantee("G8", "free as soon as a killed writer is gone")
 def test_a_killed_writer_frees_its_shards_at_once(
     make: Callable[[], Cache], writers: tuple[Writer, Writer]
 ) -> None:

@@ -123,6 +123,7 @@ def test_neighbouring_rows_come_in_one_request_and_whole_shards_in_none_after_th
     assert proxy.requests == []
 
 
+@pytest.mark.guarantee("G22", "503 three times, cut, lost, late or repeated requests: same digest")
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 @pytest.mark.parametrize("kind", ["503", "cut", "lost", "delay", "repeat"])
 def test_a_disturbed_writer_leaves_the_same_cache(
@@ -141,6 +142,9 @@ def test_a_disturbed_writer_leaves_the_same_cache(
     assert remote.digest() == local.digest()
 
 
+@pytest.mark.guarantee(
+    "G22", "the same faults and flipped bytes: right rows or an error, never a hole"
+)
 @pytest.mark.parametrize("kind", ["503", "cut", "short", "lost", "flip", "delay", "repeat"])
 def test_a_disturbed_reader_gets_the_right_rows(
     kind: Any, make_cache: CacheFactory, bucket_url: str, proxy: Proxy

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from phistill.cache import Cache
 from phistill.cache.verify import verify
@@ -14,6 +15,7 @@ from phistill.cache.verify import verify
 DATA = Path(__file__).parent.parent / "data"
 
 
+@pytest.mark.guarantee("G23", "format 1 opens")
 def test_a_version_1_cache_opens_and_gives_its_values() -> None:
     cache = Cache(DATA / "cache-v1")
     assert cache.info.format == 1

@@ -89,6 +89,7 @@ def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_cache(tmp_path_factory.mktemp("fuzz") / "c", num_rows=12, rejects=[3]).path
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.data())
 def test_a_root_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
@@ -103,6 +104,7 @@ def test_a_root_is_read_or_refused(example_cache: Path, data: st.DataObject) -> 
     assert json.dumps(info.to_dict())
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.data())
 def test_a_teacher_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
@@ -117,6 +119,7 @@ def test_a_teacher_is_read_or_refused(example_cache: Path, data: st.DataObject) 
     assert ".." not in teacher.name
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.data())
 def test_a_commit_record_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
@@ -130,6 +133,7 @@ def test_a_commit_record_is_read_or_refused(example_cache: Path, data: st.DataOb
     assert all(isinstance(size, int) for size, _ in found.files.values())
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.binary(max_size=300), rows=st.integers(1, 8), row_bytes=st.integers(1, 64))
 def test_a_shard_index_points_inside_its_file_or_is_refused(
@@ -148,6 +152,7 @@ def test_a_shard_index_points_inside_its_file_or_is_refused(
         assert ((offsets >= -1) & (offsets + row_bytes <= len(good))).all()
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.binary(max_size=64) | st.text(max_size=64).map(str.encode))
 @example(b"[" * 100_000)
@@ -170,6 +175,7 @@ def test_a_document_beyond_the_cap_is_not_parsed() -> None:
         parse(Endless(), "the record")
 
 
+@pytest.mark.guarantee("G20", "18 TiB claimed: refused within 64 MiB")
 @pytest.mark.parametrize("field", ["num_rows", "start"])
 def test_a_root_that_claims_terabytes_costs_no_memory(example_cache: Path, field: str) -> None:
     """18 TiB of rows, in the root and in the arrays, over a cache of a few kilobytes."""

@@ -108,6 +108,9 @@ def mutant(data: bytes, other: bytes, generator: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.guarantee(
+    "G13", f"{MUTANTS:,} mutants of a format: accepted + rejected = all, 0 decoders lost"
+)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_mutant_is_used_or_rejected_with_a_reason(format: str) -> None:
     mode = "L" if format == "SGI" else "RGB"
@@ -200,6 +203,7 @@ CURATED: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
 }
 
 
+@pytest.mark.guarantee("G13", f"{len(CURATED)} odd images go as stated")
 def test_the_curated_list_goes_as_stated() -> None:
     shard = decoded([make() for make, _ in CURATED.values()])
     for row, (what, (_, expected)) in enumerate(CURATED.items()):

@@ -21,6 +21,7 @@ from phistill.pipeline.views import View
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
 
 
+@pytest.mark.guarantee("G12", "0 mismatched (id, feature) pairs")
 def test_every_row_holds_the_features_of_its_own_image(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_changed_images_are_refused_when_a_teacher_is_added(
         extract(folder, tmp_path / "c", [f"u={tiny}?scale=2"])
 
 
+@pytest.mark.guarantee("G16", "NaN, infinity, overflow: rejects, never stored")
 def test_non_finite_features_are_rejects_and_never_stored(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_non_finite_features_are_rejects_and_never_stored(
     assert np.isfinite(patches).all()
 
 
+@pytest.mark.guarantee("G15", "the run stops with the budget named")
 def test_more_rejects_than_the_budget_stop_the_run(folder: Path, tiny: str, tmp_path: Path) -> None:
     for number in range(20):
         (folder / f"bad-{number}.jpg").write_bytes(b"x" * number)
@@ -127,6 +130,9 @@ def test_two_teachers_need_two_names(folder: Path, tiny: str, tmp_path: Path) ->
         extract(folder, tmp_path / "c", [f"t={tiny}", f"t={tiny}?scale=2"])
 
 
+@pytest.mark.guarantee(
+    "G3", "SIGKILL, SIGTERM (143), SIGINT (130): out within 10 s, same digest after resuming"
+)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
@@ -160,6 +166,7 @@ def test_an_extraction_stopped_half_way_ends_as_an_uninterrupted_one(
     assert not list(target.rglob("*.partial"))
 
 
+@pytest.mark.guarantee("G7", "only damaged shards are extracted again, same digest")
 def test_repair_extracts_only_damaged_shards_and_restores_the_digest(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def images(tmp_path: Path, tiny: str) -> Path:
     return folder
 
 
+@pytest.mark.guarantee("G11", "a changed identity field: refused and named")
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_changed_field_is_refused_and_named(images: Path, tmp_path: Path, what: str) -> None:
     option, field = CHANGES[what]
@@ -64,6 +65,7 @@ def test_another_arithmetic_is_refused_and_named(images: Path, tmp_path: Path) -
         extract(images, tmp_path / "c", [TEACHER], options=other)
 
 
+@pytest.mark.guarantee("G11", "moved path, mtime, workers: no false refusal")
 def test_paths_times_and_workers_are_no_part_of_it(images: Path, tmp_path: Path) -> None:
     extract(images, tmp_path / "c", [TEACHER], settings=SETTINGS, options=CPU)
     moved = tmp_path / "elsewhere" / "photos"

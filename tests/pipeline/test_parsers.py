@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ EXAMPLES = 15_000 if os.environ.get("PHISTILL_FULL") == "1" else 300
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("a1:=?&/.,x-%[]"), st.characters()), max_size=40)
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed texts: parsed or refused")
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(TEXT)
 @example("a=b:c?d=%ff")
@@ -29,6 +31,7 @@ def test_a_teacher_is_parsed_or_refused(text: str) -> None:
         Adjustment.take(dict(spec.options))
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed texts: parsed or refused")
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.one_of(TEXT, TEXT.map(lambda text: f"random-resized-crop?{text}")))
 @example("random-resized-crop?scale=nan,1")
@@ -40,6 +43,7 @@ def test_a_view_is_parsed_or_refused(text: str) -> None:
         assert placed.box[2] > placed.box[0]
 
 
+@pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed texts: parsed or refused")
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from(["mean", "std", "grid", "pad_from", "interpolation", "resample"]), TEXT)
 @example("mean", "nan")

@@ -109,6 +109,9 @@ LAB = textwrap.dedent("""
 """)
 
 
+@pytest.mark.guarantee(
+    "G17", f"SIGKILL at {KILLS} random steps: losses, rows and weights bit-identical"
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_random_steps_ends_in_the_same_bits(
     workers: int, fitted_cache: Cache, make_config: Config, tmp_path: Path
@@ -147,6 +150,9 @@ def flipped(data: bytes, position: int, mask: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.guarantee(
+    "G18", "torn, flipped, missing latest: the one before is used, with a warning"
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "empty"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_a_damaged_latest_checkpoint_is_passed_over_with_a_warning(
@@ -170,6 +176,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_with_a_warning(
     assert again.checkpoint.read_bytes() == before
 
 
+@pytest.mark.guarantee("G18", "1,000 flipped bytes of checkpoints: 0 load")
 def test_no_flip_in_a_checkpoint_loads_silently(
     fitted_cache: Cache, make_config: Config, tmp_path: Path
 ) -> None:
