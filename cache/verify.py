@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from .commit import CommitRecord
 from .errors import CorruptCache, UsageError
 from .index import read_index
 from .info import DTYPES
+from .sealed import unseal
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
+from .statistic_files import statistics_files
 from .store import Cache
 
 VerifyProgress = Callable[[int, int], None]
@@ -41,6 +43,8 @@ class Finding:
     """Global rows whose stored values are wrong, where that can be told."""
     unfinished: bool = False
     """Nothing is damaged: the shard was never committed."""
+    statistics: bool = False
+    """It is about moments or a normalizer, which ``fit-stats --repair`` makes again."""
 
     def __str__(self) -> str:
         where = self.owner or "cache"
@@ -65,7 +69,8 @@ class VerifyReport:
 
 
 def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyReport:
-    """Check the index, every zarr.json, every commit record and every byte of every shard."""
+    """Check the index, every zarr.json, every commit record, every byte of every shard, and all
+    stored statistics by the digest that they carry."""
     findings = list(_metadata(cache))
     records: list[CommitRecord] = []
     for owner in cache.owners:
@@ -73,7 +78,9 @@ def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyRep
         findings += broken
         records += found
     findings += _different_images(cache, records)
+    statistics = [path for name in cache.teachers for path in statistics_files(cache.files, name)]
     total = sum(size for record in records for size, _ in record.files.values())
+    total += sum(cache.files.size(path) or 0 for path in statistics)
     done = num_files = 0
     for record in records:
         for path, (size, sha256) in record.files.items():
@@ -82,13 +89,31 @@ def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyRep
             done, num_files = done + size, num_files + 1
             if progress is not None:
                 progress(done, total)
-    return VerifyReport(tuple(findings), num_files, total)
+    findings += damaged_statistics(cache)
+    if progress is not None and total:
+        progress(total, total)
+    return VerifyReport(tuple(findings), num_files + len(statistics), total)
+
+
+def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> list[Finding]:
+    """Files of moments and normalizers that are not what was written; all teachers by default."""
+    findings = []
+    for name in cache.teachers if teachers is None else teachers:
+        for path in statistics_files(cache.files, name):
+            try:
+                unseal(cache.files.read(path))
+            except FileNotFoundError:
+                continue  # replaced in between
+            except (ValueError, OSError) as error:
+                findings.append(Finding(name, None, path, str(error), statistics=True))
+    return findings
 
 
 def discard(cache: Cache, report: VerifyReport) -> int:
     """Take back the commit of every damaged shard and write damaged array documents anew.
 
     The shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
+    Damaged statistics are deleted, and ``fit_stats`` makes them again.
     Raises CorruptCache for damage that no extraction can undo (the index, the root).
     """
     hopeless = [finding for finding in report.damaged if not finding.owner]
@@ -101,7 +126,9 @@ def discard(cache: Cache, report: VerifyReport) -> int:
     for owner, shard in sorted(shards):
         cache.forget_shard(owner, shard)
     for finding in report.damaged:
-        if finding.shard is None:
+        if finding.statistics:
+            cache.files.delete(finding.path)
+        elif finding.shard is None:
             cache.restore_metadata(finding.owner)
     return len(shards)
 

@@ -40,10 +40,13 @@ def inspect(cache: str, as_json: bool, show_rejects: bool) -> None:
 )
 @click.option("--device", default="auto", show_default=True, help="For --live.")
 def verify(cache: str, images: Path | None, live: int | None, device: str) -> None:
-    """Check every byte of features, pixels, index and records.
+    """Check every byte of features, pixels, index, records and statistics.
 
-    Statistics are checked whenever they are read. Exits with 1 when anything is damaged or
-    unfinished, and names teacher, shard and rows.
+    Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
+
+    \b
+    phistill verify my.cache
+    phistill verify my.cache photos/ --live 8
     """
     from phistill import cache as store
     from phistill.cache.errors import UsageError
@@ -70,10 +73,11 @@ def verify(cache: str, images: Path | None, live: int | None, device: str) -> No
             "be extracted again: restore that file from a copy, or make a new cache."
         )
     elif report.damaged:
-        click.echo(
-            f"{len(report.damaged)} damaged; {checked}. "
-            f"Mend it with: phistill extract IMAGES --cache {cache} --repair"
-        )
+        click.echo(f"{len(report.damaged)} damaged; {checked}.")
+        if not all(finding.statistics for finding in report.damaged):
+            click.echo(f"Mend it with: phistill extract IMAGES --cache {cache} --repair")
+        if any(finding.statistics for finding in report.damaged):
+            click.echo(f"Mend statistics with: phistill fit-stats {cache} --repair")
     else:
         click.echo(
             f"Nothing is damaged, {len(report.findings)} shards are unfinished; {checked}. "

@@ -29,6 +29,7 @@ from .arguments import (
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device.")
 @click.option("--workers", type=int, help="Processes; threads of this one by default.")
 @click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
+@click.option("--repair", is_flag=True, help="Check every stored file; make damaged ones again.")
 def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     """Compute the moments of every teacher and fit PHI-S.
 

@@ -15,8 +15,15 @@ import numpy as np
 
 from .. import cache as store
 from ..cache import Cache
-from ..cache.errors import DegenerateMoments, MissingMoments, StaleMoments
+from ..cache.errors import (
+    CorruptCache,
+    DegenerateMoments,
+    MissingMoments,
+    StaleMoments,
+    UsageError,
+)
 from ..cache.files import Files
+from ..cache.verify import damaged_statistics
 from .blas import one_blas_thread
 from .dispersion import dispersion
 from .groups import (
@@ -48,6 +55,7 @@ def fit_stats(
     device: str = "cpu",
     workers: int | None = None,
     scheduler: str | None = None,
+    repair: bool = False,
     progress: ProgressCallback | None = None,
 ) -> list[StatsRow]:
     """Moments and PHI-S of every array of the named teachers (None: all); one row per array.
@@ -57,8 +65,9 @@ def fit_stats(
     takes float64 products. tokens_per_image and max_images subsample by seed. trim leaves out that
     fraction of tokens, those farthest from the mean, in a second pass; summaries stay whole. device
     is cpu (NumPy) or a torch device for the products. workers and scheduler say where it runs; see
-    schedule.run. Raises IncompleteCache while shards are missing, DegenerateMoments naming teacher
-    and shard for NaN or features without spread.
+    schedule.run. repair reads every stored file first and makes damaged ones again. Raises
+    IncompleteCache while shards are missing, DegenerateMoments naming teacher and shard for NaN or
+    features without spread.
     """
     options = PassOptions(
         exact=exact,
@@ -73,6 +82,9 @@ def fit_stats(
     cache.require_complete(chosen)
     where = partial(run, cache.files, workers=workers, scheduler=scheduler, progress=progress)
     with cache.writing():
+        if repair:
+            for finding in damaged_statistics(cache, chosen):
+                cache.files.delete(finding.path)
         done = {array: _current_row(cache, *array, _for_kind(array, options)) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
         try:
@@ -181,7 +193,7 @@ def stored_options(cache: Cache, teacher: str, kind: str) -> PassOptions | None:
     try:
         stored = Stored.from_bytes(cache.files.read(path), cache.files.where(path))
         return PassOptions(**stored.facts["options"])
-    except (FileNotFoundError, TypeError, store.errors.CorruptCache):
+    except (FileNotFoundError, TypeError, CorruptCache):
         return None
 
 
@@ -202,7 +214,13 @@ def fitted(
     digest = moments_digest(moments)
     path = normalizer_path(teacher, kind)
     if method == "phi-s" and not options and cache.files.exists(path):
-        normalizer = Normalizer.from_bytes(cache.files.read(path))
+        try:
+            normalizer = Normalizer.from_bytes(cache.files.read(path))
+        except UsageError as error:
+            raise CorruptCache(
+                f"{cache.files.where(path)} is damaged: {error} "
+                f"Run `phistill fit-stats {cache.location}`."
+            ) from error
         if normalizer.moments_digest == digest:
             return normalizer
     return Normalizer.fit(moments, method, moments_digest=digest, **options)
@@ -212,10 +230,13 @@ def _current_row(cache: Cache, teacher: str, kind: str, options: PassOptions) ->
     """The stored row when it is of these rows and options and its normalizer is there."""
     try:
         stored = _load(cache, teacher, kind)
-    except (MissingMoments, StaleMoments, store.errors.CorruptCache):
+    except (MissingMoments, StaleMoments, CorruptCache):
         return None
-    same = stored.facts["options"] == asdict(options)
-    if not same or not cache.files.exists(normalizer_path(teacher, kind)):
+    if stored.facts["options"] != asdict(options):
+        return None
+    try:
+        Normalizer.from_bytes(cache.files.read(normalizer_path(teacher, kind)))
+    except (FileNotFoundError, UsageError):
         return None
     return StatsRow.from_dict(stored.facts["row"])
 

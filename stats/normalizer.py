@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
+from ..cache.sealed import seal, unseal
 from .blas import one_blas_thread
 from .moments import FLOAT64_EPS, Moments
 from .rotation import rotation
-from .sealed import seal, unseal
 
 FORMAT = 1
 """Version of the stored form, raised when its arrays or metadata change their meaning."""

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..cache.errors import CorruptCache
+from ..cache.sealed import seal, unseal
 from .energies import NUM_BINS, Energies
 from .moments import Moments
-from .sealed import seal, unseal
 
 SKETCH_DIRECTIONS = 8
 """Leading eigenvectors a sketch keeps: what PCA maps and the eye follow."""

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phistill.cache.errors import CorruptCache, UsageError
+from phistill.cache.sealed import seal, unseal
 from phistill.stats import Moments, Normalizer
 from phistill.stats.energies import Energies
-from phistill.stats.sealed import seal, unseal
 from phistill.stats.summary import Stored, Summary
 
 DATA = Path(__file__).parent / "data"
