@@ -42,7 +42,7 @@ class DegenerateMoments(PhistillError):
 
 
 class StoreError(PhistillError, OSError):
-    """An object store did not do what it was asked; the message names the object."""
+    """Where a cache lies did not do what it was asked; the message names the object or file."""
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -128,7 +128,7 @@ def train(
     with progress_bar("train") as bar:
 
         def show(at: Progress) -> None:
-            bar(at.step, at.num_steps, at.line().partition("  ")[2])
+            bar(at.step, at.num_steps, at.note())
 
         result = run(
             caches,

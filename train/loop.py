@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cache.copying import CopyProgress
-from ..cache.errors import PhistillError
+from ..cache.errors import PhistillError, StoreError
 from . import ranks as distributed
 from .allocator import keeping_freed_memory
 from .checkpoint import FOLDER
@@ -114,38 +114,52 @@ def run_steps(
     )
     runs = _alike_together(runs)
     with keeping_freed_memory(group.device), loader, StopRequest() as stop:
-        for batch in _saving_when_data_fails(loader, runs, group):
+        for batch in _read(loader, runs, group):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:
                 if run.trainee.done > batch.step:
                     continue
                 values = run.learn(batch)
                 run.report(values, loader.wait_s)
-                run.validate(source)
+                with _saving_when_data_fails(runs, group):
+                    run.validate(source)
                 run.keep()
             _stop_if_asked(stop, runs, group)
     return loader.wait_s
 
 
-def _saving_when_data_fails(
-    batches: Iterable[Batch], runs: Sequence[Run], group: Ranks
-) -> Iterator[Batch]:
-    """The batches; where the cache cannot be read, what was learnt up to there is kept.
+def _read(batches: Iterable[Batch], runs: Sequence[Run], group: Ranks) -> Iterator[Batch]:
+    with _saving_when_data_fails(runs, group):
+        yield from batches
+
+
+@contextlib.contextmanager
+def _saving_when_data_fails(runs: Sequence[Run], group: Ranks) -> Iterator[None]:
+    """Where the cache cannot be read, keep what was learnt up to there and say so.
 
     Several ranks save together, which they cannot when one of them has failed.
     """
     try:
-        yield from batches
+        yield
     except (PhistillError, OSError) as error:
+        what = str(error)
+        if not isinstance(error, PhistillError):
+            location = runs[0].lesson.cache.location
+            what = f"{location} cannot be read any more ({error.filename}: {error.strerror})."
         learnt = [run for run in runs if run.trainee.done > run.first_step]
         if group.world == 1 and learnt:
             for run in learnt:
                 run.save()
-            if isinstance(error, PhistillError):
-                error.args = (
-                    f"{error} Training is saved after step {learnt[0].trainee.done}: mend the "
-                    "cache and run the same command again.",
-                )
+            what += (
+                f" Training is saved after step {learnt[0].trainee.done}: mend the cache and run "
+                "the same command again."
+            )
+        if not isinstance(error, PhistillError):
+            raise StoreError(error.errno, what) from error
+        if isinstance(error, OSError):
+            error.strerror = what
+        else:
+            error.args = (what,)
         raise
 
 

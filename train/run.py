@@ -56,12 +56,16 @@ class Progress:
 
     def line(self) -> str:
         """One line that tells all."""
-        losses = "  ".join(f"{key} {value:.4f}" for key, value in self.losses.items())
         minutes, seconds = divmod(round(self.seconds_left), 60)
+        return f"step {self.step}/{self.num_steps}  {self.note()}  {minutes}:{seconds:02d} left"
+
+    def note(self) -> str:
+        """The line without the count of steps and the time left, which a bar shows itself."""
+        losses = "  ".join(f"{key} {value:.4f}" for key, value in self.losses.items())
         return (
-            f"step {self.step}/{self.num_steps}  {losses}  lr {self.lr:.2e}  "
+            f"{losses}  lr {self.lr:.2e}  "
             f"grad {self.gradient_norm:.2f}  {self.rows_per_s:.0f} rows/s  "
-            f"waiting {self.wait_share:.1%}  {minutes}:{seconds:02d} left"
+            f"waiting {self.wait_share:.1%}"
         )
 
 

@@ -128,7 +128,8 @@ def test_one_teacher_without_held_out_rows_and_a_run_have_a_page(
     quiet = TeacherInfo(name="quiet", grid=(2, 4), widths={"patches": 7})
     cache = make_cache(teachers=[quiet], holdout=0.0)
     fit_stats(cache, workers=1)
-    train(cache, tmp_path / "run", make_config())
+    with pytest.warns(UserWarning, match="holds no image out"):
+        train(cache, tmp_path / "run", make_config())
     out = report(cache, [tmp_path / "run"], tmp_path / "r.html", device="cpu")
     text = Reader(out.read_text("utf-8")).text
     assert "One teacher, quiet" in text

@@ -10,7 +10,7 @@ import torch
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache, LockHeld, RunMismatch, UsageError
+from phistill.cache.errors import CorruptCache, LockHeld, RunMismatch, StoreError, UsageError
 from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
 from phistill.train.evaluation import as_table
@@ -116,6 +116,24 @@ def test_a_damaged_shard_stops_a_run_that_goes_on_when_it_is_mended(
     again = train(store.open(cache.path), tmp_path / "run", config)
     assert again.resumed_from == first
     assert again.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+def test_a_cache_that_goes_away_costs_no_step(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    """Open shards can still be read; the validation at the end cannot begin."""
+    cache = make_cache(num_rows=40)
+    fit_stats(cache, workers=1)
+
+    def remove(progress: Progress) -> None:
+        if progress.step == 3:
+            cache.path.rename(tmp_path / "away.cache")
+
+    config = make_config(num_steps=3)
+    with pytest.raises(StoreError, match=r"cannot be read any more .*saved after step 3"):
+        train(cache, tmp_path / "run", config, progress=remove)
+    (tmp_path / "away.cache").rename(cache.path)
+    assert train(cache, tmp_path / "run", config).resumed_from == 3
 
 
 _WHERE = (
