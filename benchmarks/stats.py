@@ -4,6 +4,7 @@
     python benchmarks/stats.py memory                 peak memory against rows
     python benchmarks/stats.py growth                 second run, 10 % more images, a new teacher
     python benchmarks/stats.py widths                 a rotation for every width 1..2048
+    python benchmarks/stats.py fwht                   the Hadamard product, fast and plain
     python benchmarks/stats.py errors                 moments against two-pass float64
     python benchmarks/stats.py heldout --cache DIR    channel variances on held-out images
 
@@ -49,16 +50,6 @@ def make_cache(folder: Path, num_rows: int, teachers: int = 1) -> Cache:
     base = rng.standard_normal((SHARD_ROWS, TOKENS, WIDTH), dtype=np.float32) * scale + 1
     base += rng.standard_normal((SHARD_ROWS, 1, WIDTH), dtype=np.float32)
     shard_values = base.astype(np.float16)
-    index = pa.table(
-        {
-            "row": np.arange(num_rows),
-            "id": [f"{row:08d}" for row in range(num_rows)],
-            "view": np.zeros(num_rows, np.int32),
-            "uri": ["none"] * num_rows,
-            "offset": np.arange(num_rows),
-            "length": np.full(num_rows, -1),
-        }
-    )
     info = CacheInfo(
         seed=0,
         shard_rows=SHARD_ROWS,
@@ -67,15 +58,32 @@ def make_cache(folder: Path, num_rows: int, teachers: int = 1) -> Cache:
         views=({"kind": "resize"},),
         decode={},
     )
-    cache = store.create(folder, info, index)
+    cache = store.create(folder, info, index_of(0, num_rows))
     for number in range(teachers):
         add_teacher(cache, f"t{number}", shard_values)
     return cache
 
 
+def index_of(start: int, num_rows: int) -> pa.Table:
+    return pa.table(
+        {
+            "row": np.arange(start, start + num_rows),
+            "id": [f"{row:08d}" for row in range(start, start + num_rows)],
+            "view": np.zeros(num_rows, np.int32),
+            "uri": ["none"] * num_rows,
+            "offset": np.arange(start, start + num_rows),
+            "length": np.full(num_rows, -1),
+        }
+    )
+
+
 def add_teacher(cache: Cache, name: str, values: np.ndarray) -> None:
     cache.add_teacher(TeacherInfo(name=name, grid=(16, 16), widths={"patches": WIDTH}))
-    for shard in cache.info.shards():
+    commit_missing(cache, name, values)
+
+
+def commit_missing(cache: Cache, name: str, values: np.ndarray) -> None:
+    for shard in sorted(set(cache.info.shards()) - set(cache.commits(name))):
         start, stop = cache.info.shard_range(shard)
         count = stop - start
         digests = (hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop))
@@ -137,21 +145,24 @@ def throughput(gib: float, repeats: int) -> list[str]:
         for _ in range(repeats):
             for name, (work, vectors) in contenders.items():
                 times.setdefault(name, []).append(seconds(work) / vectors)
-    best = {name: statistics.median(values) for name, values in times.items()}
-    mine = best["fit-stats, end to end"]
+    mine = times["fit-stats, end to end"]
     lines = [
         f"{num_rows:,} rows of 256 x 1024 float16 ({gib:g} GiB), page cache warm, "
-        f"median of {repeats} interleaved repeats.",
+        f"{repeats} interleaved repeats: median (smallest .. largest); ratios within a repeat.",
         "",
-        "| contender | vectors/s | GB/s of float16 | fit-stats is faster by |",
-        "|---|---|---|---|",
+        "| contender | vectors/s | fit-stats is faster by |",
+        "|---|---|---|",
     ]
-    for name, value in best.items():
-        rate = 1 / value
-        lines.append(
-            f"| {name} | {rate:,.0f} | {rate * WIDTH * 2 / 1e9:.3f} | {value / mine:.2f}x |"
-        )
+    for name, values in times.items():
+        rates = [1 / value for value in values]
+        ratios = [value / ours_s for value, ours_s in zip(values, mine, strict=True)]
+        lines.append(f"| {name} | {_spread(rates, ',.0f')} | {_spread(ratios, '.2f')} |")
     return lines
+
+
+def _spread(values: list[float], style: str) -> str:
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:{style}} ({low:{style}} .. {high:{style}})"
 
 
 def _dask_cov(values: np.ndarray) -> object:
@@ -168,27 +179,34 @@ def _ipca(values: np.ndarray) -> object:
 
 
 _MEASURE = """
-import json, sys
+import json, sys, threading
 import phistill.cache as store
 from phistill.stats import fit_stats
 cache = store.open(sys.argv[1])
-fit_stats(cache, max_images=int(sys.argv[2]))
-anonymous = 0
-for line in open("/proc/self/status"):
-    if line.startswith("VmHWM"):
-        anonymous = int(line.split()[1])
-print(json.dumps(anonymous))
+done, peak = threading.Event(), 0
+def watch():
+    global peak
+    while not done.wait(0.005):
+        for line in open("/proc/self/status"):
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]))
+watcher = threading.Thread(target=watch)
+watcher.start()
+fit_stats(cache)
+done.set()
+watcher.join()
+print(json.dumps(peak))
 """
 
 
 def memory(sizes: list[int]) -> list[str]:
-    """Peak resident memory of a fresh process over growing caches, one BLAS thread per core."""
-    lines = ["| rows | features | peak resident memory |", "|---|---|---|"]
+    """Peak anonymous memory of a fresh process over growing caches, looked at every 5 ms."""
+    lines = ["| rows | features | peak RssAnon |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         for num_rows in sizes:
             cache = make_cache(Path(folder) / f"{num_rows}.cache", num_rows)
             output = subprocess.run(
-                [sys.executable, "-c", _MEASURE, str(cache.path), str(num_rows)],
+                [sys.executable, "-c", _MEASURE, str(cache.path)],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -202,31 +220,66 @@ def memory(sizes: list[int]) -> list[str]:
 
 def growth(num_rows: int) -> list[str]:
     """What a run costs when most of it is there already."""
+    extra = num_rows // 10 // SHARD_ROWS * SHARD_ROWS
     with tempfile.TemporaryDirectory() as folder:
         cache = make_cache(Path(folder) / "bench.cache", num_rows)
+        values = cache.reader("t0", "patches").read_shard(0)
         warm(cache)
         whole = seconds(lambda: fit_stats(cache))
         again = seconds(lambda: fit_stats(cache))
-        parts = sorted((cache.path / "teachers/t0/moments/patches").glob("part-*"))
-        parts[-1].unlink()
-        (cache.path / "teachers/t0/moments/patches/merged.safetensors").unlink()
-        tenth = seconds(lambda: fit_stats(cache))
-        values = cache.reader("t0", "patches").read_shard(0)
+        store.growth.add_segment(cache, index_of(store.growth.next_row(cache.info), extra))
+        commit_missing(cache, "t0", values)
+        warm(cache)
+        grown = seconds(lambda: fit_stats(cache))
         add_teacher(cache, "t1", values)
         warm(cache)
         teacher = seconds(lambda: fit_stats(cache))
-    share = 1 / len(parts)
     return [
-        f"{num_rows:,} rows, {len(parts)} partials of one teacher.",
+        f"{num_rows:,} rows of one teacher, then {extra:,} more, then a second teacher of all.",
         "",
-        "| run | seconds | of the first |",
-        "|---|---|---|",
-        f"| first | {whole:.2f} | 1 |",
-        f"| again, nothing new | {again:.3f} | {again / whole:.3f} |",
-        f"| one partial of {len(parts)} missing ({share:.0%} of the rows) | {tenth:.2f} "
-        f"| {tenth / whole:.2f} |",
-        f"| a second teacher of the same size added | {teacher:.2f} | {teacher / whole:.2f} |",
+        "| run | rows that are new | seconds | of the first |",
+        "|---|---|---|---|",
+        f"| first | {num_rows:,} | {whole:.2f} | 1 |",
+        f"| again, nothing new | 0 | {again:.3f} | {again / whole:.3f} |",
+        f"| {extra / num_rows:.0%} more images | {extra:,} | {grown:.2f} | {grown / whole:.2f} |",
+        f"| a second teacher | {num_rows + extra:,} | {teacher:.2f} | {teacher / whole:.2f} |",
     ]
+
+
+def fwht(sizes: tuple[int, ...] = (256, 1024, 2048)) -> list[str]:
+    """Where a fast Walsh-Hadamard transform could stand: the product with H, once per fit."""
+    from phistill.stats.blas import one_blas_thread
+
+    lines = [
+        "One thread, float64, median of 9. H U^T is made once per fit; eigh is the fit's main part.",
+        "",
+        "| width | H @ U^T | butterflies on U^T | same values | eigh of the covariance |",
+        "|---|---|---|---|---|",
+    ]
+    for c in sizes:
+        basis = np.linalg.qr(np.random.default_rng(0).normal(size=(c, c)))[0]
+        covariance = (basis * np.arange(1, c + 1) ** -1.0) @ basis.T
+        found = hadamard(c)
+        assert found is not None
+        matrix = found[0].astype(np.float64)
+        with one_blas_thread():
+            plain = statistics.median(seconds(lambda: matrix @ basis) for _ in range(9))
+            fast = statistics.median(seconds(lambda: _butterflies(basis)) for _ in range(9))
+            whole = statistics.median(seconds(lambda: np.linalg.eigh(covariance)) for _ in range(3))
+        same = bool(np.allclose(matrix @ basis, _butterflies(basis), atol=1e-9))
+        times = [f"{1e3 * value:.1f} ms" for value in (plain, fast, whole)]
+        lines.append(f"| {c} | {times[0]} | {times[1]} | {same} | {times[2]} |")
+    return lines
+
+
+def _butterflies(x: np.ndarray) -> np.ndarray:
+    """Sylvester's H times x (c, k), c a power of two, in c log2(c) k additions."""
+    half = 1
+    while half < len(x):
+        pairs = x.reshape(-1, 2, half, x.shape[-1])
+        x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        half *= 2
+    return x.reshape(-1, x.shape[-1])
 
 
 def widths(last: int) -> list[str]:
@@ -374,6 +427,7 @@ def main() -> None:
         "growth": lambda given: growth(_rows(given.gib)),
         "widths": lambda given: widths(given.last),
         "errors": lambda _: errors(),
+        "fwht": lambda _: fwht(),
         "heldout": lambda given: heldout(given.cache),
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Shaped
 
 from ..cache.errors import UsageError
-from .moments import PILOT_VECTORS, BlockSums, Real, TakeBlock
+from .blocks import PILOT_VECTORS, BlockSums, Real, TakeBlock
 
 
 @lru_cache(maxsize=4)

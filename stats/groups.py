@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
 from ..cache import Cache
 from ..cache.errors import UsageError
-from .moments import BLOCK_VECTORS
+from .blocks import BLOCK_VECTORS
 
 PARTIAL_SHARE = 0.01
 """A partial may take this share of the bytes it summarises; one group at least there must be."""

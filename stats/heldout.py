@@ -18,8 +18,8 @@ import numpy as np
 
 from ..cache import Cache
 from ..cache.errors import DegenerateMoments
+from .blocks import BLOCK_VECTORS
 from .fit import fitted
-from .moments import BLOCK_VECTORS
 from .normalizer import Normalizer
 
 CONFIDENCE = 0.95

@@ -15,23 +15,16 @@ n vectors, c width, b rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
 from .blas import one_blas_thread
+from .blocks import BLOCK_VECTORS, BlockSummer, BlockSums, TakeBlock, gram, padded
 from .energies import Energies
-
-BLOCK_VECTORS = 4096
-"""Rows of one product: long enough that adding its (c, c) result in float64 costs a few percent,
-short enough that a float32 block of width 1024 is 16 MiB and its rounding stays near 1e-7."""
-
-PILOT_VECTORS = 64
-"""Rows whose mean is the pilot; any pilot within some standard deviations of the mean will do."""
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 _SMALLEST_SQUARE = 1e-30  # a float32 sum of squares below this has met subnormal numbers
@@ -131,23 +124,6 @@ def merge(parts: Iterable[Moments], width: int) -> Moments:
     return total
 
 
-class BlockSums(NamedTuple):
-    """What one block contributes, products and energies in the type they were taken in."""
-
-    pilot: Float[np.ndarray, " c"]
-    """What the block was centred on, float64."""
-    offset: Float[np.ndarray, " c"]
-    """Mean of the block minus pilot, float64."""
-    products: Float[np.ndarray, "c c"]
-    energies: Float[np.ndarray, " b"]
-
-
-Real = type[np.float32] | type[np.float64]
-
-TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Real], BlockSums]
-"""Sums of one block (b, c), its products taken in the given type."""
-
-
 class Accumulator:
     """Adds blocks of vectors and gives their Moments.
 
@@ -198,52 +174,13 @@ class Accumulator:
         counts = np.array(self._counts, dtype=np.float64)[:, None]
         means = np.stack(self._means)
         mean = means[0] + np.sum(counts * (means - means[0]), axis=0) / n
-        # Weights go in as square roots: x.T @ x of one array is symmetric to the bit.
+        # Weights go in as square roots: a gram matrix is symmetric to the bit.
         between = np.sqrt(counts) * (means - mean)
         offsets = np.sqrt(counts) * np.stack(self._offsets)
-        scatter = self._products + between.T @ between
-        scatter -= offsets.T @ offsets
+        room = padded(self.width, np.float64)
+        scatter = self._products + gram(between, out=room)
+        scatter -= gram(offsets, out=room)
         return Moments(n, mean, scatter, self._eps)
-
-
-class BlockSummer:
-    """Sums blocks with NumPy, in memory it keeps from one block to the next.
-
-    Fresh megabytes for every block cost more in page faults than centring does. The products that
-    are returned are overwritten by the next call.
-    """
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._products: dict[Real, Shaped[np.ndarray, "c c"]] = {}
-        self._centred: dict[Real, Shaped[np.ndarray, "b c"]] = {}
-
-    def __call__(self, block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
-        """Centre on a pilot, and sum: pilot and offset in float64, the rest in dtype."""
-        stride = max(1, len(block) // PILOT_VECTORS)
-        centred = self._memory(len(block), dtype)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
-            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            np.copyto(centred, block)
-            centred -= pilot
-            # x.T @ x of one array is SYRK in NumPy: half the work of a general product.
-            products = np.matmul(centred.T, centred, out=self._products[dtype])
-            offset = (np.ones(len(block), dtype=dtype) @ centred) / dtype(len(block))
-            # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
-            energies = np.einsum("bc,bc->b", centred, centred)
-            energies += offset @ offset - 2 * (centred @ offset)
-        return BlockSums(
-            pilot.astype(np.float64), offset.astype(np.float64), products, np.maximum(energies, 0)
-        )
-
-    def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
-        """Room for a centred block, kept while blocks do not grow."""
-        if dtype not in self._products:
-            self._products[dtype] = np.empty((self._width, self._width), dtype)
-            self._centred[dtype] = np.empty((0, self._width), dtype)
-        if len(self._centred[dtype]) < rows:
-            self._centred[dtype] = np.empty((rows, self._width), dtype)
-        return self._centred[dtype][:rows]
 
 
 def _left_float32(block: Shaped[np.ndarray, "b c"], sums: BlockSums) -> bool:

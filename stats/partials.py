@@ -17,8 +17,9 @@ from ..cache import ArrayReader
 from ..cache.errors import CorruptCache, DegenerateMoments
 from ..cache.files import Files
 from .blas import one_blas_thread
+from .blocks import BLOCK_VECTORS, BlockSummer, TakeBlock
 from .groups import ArraySpec, Group, Piece, sample_tokens
-from .moments import BLOCK_VECTORS, Accumulator, BlockSummer, TakeBlock
+from .moments import Accumulator
 from .summary import Stored, Summary
 
 

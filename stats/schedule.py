@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,10 +70,14 @@ def run(
     if scheduler is not None:
         return _on_cluster(scheduler, results, meter)
     # The functions, not their names: looking a name up imports all of distributed.
-    local = _dask.threaded.get if workers is None else _dask.multiprocessing.get
-    count = _num_cores() if workers is None else workers
     with _dask.callbacks.Callback(posttask=lambda key, *_: meter.finished(key)):
-        return list(_dask.compute(*results, scheduler=local, num_workers=count))
+        if workers is not None:
+            local = _dask.multiprocessing.get
+            return list(_dask.compute(*results, scheduler=local, num_workers=workers))
+        # A pool of our own, which ends here: after an error dask leaves its threads running, and
+        # they would go on writing to a cache whose lock is free again.
+        with ThreadPoolExecutor(_num_cores()) as pool:
+            return list(_dask.compute(*results, scheduler=_dask.threaded.get, pool=pool))
 
 
 def _num_cores() -> int:

@@ -1,0 +1,133 @@
+"""Sums over one block of vectors: where a pass over a cache spends its time.
+
+The product of a block with its transpose takes three quarters of it, so the rest is kept short:
+float16 is widened, centred and squared in tiles that stay in a core's cache, memory is kept from
+block to block, and the product goes to rows that are not a power of two apart.
+
+b rows of a block, c width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float16, Float32, Shaped
+
+BLOCK_VECTORS = 8192
+"""Rows of one product: long enough that adding its (c, c) result in float64 costs two percent,
+short enough that a float32 block of width 1024 is 32 MiB and its rounding stays near 1e-7."""
+
+PILOT_VECTORS = 64
+"""Rows whose mean is the pilot; any pilot within some standard deviations of the mean will do."""
+
+TILE_VALUES = 2**17
+"""Values of one tile: 512 KiB of float32, a part of any core's second-level cache."""
+
+ROW_PADDING = 16
+"""Extra columns of a product in memory. NumPy mirrors the triangle that SYRK leaves out entry by
+entry, and at widths such as 1024 all entries of a column would share a few lines of the cache."""
+
+
+class BlockSums(NamedTuple):
+    """What one block contributes, products and energies in the type they were taken in."""
+
+    pilot: Float[np.ndarray, " c"]
+    """What the block was centred on, float64."""
+    offset: Float[np.ndarray, " c"]
+    """Mean of the block minus pilot, float64."""
+    products: Float[np.ndarray, "c c"]
+    energies: Float[np.ndarray, " b"]
+
+
+Real = type[np.float32] | type[np.float64]
+
+TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Real], BlockSums]
+"""Sums of one block (b, c), its products taken in the given type."""
+
+
+class BlockSummer:
+    """Sums blocks with NumPy, in memory it keeps from one block to the next.
+
+    Fresh megabytes for every block cost more in page faults than centring does. The products that
+    are returned are overwritten by the next call.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._products: dict[Real, Shaped[np.ndarray, "c c"]] = {}
+        self._centred: dict[Real, Shaped[np.ndarray, "b c"]] = {}
+
+    def __call__(self, block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
+        """Centre on a pilot, and sum: pilot and offset in float64, the rest in dtype."""
+        stride = max(1, len(block) // PILOT_VECTORS)
+        centred = self._memory(len(block), dtype)
+        energies = np.empty(len(block), dtype)
+        total = np.zeros(self._width)
+        tile_rows = max(1, TILE_VALUES // self._width)
+        ones = np.ones(tile_rows, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
+            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
+            for start in range(0, len(block), tile_rows):
+                tile = centred[start : start + tile_rows]
+                widen(block[start : start + tile_rows], tile)
+                tile -= pilot
+                total += ones[: len(tile)] @ tile
+                np.einsum("bc,bc->b", tile, tile, out=energies[start : start + tile_rows])
+            products = gram(centred, out=self._products[dtype])
+            offset = (total / len(block)).astype(dtype)
+            # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
+            energies += offset @ offset - 2 * (centred @ offset)
+        return BlockSums(
+            pilot.astype(np.float64), total / len(block), products, np.maximum(energies, 0)
+        )
+
+    def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
+        """Room for a centred block, kept while blocks do not grow."""
+        if dtype not in self._products:
+            self._products[dtype] = padded(self._width, dtype)
+            self._centred[dtype] = np.empty((0, self._width), dtype)
+        if len(self._centred[dtype]) < rows:
+            self._centred[dtype] = np.empty((rows, self._width), dtype)
+        return self._centred[dtype][:rows]
+
+
+def padded(width: int, dtype: Real) -> Shaped[np.ndarray, "c c"]:
+    """Room for a product, its rows ROW_PADDING entries further apart than they are long."""
+    return np.empty((width, width + ROW_PADDING), dtype)[:, :width]
+
+
+def gram(x: Float[np.ndarray, "b c"], *, out: Float[np.ndarray, "c c"]) -> Float[np.ndarray, "c c"]:
+    """x^T x, symmetric to the bit: for one array on both sides NumPy takes SYRK, half the work."""
+    return np.matmul(x.T, x, out=out)
+
+
+def widen(x: Shaped[np.ndarray, "b c"], out: Float[np.ndarray, "b c"]) -> None:
+    """out[...] = x. NumPy's own cast, but for float16 to float32 at a third of its cost."""
+    if x.dtype == np.float16 and out.dtype == np.float32 and _can_shift(x):
+        _shift(x, out)
+    else:
+        np.copyto(out, x)
+
+
+def _can_shift(x: Float16[np.ndarray, "b c"]) -> bool:
+    """Whether all of x is finite, and this thread does not read subnormal float32 as 0.
+
+    torch and code that gcc made with -ffast-math can set a thread to do that.
+    """
+    subnormals = np.float32(2.0**-136) * np.float32(2.0**112) != 0
+    largest = np.max(x.view(np.int16), initial=0), np.max(x.view(np.uint16), initial=0)
+    return bool(subnormals and largest[0] < 0x7C00 and largest[1] < 0xFC00)
+
+
+def _shift(x: Float16[np.ndarray, "b c"], out: Float32[np.ndarray, "b c"]) -> None:
+    """Moved 13 bits to the left, a finite float16 is a float32 whose exponent is 112 too small.
+
+    Widening repeats the sign in bits 28 to 30 of the result, where the mask clears it.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, x.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+    np.multiply(out, np.float32(2.0**112), out=out)
