@@ -274,12 +274,11 @@ def fwht(sizes: tuple[int, ...] = (256, 1024, 2048)) -> list[str]:
 
 def _butterflies(x: np.ndarray) -> np.ndarray:
     """Sylvester's H times x (c, k), c a power of two, in c log2(c) k additions."""
-    half = 1
-    while half < len(x):
-        pairs = x.reshape(-1, 2, half, x.shape[-1])
+    c, k = x.shape
+    for level in range(c.bit_length() - 1):
+        pairs = x.reshape(-1, 2, 2**level, k)
         x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
-        half *= 2
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(c, k)
 
 
 def widths(last: int) -> list[str]:
