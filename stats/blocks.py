@@ -64,19 +64,19 @@ class BlockSummer:
         stride = max(1, len(block) // PILOT_VECTORS)
         centred = self._memory(len(block), dtype)
         energies = np.empty(len(block), dtype)
-        total = np.zeros(self._width)
+        total: Float[np.ndarray, " c"] = np.zeros(self._width)
         tile_rows = max(1, TILE_VALUES // self._width)
-        ones = np.ones(tile_rows, dtype)
+        ones: Shaped[np.ndarray, " _"] = np.ones(tile_rows, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
             pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
             for start in range(0, len(block), tile_rows):
                 tile = centred[start : start + tile_rows]
                 widen(block[start : start + tile_rows], tile)
                 tile -= pilot
-                total += ones[: len(tile)] @ tile
+                total += np.matmul(ones[: len(tile)], tile)
                 np.einsum("bc,bc->b", tile, tile, out=energies[start : start + tile_rows])
             products = gram(centred, out=self._products[dtype])
-            offset = (total / len(block)).astype(dtype)
+            offset: Float[np.ndarray, " c"] = (total / len(block)).astype(dtype)
             # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
             energies += offset @ offset - 2 * (centred @ offset)
         return BlockSums(

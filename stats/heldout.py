@@ -2,14 +2,24 @@
 
 Channel variances of normalised held-out features scatter around 1 because the images are few, even
 where training and held-out images are alike. The range to expect follows from how much the images
-differ: q_ic = mean over the tokens of image i of y_c^2, so the variance of channel c has a standard
-error of std_i(q_ic) / sqrt(n); tokens of one image are alike and do not count singly.
+differ. With q_ic the mean over the tokens of image i of y_c^2 (tokens of one image are alike and do
+not count singly), the variance of channel c is a mean of n such q; the 1 it is compared with is a
+mean of the N training images, which is as much a draw. So under chance alone
 
-n images, T tokens of an image, c width, y normalised features.
+    variance_c - 1 has variance s^2 (1/n + 1/N) and skewness g (1/n^2 - 1/N^2) / (1/n + 1/N)^1.5
+
+with s and g the standard deviation and skewness of q over images, pooled over channels. All C
+channels at once keep to the quantiles at (1 - CONFIDENCE) / 2C (Bonferroni, which holds for
+correlated channels too); a quantile z of the normal becomes z + g' (z^2 - 1) / 6 for a sum of
+skewness g' (Cornish and Fisher 1938), because squares have a longer upper tail. Whitening adds a
+rise of the mean that no range about 1 accounts for; see docs/statistics.md.
+
+n held-out images, N training images, T tokens of an image, c width, y normalised features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -19,7 +29,7 @@ import numpy as np
 from ..cache import Cache
 from ..cache.errors import DegenerateMoments
 from .blocks import BLOCK_VECTORS
-from .fit import fitted
+from .fit import fitted, load_row
 from .normalizer import Normalizer
 
 CONFIDENCE = 0.95
@@ -38,7 +48,7 @@ class HeldoutRow:
     variance_mean: float
     variance_max: float
     expected_min: float
-    """Lower end of the range that all channels keep to with probability CONFIDENCE, around 1."""
+    """Lower end of the range that all channels keep to with probability CONFIDENCE."""
     expected_max: float
 
 
@@ -67,16 +77,17 @@ def heldout_variances(
         block = reader.read(rows[start : start + step])
         for one in sums:
             one.add(block.reshape(len(block), tokens, -1))
-    return [one.row(teacher, kind) for one in sums]
+    num_training = load_row(cache, teacher, kind).num_rows
+    return [one.row(teacher, kind, num_training) for one in sums]
 
 
 class _Sums:
-    """Over images: of the mean of y, of q = mean of y^2, and of q^2; all (c,) float64."""
+    """Over images: of the mean of y, and of the powers of q = mean of y^2; all (c,) float64."""
 
     def __init__(self, normalizer: Normalizer) -> None:
         self._normalizer = normalizer
         self._n = 0
-        self._y, self._q, self._q2 = (np.zeros(normalizer.width) for _ in range(3))
+        self._y, self._q, self._q2, self._q3 = (np.zeros(normalizer.width) for _ in range(4))
 
     def add(self, block: np.ndarray) -> None:
         """Add images (b, T, c)."""
@@ -86,14 +97,15 @@ class _Sums:
         self._y += np.sum(np.mean(y, axis=1), axis=0)
         self._q += np.sum(q, axis=0)
         self._q2 += np.sum(np.square(q), axis=0)
+        self._q3 += np.sum(q**3, axis=0)
 
-    def row(self, teacher: str, kind: str) -> HeldoutRow:
-        mean, q = self._y / self._n, self._q / self._n
+    def row(self, teacher: str, kind: str, num_training: int) -> HeldoutRow:
+        mean, q, q2 = self._y / self._n, self._q / self._n, self._q2 / self._n
         variance = q - np.square(mean)
-        spread = np.maximum(self._q2 / self._n - np.square(q), 0.0)  # of q over images
-        error = np.sqrt(np.mean(spread) / (self._n - 1))
-        # A two-sided bound that holds for all c channels at once (Bonferroni).
-        bound = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * len(variance)))
+        spread = max(0.0, float(np.mean(q2 - np.square(q))))  # of q over images, all channels
+        third = float(np.mean(self._q3 / self._n - 3 * q * q2 + 2 * q**3))
+        skewness = third / spread**1.5 if spread > 0 else 0.0
+        low, high = expected_range(spread, skewness, len(q), self._n, num_training)
         return HeldoutRow(
             teacher=teacher,
             kind=kind,
@@ -102,6 +114,23 @@ class _Sums:
             variance_min=float(variance.min()),
             variance_mean=float(variance.mean()),
             variance_max=float(variance.max()),
-            expected_min=max(0.0, 1 - float(bound * error)),
-            expected_max=1 + float(bound * error),
+            expected_min=low,
+            expected_max=high,
         )
+
+
+def expected_range(
+    spread: float, skewness: float, width: int, num_heldout: int, num_training: int
+) -> tuple[float, float]:
+    """The range that `width` channels keep to with probability CONFIDENCE under chance alone.
+
+    spread and skewness are variance and skewness over images of q.
+    """
+    n, total = num_heldout, num_training
+    share = 1 / n + 1 / total
+    error = math.sqrt(spread * n / max(1, n - 1) * share)
+    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * width))
+    # Beyond 3 / z the correction would turn the order of quantiles round.
+    skew = min(max(skewness * (1 / n**2 - 1 / total**2) / share**1.5, -3 / z), 3 / z)
+    shift = skew * (z * z - 1) / 6
+    return max(0.0, 1 + error * (shift - z)), 1 + error * (shift + z)
