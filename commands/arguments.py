@@ -34,6 +34,18 @@ def fraction_or_file(text: str | None) -> tuple[float | None, Path | None]:
         return None, Path(text)
 
 
+def count_or_auto(option: str, text: str | None) -> int | str | None:
+    """``auto`` or a number; None stays None."""
+    from phistill.cache.errors import UsageError
+
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is neither a number nor auto.") from None
+
+
 def seconds_of(text: str | None) -> float | None:
     """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
     import re

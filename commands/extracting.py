@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
     from phistill.pipeline.share import Share
 
-from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
+from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, teacher_option
 
 
 @click.command()
@@ -51,7 +51,20 @@ from .arguments import cache_path, fraction_or_file, seconds_of, teacher_option
     help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
 )
 @click.option(
-    "--batch-size", "rows_per_forward", type=int, help="Rows per forward pass of a new teacher."
+    "--batch-size",
+    "rows_per_forward",
+    metavar="N|auto",
+    help="Rows per forward pass of a new teacher, stored with it; auto measures what is fastest "
+    "here.  [default: by the size of its input]",
+)
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Run the teachers through torch.compile: slower to start, other last bits.",
+)
+@click.option(
+    "--channels-last", is_flag=True, help="That memory format: may be faster for convolutions."
 )
 @click.option(
     "--workers", "num_workers", type=int, help="Decoding workers.  [default: one per core]"
@@ -131,6 +144,7 @@ def extract(
         )
     fraction, options["holdout_file"] = fraction_or_file(holdout)
     options["time_limit_s"] = seconds_of(time_limit)
+    options["rows_per_forward"] = count_or_auto("--batch-size", options["rows_per_forward"])
     share = _take_share(worker, options)
     settings = CacheSettings(
         seed=seed,

@@ -27,6 +27,7 @@ from .prepare import (
     keep_out_of_the_way,
     prepare,
     prepare_once,
+    silent,
 )
 from .progress import ExtractProgress
 from .rejects import rejects
@@ -93,7 +94,7 @@ def extract(
             on_progress=on_progress,
             on_notice=on_notice,
         )
-    request = make_request(images, cache_path, teachers, settings, options)
+    request = make_request(images, cache_path, teachers, settings, options, on_notice)
     share = request.options.share
     if share is None or share.count == 1:
         found = request.entries  # before anything is locked or made: a wrong path leaves no trace
@@ -104,7 +105,7 @@ def extract(
                 request, prepared, prepared.cache.info.shards(), on_progress, started
             )
     else:
-        prepared = prepare_once(request, on_notice)
+        prepared = prepare_once(request)
         shards = share.of(missing_shards(prepared.cache, request.teachers))
         with holding(prepared.cache, shards, REFUSE_AFTER_S):
             work = extract_shards(request, prepared, shards, on_progress, started)
@@ -130,6 +131,7 @@ def make_request(
     teachers: Sequence[str] = (),
     settings: CacheSettings | None = None,
     options: ExtractOptions | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Request:
     """What ``extract`` was asked for, checked before any work."""
     options = options or ExtractOptions()
@@ -149,6 +151,7 @@ def make_request(
         settings=settings or CacheSettings(),
         options=options,
         device=choose_device(options.device, options.local_rank),
+        on_notice=on_notice or silent,
     )
 
 
@@ -177,7 +180,14 @@ def extract_shards(
     wanted = request.teachers or _unfinished(cache, shards)
     new = [name for name in wanted if name not in prepared.runners]
     prepared.runners.update(
-        build_runners(cache, new, specs=request.specs, options=options, device=device)
+        build_runners(
+            cache,
+            new,
+            specs=request.specs,
+            options=options,
+            device=device,
+            on_notice=request.on_notice,
+        )
     )
     runners = {name: prepared.runners[name] for name in wanted}
     to_compare = {
@@ -185,10 +195,14 @@ def extract_shards(
         for name, runner in runners.items()
         if name not in prepared.compared and cache.missing_shards(name)
     }
-    require_same_teacher(cache, request.source, to_compare, environment(device))
+    require_same_teacher(cache, request.source, to_compare, environment(device, **options.kernels))
     prepared.compared.update(to_compare)
     limits = PassLimits(
-        options.num_workers, options.decode, options.max_reject_frac, options.time_limit_s
+        options.num_workers,
+        options.decode,
+        options.max_reject_frac,
+        options.time_limit_s,
+        options.kernels,
     )
     started = time.monotonic() if started is None else started
     work = ShardPass(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from ..cache.errors import UsageError
 from .decoding import Mode
 from .share import Share
+
+AUTO = "auto"
+OPTIONS = {
+    "rows_per_forward": "--batch-size",
+    "num_workers": "--workers",
+    "time_limit_s": "--time-limit",
+}
+"""Fields whose option on the command line has another name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,8 +27,14 @@ class ExtractOptions:
     """auto, cpu, cuda, cuda:1, mps."""
     autocast: str | None = None
     """Arithmetic of a new teacher: float32, bfloat16, float16; default bfloat16 on CUDA."""
-    rows_per_forward: int | None = None
-    """Rows in one forward pass of a new teacher; stored with it."""
+    rows_per_forward: int | Literal["auto"] | None = None
+    """Rows in one forward pass of a new teacher, stored with it; ``auto`` measures which number is
+    fastest here, None follows a rule."""
+    compiled: bool = False
+    """Run the teachers through torch.compile. Other kernels round differently: recorded with every
+    shard, and shards that were made without are compared first."""
+    channels_last: bool = False
+    """Hand images to the teachers in that memory format; recorded and compared in the same way."""
     num_workers: int | None = None
     """Decoding workers; default one per core."""
     decode: Mode = "auto"
@@ -46,13 +61,18 @@ class ExtractOptions:
     local_rank: int | None = None
     """Number of this process on its machine: it takes that CUDA device."""
 
+    @property
+    def kernels(self) -> dict[str, bool]:
+        """What belongs to the environment of a shard besides versions and the device."""
+        return {"compiled": self.compiled, "channels_last": self.channels_last}
+
     def __post_init__(self) -> None:
         if self.max_reject_frac is not None and not 0.0 <= self.max_reject_frac <= 1.0:
-            raise UsageError(f"max_reject_frac={self.max_reject_frac} must be in [0, 1].")
+            raise UsageError(f"--max-reject-frac {self.max_reject_frac} must be in [0, 1].")
         for name in ("rows_per_forward", "num_workers", "time_limit_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name}={value} must be positive.")
+            value: Any = getattr(self, name)
+            if value not in (None, AUTO) and value <= 0:
+                raise UsageError(f"{OPTIONS[name]} {value:g} must be positive.")
         if self.scheduler is not None and self.share is not None:
             raise UsageError(
                 "scheduler and a worker's share exclude each other: the cluster shares out shards."

@@ -21,10 +21,11 @@ from ..cache.files import Files
 from ..cache.publish import TEMPORARY_SUFFIX
 from ..cache.verify import discard, verify
 from .add_views import add_views, missing_views
+from .batch_size import choose_batch_sizes
 from .feature_lines import IMPORTED
 from .holdout import hold_out
 from .index import build_index
-from .options import ExtractOptions
+from .options import AUTO, ExtractOptions
 from .runner import TeacherRunner
 from .settings import CacheSettings
 from .sources import Entry, Source
@@ -39,6 +40,10 @@ PREPARE_LIMIT_S = 1800.0
 POLL_S = 0.25
 
 
+def silent(text: str) -> None:
+    """Where nobody wants to be told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is to be extracted; neither images nor teachers were looked at yet."""
@@ -49,6 +54,8 @@ class Request:
     settings: CacheSettings
     options: ExtractOptions
     device: torch.device
+    on_notice: Callable[[str], None] = silent
+    """Told what is waited for, measured or not used."""
 
     @property
     def teachers(self) -> list[str]:
@@ -94,8 +101,13 @@ def prepare(request: Request) -> Prepared:
     """Make or change the cache as asked for. The caller holds everything."""
     stored = request.open()
     runners = {
-        spec.name: _runner(spec, stored, request.options, request.device) for spec in request.specs
+        spec.name: _runner(spec, stored, request.options, request.device, request.on_notice)
+        for spec in request.specs
     }
+    if request.options.rows_per_forward == AUTO:
+        known = () if stored is None else stored.teachers
+        new_ones = {name: found for name, found in runners.items() if name not in known}
+        choose_batch_sizes(new_ones, request.on_notice)
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
     num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
@@ -119,7 +131,7 @@ def prepare(request: Request) -> Prepared:
     return Prepared(cache, runners, num_repaired=num_repaired, num_new_images=len(new))
 
 
-def prepare_once(request: Request, on_notice: Callable[[str], None] | None) -> Prepared:
+def prepare_once(request: Request) -> Prepared:
     """``prepare`` where several processes may come at once: one does it, the others wait.
 
     Raises LockHeld when whoever writes has not finished within PREPARE_LIMIT_S.
@@ -135,8 +147,8 @@ def prepare_once(request: Request, on_notice: Callable[[str], None] | None) -> P
             if time.monotonic() > deadline:
                 raise
             who = " and ".join(map(str, request.files.holders()))
-            if on_notice is not None and who and who != told:
-                on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
+            if who and who != told:
+                request.on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
                 told = who
         time.sleep(POLL_S)
     return Prepared(cache, {})
@@ -177,6 +189,7 @@ def build_runners(
     specs: Sequence[TeacherSpec],
     options: ExtractOptions,
     device: torch.device,
+    on_notice: Callable[[str], None] = silent,
 ) -> dict[str, TeacherRunner]:
     """Runners of teachers that the cache has, by ``specs`` or else by what the cache tells.
 
@@ -192,7 +205,7 @@ def build_runners(
                 f"{cache.location}; or name the teachers to extract with --teacher."
             )
         spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
-        runners[name] = _runner(spec, cache, options, device)
+        runners[name] = _runner(spec, cache, options, device, on_notice)
         _require_equal(cache, name, runners[name])
     return runners
 
@@ -210,13 +223,24 @@ def keep_out_of_the_way(files: Files) -> None:
 
 
 def _runner(
-    spec: TeacherSpec, cache: Cache | None, options: ExtractOptions, device: torch.device
+    spec: TeacherSpec,
+    cache: Cache | None,
+    options: ExtractOptions,
+    device: torch.device,
+    on_notice: Callable[[str], None],
 ) -> TeacherRunner:
     """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
-    autocast, rows = options.autocast, options.rows_per_forward
+    autocast = options.autocast
+    asked = options.rows_per_forward
+    rows = None if isinstance(asked, str) else asked
     if cache is not None and spec.name in cache.teachers:
         stored = cache.teacher(spec.name)
         autocast = autocast or stored.identity.get("autocast")
+        if rows not in (None, stored.rows_per_forward):
+            on_notice(
+                f"{spec.name} keeps the {stored.rows_per_forward} rows per forward pass that it "
+                f"was stored with; --batch-size {rows} is for new teachers."
+            )
         rows = stored.rows_per_forward
     return TeacherRunner(
         spec.name,
@@ -225,6 +249,7 @@ def _runner(
         device,
         autocast=autocast,
         rows_per_forward=rows,
+        **options.kernels,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +75,12 @@ class TeacherRunner:
         *,
         autocast: str | None = None,
         rows_per_forward: int | None = None,
+        compiled: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self._teacher, self._device = teacher, device
+        self._channels_last, self._compiled = channels_last, False
+        self._calls: dict[tuple[str, ...], Callable[[torch.Tensor], list[Features]]] = {}
         self._preprocessing: Preprocessing = teacher.preprocessing()
         teacher.to(device)
         self._constants = _constants(self._preprocessing, device)
@@ -90,6 +94,11 @@ class TeacherRunner:
             spec,
             rows_per_forward or default_rows_per_forward(device.type, self._preprocessing.size),
         )
+        self._compiled = compiled  # not for the two images of the probe
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     @property
     def rendering(self) -> Rendering:
@@ -151,20 +160,37 @@ class TeacherRunner:
             images = prepared
             if self._device.type != "cpu":
                 images = self._normalised(prepared.to(self._device, non_blocking=True))
-            if len(runners) == 1:
-                return [self._teacher.features(images)]
-            together: Any = self._teacher
-            found: list[Features] = together.features_together(
-                [runner._teacher for runner in runners], images
-            )
+            return self._call(runners)(images)
+
+    def _call(self, runners: Sequence[TeacherRunner]) -> Callable[[torch.Tensor], list[Features]]:
+        """From images to the features of each runner; compiled once where that is asked for."""
+        import torch
+
+        teachers = [runner._teacher for runner in runners]
+        first: Any = teachers[0]
+
+        def features(images: torch.Tensor) -> list[Features]:
+            if len(teachers) == 1:
+                return [first.features(images)]
+            found: list[Features] = first.features_together(teachers, images)
             return found
 
+        if not self._compiled:
+            return features
+        names = tuple(runner.info.name for runner in runners)
+        if names not in self._calls:
+            self._calls[names] = _or_say_why(torch.compile(features, dynamic=False), names)
+        return self._calls[names]
+
     def _normalised(self, given: UInt8[torch.Tensor, "b h w 3"]) -> torch.Tensor:
+        import torch
+
         mean, std = self._constants
         # Channels first while they are still bytes: on the strided view each step takes ten times
         # as long.
         images = given.permute(0, 3, 1, 2).contiguous().float()
-        return images.div_(255.0).sub_(mean).div_(std)
+        images = images.div_(255.0).sub_(mean).div_(std)
+        return images.to(memory_format=torch.channels_last) if self._channels_last else images
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
         """Shapes from one forward pass over two grey images."""
@@ -272,8 +298,10 @@ def sharing(runners: Mapping[str, TeacherRunner]) -> list[list[str]]:
     return groups
 
 
-def environment(device: torch.device | None) -> dict[str, str]:
-    """Versions and device that the values may depend on."""
+def environment(
+    device: torch.device | None, *, compiled: bool = False, channels_last: bool = False
+) -> dict[str, str]:
+    """Versions, device and kernels that the values may depend on in their last bits."""
     packages = ("phistill", "numpy", "pillow", "torch", "timm", "open_clip_torch")
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in packages if device is not None else packages[:3]:
@@ -287,6 +315,10 @@ def environment(device: torch.device | None) -> dict[str, str]:
             import torch
 
             found["device"] = torch.cuda.get_device_name(device)
+    if compiled:
+        found["compiled"] = "torch.compile"
+    if channels_last:
+        found["memory_format"] = "channels_last"
     return found
 
 
@@ -297,6 +329,25 @@ def _kinds(features: Features) -> Mapping[str, torch.Tensor]:
     if features.registers is not None:
         found["registers"] = features.registers
     return found
+
+
+def _or_say_why(
+    compiled: Callable[[torch.Tensor], list[Features]], names: tuple[str, ...]
+) -> Callable[[torch.Tensor], list[Features]]:
+    """The same function; TeacherError where torch.compile cannot do it, for want of a compiler
+    perhaps."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    def call(images: torch.Tensor) -> list[Features]:
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TeacherError(
+                f"teacher {', '.join(names)} cannot be compiled: {first[:300]} Leave out --compile."
+            ) from error
+
+    return call
 
 
 def _constants(given: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

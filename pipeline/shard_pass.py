@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..cache import Cache, CommitRecord, names
@@ -47,6 +47,8 @@ class PassLimits:
     decode: Mode
     max_reject_frac: float | None
     time_limit_s: float | None
+    kernels: Mapping[str, bool] = field(default_factory=dict)
+    """What ``environment`` is told of the kernels."""
 
     def exceeded(self, elapsed_s: float) -> bool:
         """Whether the time limit has passed."""
@@ -69,7 +71,7 @@ class ShardPass:
     ) -> None:
         self._cache, self._source, self._runners = cache, source, runners
         self._limits, self._on_progress, self._started = limits, on_progress, started
-        self._environment = environment(device)
+        self._environment = environment(device, **limits.kernels)
         self._pixel_environment = environment(None)
         self.num_shards = self.written_bytes = self.done_rows = self._computed_rows = 0
         self._num_images = self._total_rows = 0
