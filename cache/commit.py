@@ -7,7 +7,7 @@ the same to the byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self, get_type_hints
@@ -89,9 +89,11 @@ class CommitRecord:
         """sha256 (hex) of the record; identifies the shard's content."""
         return str(seal(self.to_dict())["digest"])
 
-    def require_images(self, images: ImageFacts, owner: str) -> None:
+    def require_images(
+        self, images: ImageFacts, owner: str, image_of: Callable[[int], str] = str
+    ) -> None:
         """CacheMismatch unless ``owner``'s rows come from the same bytes as these: features of
-        different images must not pair."""
+        different images must not pair. ``image_of`` a row is what its image is called."""
         if images == self.images:
             return
         ours, theirs = (
@@ -100,9 +102,10 @@ class CommitRecord:
         )
         slot = next(slot for slot in range(self.num_rows) if ours[slot] != theirs[slot])
         raise CacheMismatch(
-            f"row {self.start + slot}: {owner} was given an image with sha256 "
-            f"{images.sha256[slot]}, {self.owner} was extracted from {self.images.sha256[slot]}. "
-            "The images changed since; extract into a new cache."
+            f"image {image_of(self.start + slot)} (row {self.start + slot}), read for {owner}, is "
+            f"not the one that {self.owner} in the cache came from: its sha256 is "
+            f"{images.sha256[slot]} now, was {self.images.sha256[slot]}. The images changed since: "
+            "put the old ones back, or extract into a new cache."
         )
 
     def to_dict(self) -> dict[str, Any]:

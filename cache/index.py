@@ -35,6 +35,12 @@ def read_index(files: Files, segments: Sequence[Segment]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
+def image_id(index: pa.Table, row: int) -> str:
+    """What the image of a row is called."""
+    position = int(index["row"].to_numpy().searchsorted(row))
+    return str(index["id"][position].as_py())
+
+
 def publish_index(
     files: Files, index: pa.Table, *, number: int, start: int, shard_rows: int
 ) -> Segment:

@@ -25,7 +25,7 @@ from .compressed import encode_compressed
 from .document import MAX_DOCUMENT_BYTES
 from .errors import CorruptCache, IncompleteCache, UsageError
 from .files import Files, LocalFiles, open_files
-from .index import publish_index, read_index
+from .index import image_id, publish_index, read_index
 from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
 from .shard import encode_shard, sha256_of
@@ -331,7 +331,7 @@ class Cache:
             raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
         for other in self.owners:
             if other != owner and (record := self.committed(other, shard)) is not None:
-                record.require_images(images, owner)
+                record.require_images(images, owner, lambda row: image_id(self.index(), row))
         files: dict[str, tuple[int, str]] = {}
         for kind, values in arrays.items():
             wanted = (stop - start, *shapes[kind])

@@ -34,12 +34,12 @@ def inspect(cache: str, as_json: bool, show_rejects: bool) -> None:
 
 @click.command()
 @cache_argument
-@click.argument("images", required=False, type=click.Path(path_type=Path))
+@click.argument("images", required=False)
 @click.option(
     "--live", type=click.IntRange(min=1), help="Run each teacher again on this many rows of IMAGES."
 )
 @click.option("--device", default="auto", show_default=True, help="For --live.")
-def verify(cache: str, images: Path | None, live: int | None, device: str) -> None:
+def verify(cache: str, images: str | None, live: int | None, device: str) -> None:
     """Check every byte of features, pixels, index, records and statistics.
 
     Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
@@ -86,7 +86,7 @@ def verify(cache: str, images: Path | None, live: int | None, device: str) -> No
     sys.exit(1)
 
 
-def _agrees_live(cache: str, images: Path | None, num_rows: int, device: str) -> bool:
+def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
     from phistill.pipeline.extract import stored_runner

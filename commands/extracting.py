@@ -16,7 +16,7 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 
 
 @click.command()
-@click.argument("images", type=click.Path(path_type=Path))
+@click.argument("images")
 @click.option("--cache", required=True, type=cache_path, help="Cache to write.")
 @teacher_option
 @click.option(
@@ -99,13 +99,29 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
     help="Let the workers of a dask.distributed cluster do the work; they must see IMAGES and the "
     "cache under the same paths.",
 )
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Classes of the images: .json, .csv, .tsv or .parquet, from an image's id, its folder or "
+    "its class number to a name (docs/images.md).",
+)
+@click.option(
+    "--window",
+    "window_tars",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Tars from afar whose images are mixed in a new cache; twice as many are on the disk.",
+)
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option(
     "--add-views", is_flag=True, help="Add what the cache lacks of the list of every --view."
 )
 @click.option("--repair", is_flag=True, help="Check every byte; extract damaged shards again.")
 def extract(
-    images: Path,
+    images: str,
     cache: str,
     teachers: tuple[str, ...],
     holdout: str | None,
@@ -122,8 +138,8 @@ def extract(
 ) -> None:
     """Run teachers over IMAGES once and cache their features.
 
-    IMAGES is a folder, parquet tables, tars, a saved Hugging Face dataset, or a text file with one
-    path per line (docs/images.md).
+    IMAGES is a folder, parquet tables, tars, a saved Hugging Face dataset, a text file with one
+    path per line, or tars from afar: https://.../shard-{0000..0127}.tar, s3://... (docs/images.md).
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """

@@ -36,7 +36,7 @@ def demo(out: Path) -> None:
 
 
 @click.command()
-@click.argument("images", type=click.Path(path_type=Path))
+@click.argument("images")
 @teacher_option
 @click.option("--cache", type=cache_path, help="Where it would lie.")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
@@ -44,7 +44,7 @@ def demo(out: Path) -> None:
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
 @click.option("--runs", "num_runs", type=int, default=1, show_default=True, help="Training runs.")
 def plan(
-    images: Path,
+    images: str,
     teachers: tuple[str, ...],
     cache: str | None,
     pixel_size: int | None,

@@ -114,9 +114,8 @@ class AdjustedTeacher:
         self._teacher.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
-        if self._adjustment.pad_from is None:
-            return self._on_grid(self._teacher.features(images))
-        return self._on_grid(self._padded(images))
+        found = self._teacher.features(self._padded(images))
+        return self._on_grid(self._cropped(found, (images.shape[2], images.shape[3])))
 
     def shares_forward(self, other: Teacher) -> bool:
         """Whether one forward pass of the teachers inside serves both."""
@@ -124,8 +123,7 @@ class AdjustedTeacher:
         return (
             shares is not None
             and isinstance(other, AdjustedTeacher)
-            and self._adjustment.pad_from is None
-            and other._adjustment.pad_from is None
+            and other._adjustment.pad_from == self._adjustment.pad_from
             and other._preprocessing == self._preprocessing
             and bool(shares(other._teacher))
         )
@@ -136,8 +134,14 @@ class AdjustedTeacher:
     ) -> list[Features]:
         """Features of teachers that share a forward pass, from one."""
         inner: Any = teachers[0]._teacher
-        found = inner.features_together([teacher._teacher for teacher in teachers], images)
-        return [teacher._on_grid(given) for teacher, given in zip(teachers, found, strict=True)]
+        size = (images.shape[2], images.shape[3])
+        found = inner.features_together(
+            [teacher._teacher for teacher in teachers], teachers[0]._padded(images)
+        )
+        return [
+            teacher._on_grid(teacher._cropped(given, size))
+            for teacher, given in zip(teachers, found, strict=True)
+        ]
 
     def _on_grid(self, found: Features) -> Features:
         if self._adjustment.grid is None:
@@ -145,13 +149,21 @@ class AdjustedTeacher:
         patches = resampled(found.patches, self._adjustment.grid, self._adjustment.resample)
         return replace(found, patches=patches)
 
-    def _padded(self, images: torch.Tensor) -> Features:
+    def _padded(self, images: torch.Tensor) -> torch.Tensor:
+        if self._adjustment.pad_from is None:
+            return images
         import torch
 
         height, width = self._full_size
         inner_h, inner_w = images.shape[2:]
-        padded = torch.nn.functional.pad(images, (0, width - inner_w, 0, height - inner_h))
-        found = self._teacher.features(padded)
+        return torch.nn.functional.pad(images, (0, width - inner_w, 0, height - inner_h))
+
+    def _cropped(self, found: Features, inner: tuple[int, int]) -> Features:
+        """The part of the patches that shows the image."""
+        if self._adjustment.pad_from is None:
+            return found
+        height, width = self._full_size
+        inner_h, inner_w = inner
         grid_h, grid_w = found.patches.shape[1:3]
         if grid_h * inner_h % height or grid_w * inner_w % width:
             raise TeacherError(

@@ -28,6 +28,7 @@ from .options import ExtractOptions
 from .prepare import Prepared, holding, if_prepared, prepare
 from .progress import ExtractProgress
 from .rejects import rejects
+from .remote_tar_source import is_remote
 from .settings import CacheSettings
 from .sources import Source
 from .teachers import TeacherSpec
@@ -168,7 +169,7 @@ def extract_on_cluster(
         hosts = Counter(address.rpartition(":")[0] for address in workers)
         job = Job(
             token=uuid.uuid4().hex,
-            images=images if not isinstance(images, str | Path) else os.path.abspath(images),
+            images=images if not isinstance(images, str | Path) else _absolute(images),
             cache=open_files(cache_path).absolute,
             teachers=tuple(teachers),
             settings=settings,
@@ -201,14 +202,20 @@ def extract_on_cluster(
     )
 
 
+def _absolute(images: str | Path) -> str:
+    """As every worker can open it, whatever folder it is in."""
+    return images if isinstance(images, str) and is_remote(images) else os.path.abspath(images)
+
+
 def _for_workers(options: ExtractOptions) -> ExtractOptions:
     """What of the options concerns a worker: the client keeps the time."""
-    holdout = options.holdout_file
+    holdout, labels = options.holdout_file, options.labels_file
     return replace(
         options,
         scheduler=None,
         time_limit_s=None,
         holdout_file=None if holdout is None else holdout.absolute(),
+        labels_file=None if labels is None else labels.absolute(),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .prepare import (
     Prepared,
     Request,
     build_runners,
+    first_runners,
     holding,
     keep_out_of_the_way,
     prepare,
@@ -95,20 +97,10 @@ def extract(
             on_notice=on_notice,
         )
     request = make_request(images, cache_path, teachers, settings, options, on_notice)
-    share = request.options.share
-    if share is None or share.count == 1:
-        found = request.entries  # before anything is locked or made: a wrong path leaves no trace
-        assert found, "a source without images says so"
-        with request.files.writing():
-            prepared = prepare(request)
-            work = extract_shards(
-                request, prepared, prepared.cache.info.shards(), on_progress, started
-            )
-    else:
-        prepared = prepare_once(request)
-        shards = share.of(missing_shards(prepared.cache, request.teachers))
-        with holding(prepared.cache, shards, REFUSE_AFTER_S):
-            work = extract_shards(request, prepared, shards, on_progress, started)
+    with ExitStack() as stack:
+        if request.source is not images:
+            stack.callback(getattr(request.source, "close", lambda: None))
+        prepared, work = _extract(request, on_progress, started)
     cache = prepared.cache
     if request.options.add_views:
         require_same_images(cache)
@@ -123,6 +115,27 @@ def extract(
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
     )
+
+
+def _extract(
+    request: Request, on_progress: Callable[[ExtractProgress], None] | None, started: float
+) -> tuple[Prepared, ShardPass]:
+    share = request.options.share
+    if share is None or share.count == 1:
+        if request.must_list:
+            found = (
+                request.entries
+            )  # before anything is locked or made: a wrong path leaves no trace
+            assert found, "a source without images says so"
+        built = first_runners(request)
+        with request.files.writing():
+            prepared = prepare(request, built)
+            shards = prepared.cache.info.shards()
+            return prepared, extract_shards(request, prepared, shards, on_progress, started)
+    prepared = prepare_once(request)
+    shards = share.of(missing_shards(prepared.cache, request.teachers))
+    with holding(prepared.cache, shards, REFUSE_AFTER_S):
+        return prepared, extract_shards(request, prepared, shards, on_progress, started)
 
 
 def make_request(
@@ -145,7 +158,9 @@ def make_request(
             raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
         keep_out_of_the_way(files)
     return Request(
-        source=open_source(images) if isinstance(images, str | Path) else images,
+        source=open_source(images, options.window_tars)
+        if isinstance(images, str | Path)
+        else images,
         files=files,
         specs=specs,
         settings=settings or CacheSettings(),

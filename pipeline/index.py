@@ -10,19 +10,31 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from .sources import Entry
+from .entries import Entry
 
 
 def build_index(
-    entries: Sequence[Entry], *, num_views: int, seed: int, start: int = 0, shuffle: bool = True
+    entries: Sequence[Entry],
+    *,
+    num_views: int,
+    seed: int,
+    start: int = 0,
+    shuffle: bool = True,
+    window: int | None = None,
 ) -> pa.Table:
     """The table of a segment: row, id, view, uri, offset, length, and label and split if known.
 
-    ``shuffle=False`` keeps the order of entries that are in random order already.
+    ``shuffle=False`` keeps the order of entries that are in random order already. With a ``window``
+    files are in random order and images only change places with those of the same ``window`` files:
+    an order for files that are fetched one after another.
     """
     generator = np.random.Generator(np.random.PCG64([seed, start]))
-    order = generator.permutation(len(entries)) if shuffle else np.arange(len(entries))
+    if window is not None:
+        order = _windowed(generator, [entry.uri for entry in entries], window)
+    else:
+        order = generator.permutation(len(entries)) if shuffle else np.arange(len(entries))
     chosen = [entries[position] for position in np.repeat(order, num_views).tolist()]
     columns = {
         "row": pa.array(np.arange(start, start + len(chosen), dtype=np.int64)),
@@ -37,3 +49,13 @@ def build_index(
     if any(entry.split is not None for entry in entries):
         columns["split"] = pa.array([entry.split for entry in chosen], pa.string())
     return pa.table(columns)
+
+
+def _windowed(
+    generator: np.random.Generator, uris: Sequence[str], window: int
+) -> NDArray[np.int64]:
+    """Positions (n,): files permuted, then the images of each ``window`` of them."""
+    names, of = np.unique(np.array(uris, dtype=object), return_inverse=True)
+    rank = generator.permutation(len(names))  # of each file among all
+    turn = rank[of] // window  # the window that an image belongs to
+    return np.lexsort((generator.permutation(len(uris)), turn)).astype(np.int64)

@@ -51,6 +51,10 @@ class ExtractOptions:
     """Add the settings' views that the cache does not have, as a new segment."""
     holdout_file: Path | None = None
     """Ids that are held out, one per line; images that are new to the cache follow it."""
+    labels_file: Path | None = None
+    """Which image, folder or class number is which class; for images that are new to the cache."""
+    window_tars: int = 8
+    """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
     repair: bool = False
     """Check every byte first and extract damaged shards again."""
     share: Share | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from .batch_size import choose_batch_sizes
 from .feature_lines import IMPORTED
 from .holdout import hold_out
 from .index import build_index
+from .labels import label
 from .options import AUTO, ExtractOptions
 from .runner import TeacherRunner
 from .settings import CacheSettings
@@ -62,12 +63,32 @@ class Request:
         """Names of the teachers that were asked for; none means those of the cache."""
         return [spec.name for spec in self.specs]
 
+    @property
+    def must_list(self) -> bool:
+        """Whether the images have to be listed: not those of a source from afar once the cache has
+        them, because listing reads everything."""
+        slow = getattr(self.source, "slow_to_list", False)
+        return not slow or self.options.append or not store.exists(self.files)
+
+    @property
+    def window(self) -> int | None:
+        """Files whose images are mixed, where the source wants an order of its own."""
+        found: int | None = getattr(self.source, "window_tars", None)
+        return found
+
     @cached_property
     def entries(self) -> list[Entry]:
         """The images of the source, some of them held out by name."""
         entries = self.source.entries()
         if self.options.holdout_file is not None:
             entries = hold_out(entries, self.options.holdout_file)
+        if self.options.labels_file is not None:
+            entries, missing = label(entries, self.options.labels_file)
+            if missing:
+                self.on_notice(
+                    f"{missing:,} of {len(entries):,} images have no label in "
+                    f"{self.options.labels_file}."
+                )
         return entries
 
     def open(self) -> Cache | None:
@@ -97,9 +118,12 @@ class Prepared:
     """Images of the source that the cache does not have."""
 
 
-def prepare(request: Request) -> Prepared:
-    """Make or change the cache as asked for. The caller holds everything."""
-    stored = request.open()
+def first_runners(request: Request) -> dict[str, TeacherRunner]:
+    """The teachers of a cache that does not exist: one that cannot be built leaves no folder."""
+    return {} if store.exists(request.files) else _runners(request, None)
+
+
+def _runners(request: Request, stored: Cache | None) -> dict[str, TeacherRunner]:
     runners = {
         spec.name: _runner(spec, stored, request.options, request.device, request.on_notice)
         for spec in request.specs
@@ -108,18 +132,27 @@ def prepare(request: Request) -> Prepared:
         known = () if stored is None else stored.teachers
         new_ones = {name: found for name, found in runners.items() if name not in known}
         choose_batch_sizes(new_ones, request.on_notice)
+    return runners
+
+
+def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) -> Prepared:
+    """Make or change the cache as asked for. The caller holds everything; ``built`` are the
+    teachers of ``first_runners``, used if the cache still does not exist."""
+    stored, listed = request.open(), request.must_list
+    runners = dict(built) if built and stored is None else _runners(request, stored)
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
     num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views)
-    new = _new_entries(cache, request.entries)
+    new = _new_entries(cache, request.entries) if listed else []
     if new and request.options.append:
         index = build_index(
             new,
             num_views=len(cache.info.views),
             seed=cache.info.seed,
             start=growth.next_row(cache.info),
+            window=request.window,
         )
         growth.add_segment(cache, index)
         new = []
@@ -260,7 +293,7 @@ def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
         num_rows=len(entries) * len(settings.views or (View(),)),
         max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
     )
-    index = build_index(entries, num_views=len(info.views), seed=info.seed)
+    index = build_index(entries, num_views=len(info.views), seed=info.seed, window=request.window)
     return store.create(request.files, info, index)
 
 

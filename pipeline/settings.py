@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cache import CacheInfo
+from ..cache.compressed import compressor
 from ..cache.errors import CacheMismatch, UsageError
 from .decode import DecodeRules
 from .views import View
 
 TARGET_SHARD_BYTES = 128 * 2**20
 """A shard of the largest array has at most this many bytes, and more than half of it."""
+
+OPTIONS = {"views": "--view", "decode": "--background and --min-side"}
+"""Fields whose option on the command line has another name."""
 
 MIN_SHARDS = 24
 """A small cache is still cut into some dozens of shards: the unit of resume and of progress."""
@@ -35,6 +39,11 @@ class CacheSettings:
 
     compression: str | None = None
     """zstd:LEVEL, gzip:LEVEL or blosc:CNAME:LEVEL; default none."""
+
+    def __post_init__(self) -> None:
+        self.new_cache(num_rows=1, max_row_bytes=1)  # refuses what no cache can have
+        if self.compression:
+            compressor(self.compression)
 
     def new_cache(self, *, num_rows: int, max_row_bytes: int) -> CacheInfo:
         """The settings of a new cache with every default filled in."""
@@ -63,10 +72,11 @@ class CacheSettings:
         for field, value in asked.items():
             found = getattr(info, field)
             if value is not None and value != found:
+                option = OPTIONS.get(field, f"--{field.replace('_', '-')}")
                 more = "add further views with --add-views, " if field == "views" else ""
                 raise CacheMismatch(
                     f"{where} was made with {field}={found!r}, but this run asks for {value!r}. "
-                    f"Leave the option out, {more}or extract into another cache."
+                    f"Leave {option} out, {more}or extract into another cache."
                 )
 
 

@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..cache import Cache, CommitRecord, names
 from .arriving import ArrivingShard
 from .decode import DecodeRules
@@ -107,6 +109,7 @@ class ShardPass:
             mode=choose_mode(self._limits.decode, self._num_images),
         )
         self._watch = Stopwatch()
+        self._expect(shards)
         self._report()
         stages = _Stages(self._num_writers)
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
@@ -218,6 +221,18 @@ class ShardPass:
             yield ShardRows(
                 shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]
             )
+
+    def _expect(self, shards: Sequence[int]) -> None:
+        """Tell a source from afar what will be read, in order."""
+        expect = getattr(self._source, "expect", None)
+        if expect is None:
+            return
+        index = self._cache.index().select(["row", "uri", "offset"])
+        rows = index["row"].to_numpy()
+        spans = [self._cache.info.shard_range(shard) for shard in shards]
+        wanted = np.concatenate([np.arange(*rows.searchsorted(span)) for span in spans])
+        part = index.take(wanted)
+        expect(zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True))
 
     def _renderings(self) -> tuple[Rendering, ...]:
         wanted = [runner.rendering for runner in self._runners.values()]

@@ -9,11 +9,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from ..cache.errors import UsageError
 from .arrow_source import ArrowSource, is_saved_dataset
-from .entries import SUFFIXES, Entry, read_file, refuse_duplicates
+from .braces import expand, has_braces
+from .entries import (
+    HELDOUT_NAMES,
+    SUFFIXES,
+    TRAIN_NAMES,
+    Entry,
+    read_file,
+    refuse_duplicates,
+    splits_of_names,
+)
 from .parquet_source import ParquetSource
+from .remote_tar_source import WINDOW_TARS, RemoteTarSource, check_urls, is_remote
 from .tar_source import TarSource
 
 __all__ = [
@@ -22,6 +33,7 @@ __all__ = [
     "FolderSource",
     "ListSource",
     "ParquetSource",
+    "RemoteTarSource",
     "Source",
     "TarSource",
     "open_source",
@@ -31,7 +43,11 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class Source(Protocol):
-    """Images that can be listed and read. ``read`` is called from several threads."""
+    """Images that can be listed and read. ``read`` is called from several threads.
+
+    A source from afar may have more, each looked for by name: ``slow_to_list``, ``window_tars`` (an
+    order for a new cache), ``expect(reads)`` before many images are read, and ``close()``.
+    """
 
     kind: str
 
@@ -40,12 +56,17 @@ class Source(Protocol):
     def read(self, uri: str, offset: int, length: int) -> bytes: ...
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> Source:
     """A source by what ``path`` is.
 
     A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet`` or
-    ``.tar`` file, or a text file of paths.
+    ``.tar`` file, a text file of paths or of tars, or URLs of tars; braces stand for several tars
+    (``shard-{0000..0127}.tar``). Of tars from afar, ``window_tars`` are mixed.
     """
+    if isinstance(path, str) and is_remote(path):
+        return RemoteTarSource(check_urls(expand(path)), window_tars)
+    if has_braces(str(path)) and not Path(path).exists():
+        return _local_tars([Path(name) for name in expand(str(path))])
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
@@ -65,7 +86,24 @@ def open_source(path: str | Path) -> Source:
         )
     if path.suffix.lower() in SUFFIXES:
         raise UsageError(f"{path} is one image. Give the folder that holds the images.")
+    lines = listed_lines(path)
+    if all(urlsplit(line).path.endswith(".tar") for line in lines):
+        names = [name for line in lines for name in expand(line)]
+        if any(is_remote(name) for name in names):
+            return RemoteTarSource(check_urls(names), window_tars)
+        return _local_tars([path.parent / name for name in names])
     return ListSource(path)
+
+
+def _local_tars(tars: list[Path]) -> TarSource:
+    for tar in tars:
+        if not tar.is_file():
+            raise UsageError(f"images {str(tar)!r} do not exist; {len(tars)} tars were asked for.")
+        if tar.suffix != ".tar":
+            raise UsageError(f"{tar} is no tar; braces stand for several tars.")
+    refuse_duplicates([str(tar) for tar in tars], "the list of tars")
+    root = Path(os.path.commonpath([tar.absolute().parent for tar in tars]))
+    return TarSource(root, [tar.absolute() for tar in tars])
 
 
 def _open_folder(path: Path) -> Source:
@@ -80,7 +118,8 @@ def _open_folder(path: Path) -> Source:
 
 
 class FolderSource:
-    """Every image file below a folder; the label is the folder it lies in."""
+    """Every image file below a folder; the label is the folder it lies in, below ``train`` or
+    ``val`` where these are the folders at the top."""
 
     kind = "folder"
 
@@ -99,15 +138,29 @@ class FolderSource:
                 f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
                 "Give another folder, or a parquet file."
             )
-        labelled = any(path.parent.parts for path in found)
+        found.sort()
+        splits = self._splits(found)
+        folders = [
+            path.parent if split is None else path.parent.relative_to(path.parts[0])
+            for path, split in zip(found, splits, strict=True)
+        ]
+        labelled = any(folder.parts for folder in folders)
         return [
             Entry(
                 id=path.as_posix(),
                 uri=path.as_posix(),
-                label=path.parent.as_posix() if labelled else None,
+                label=folder.as_posix() if labelled else None,
+                split=split,
             )
-            for path in sorted(found)
+            for path, folder, split in zip(found, folders, splits, strict=True)
         ]
+
+    def _splits(self, found: list[Path]) -> list[str | None]:
+        """From ``train/`` and ``val/`` at the top, where all images lie in such folders."""
+        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in found]
+        if not all(top.lower() in (*TRAIN_NAMES, *HELDOUT_NAMES) for top in tops):
+            return [None] * len(found)
+        return splits_of_names(tops)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_file(self._root / uri)
@@ -116,6 +169,20 @@ class FolderSource:
 def _is_broken_link(folder: str, name: str) -> bool:
     path = os.path.join(folder, name)
     return os.path.islink(path) and not os.path.exists(path)
+
+
+def listed_lines(path: Path) -> list[str]:
+    """The lines of a text file that are neither empty nor comments; UsageError without any."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is neither an image folder, a parquet file, a tar nor a text file of paths."
+        ) from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageError(f"{path} lists no image.")
+    return found
 
 
 class ListSource:
@@ -127,16 +194,7 @@ class ListSource:
         self._path = path
 
     def entries(self) -> list[Entry]:
-        try:
-            lines = [line.strip() for line in self._path.read_text("utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{self._path} is neither an image folder, a parquet file, a tar nor a text file "
-                "of paths."
-            ) from error
-        paths = [line for line in lines if line and not line.startswith("#")]
-        if not paths:
-            raise UsageError(f"{self._path} lists no image.")
+        paths = listed_lines(self._path)
         for path in paths:
             if not (self._path.parent / path).is_file():
                 raise UsageError(

@@ -6,7 +6,7 @@ ever part of an id. ``KEY.cls`` beside ``KEY.jpg`` is the image's label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -48,64 +48,73 @@ class TarSource:
         return found
 
     def _tar_entries(self, tar: Path) -> list[Entry]:
+        found = retried(lambda: list(members(tar)), tar)
         uri = tar.relative_to(self._root).as_posix()
-        images: list[Member] = []
-        labels: dict[str, str] = {}
-        for member in retried(lambda: list(members(tar)), tar):
-            key, suffix = _key(member.name)
-            if suffix in SUFFIXES:
-                images.append(member)
-            elif suffix == LABEL_SUFFIX and member.length <= MAX_LABEL_BYTES:
-                data = read_part(tar, member.offset, member.length)
-                labels[key] = data.decode(errors="replace").strip()
-        seen: set[str] = set()
-        entries = []
-        for member in images:
-            name = f"{uri}/{member.name}"
-            if name in seen:  # a tar may hold a name twice
-                name = f"{name}@{member.offset}"
-            seen.add(name)
-            label = labels.get(_key(member.name)[0])
-            entries.append(Entry(name, uri, member.offset, member.length, label))
-        return entries
+        return entries_of(uri, found, lambda member: read_part(tar, member.offset, member.length))
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_part(self._root / uri, offset, length)
 
 
+def entries_of(uri: str, found: Sequence[Member], read: Callable[[Member], bytes]) -> list[Entry]:
+    """An entry per image among the members of a tar; ``read`` gives the bytes of a label."""
+    images: list[Member] = []
+    labels: dict[str, str] = {}
+    for member in found:
+        key, suffix = _key(member.name)
+        if suffix in SUFFIXES:
+            images.append(member)
+        elif suffix == LABEL_SUFFIX and member.length <= MAX_LABEL_BYTES:
+            labels[key] = read(member).decode(errors="replace").strip()
+    seen: set[str] = set()
+    entries = []
+    for member in images:
+        name = f"{uri}/{member.name}"
+        if name in seen:  # a tar may hold a name twice
+            name = f"{name}@{member.offset}"
+        seen.add(name)
+        label = labels.get(_key(member.name)[0])
+        entries.append(Entry(name, uri, member.offset, member.length, label))
+    return entries
+
+
 def members(tar: Path) -> Iterator[Member]:
     """The regular files of a tar, in order; SourceError names the byte where it is damaged."""
-    size = tar.stat().st_size
     with tar.open("rb") as file:
-        position = 0
-        extended: dict[str, Any] = {}
-        while position + BLOCK <= size:
-            file.seek(position)
-            header = file.read(BLOCK)
-            if not header.strip(b"\0"):
-                return
-            _check(header, tar, position)
-            kind, length = header[156:157], _number(header[124:136], tar, position)
-            start = position + BLOCK
-            if kind in b"LKxg" and kind:
-                extended |= _extension(file, kind, length, tar, position)
-            else:
-                length = extended.get("size", length)
-                name = extended.get("path") or _name(header)
-                extended = {}
-                if start + length > size:
-                    raise SourceError(
-                        f"{tar} is cut: the member at byte {position:,} is {length:,} bytes long. "
-                        "Get the file again."
-                    )
-                if kind in REGULAR:
-                    yield Member(name, start, length)
-                elif kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
-                    length = 0  # links, devices and folders have no content
-            position = start + -(-length // BLOCK) * BLOCK
+        yield from members_of(file, tar.stat().st_size, tar)
 
 
-def _check(header: bytes, tar: Path, position: int) -> None:
+def members_of(file: BinaryIO, size: int, tar: object) -> Iterator[Member]:
+    """The same of an open file; ``tar`` is its name in messages."""
+    position = 0
+    extended: dict[str, Any] = {}
+    while position + BLOCK <= size:
+        file.seek(position)
+        header = file.read(BLOCK)
+        if not header.strip(b"\0"):
+            return
+        _check(header, tar, position)
+        kind, length = header[156:157], _number(header[124:136], tar, position)
+        start = position + BLOCK
+        if kind in b"LKxg" and kind:
+            extended |= _extension(file, kind, length, tar, position)
+        else:
+            length = extended.get("size", length)
+            name = extended.get("path") or _name(header)
+            extended = {}
+            if start + length > size:
+                raise SourceError(
+                    f"{tar} is cut: the member at byte {position:,} is {length:,} bytes long. "
+                    "Get the file again."
+                )
+            if kind in REGULAR:
+                yield Member(name, start, length)
+            elif kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
+                length = 0  # links, devices and folders have no content
+        position = start + -(-length // BLOCK) * BLOCK
+
+
+def _check(header: bytes, tar: object, position: int) -> None:
     """The sum of a header's bytes, its own field counted as spaces, stands in the header."""
     stated = header[148:156].strip(b" \0")
     total = sum(header) - sum(header[148:156]) + 8 * 32
@@ -118,7 +127,7 @@ def _octal(digits: bytes) -> bool:
     return not set(digits) & set(b"89")
 
 
-def _number(field: bytes, tar: Path, position: int) -> int:
+def _number(field: bytes, tar: object, position: int) -> int:
     """Octal text, or base 256 when the first bit is set."""
     if field[0] & 0x80:
         value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
@@ -140,7 +149,7 @@ def _name(header: bytes) -> str:
 
 
 def _extension(
-    file: BinaryIO, kind: bytes, length: int, tar: Path, position: int
+    file: BinaryIO, kind: bytes, length: int, tar: object, position: int
 ) -> dict[str, Any]:
     """What a GNU long name or a pax header says of the member after it."""
     if length > MAX_EXTENSION_BYTES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Self
@@ -20,6 +21,7 @@ from ..cache.names import check_teacher_name
 from .adjust import OPTIONS as COMMON_OPTIONS
 from .adjust import Adjustment
 from .contract import Teacher
+from .hub import asked_once, needs_hub
 
 GROUP = "phistill.teachers"
 MODULE = "module"
@@ -77,15 +79,22 @@ class TeacherSpec:
         model = self.model if self.source != MODULE else ""
         options = dict(self.options)
         adjustment = Adjustment.take(options)
-        try:
-            return adjustment.apply(builder(model, options))
-        except PhistillError:
-            raise
-        except Exception as error:  # a library, a hub or a user's plug-in may raise anything
-            raise TeacherError(
-                f"teacher {self.text} could not be built: {type(error).__name__}: {error}"
-                f"{HUB_ADVICE if _is_hub_error(error) else ''}"
-            ) from error
+        hub = asked_once() if needs_hub(self.source, model, options) else nullcontext()
+        with hub as silence:
+            try:
+                return adjustment.apply(builder(model, options))
+            except PhistillError:
+                raise
+            except Exception as error:  # a library, a hub or a user's plug-in may raise anything
+                if silence is not None:
+                    raise TeacherError(
+                        f"teacher {self.text} could not be built: {silence}, and what it needs was "
+                        f"not downloaded before.{HUB_ADVICE}"
+                    ) from error
+                raise TeacherError(
+                    f"teacher {self.text} could not be built: {type(error).__name__}: {error}"
+                    f"{HUB_ADVICE if _is_hub_error(error) else ''}"
+                ) from error
 
 
 def _is_hub_error(error: BaseException) -> bool:

@@ -106,3 +106,19 @@ def test_weights_in_half_precision_give_features_near_the_full_ones() -> None:
     assert full.identity()["dtype"] == "float32"
     # bfloat16 keeps 8 bits; a twelve-block network accumulates some of them.
     assert float((found.float() - expected).abs().mean() / expected.abs().mean()) < 0.03
+
+
+def test_layers_that_are_padded_alike_share_one_forward() -> None:
+    base = "timm:samvit_base_patch16.sa1b?random=0&size=64&pad_from=32"
+    one, other = (TeacherSpec.parse(base + more).build() for more in ("", "&layer=-6&grid=1x1"))
+    assert isinstance(one, AdjustedTeacher)
+    assert isinstance(other, AdjustedTeacher)
+    assert one.shares_forward(other)
+    different = TeacherSpec.parse(base.replace("pad_from=32", "pad_from=48")).build()
+    assert not one.shares_forward(different)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = AdjustedTeacher.features_together([one, other], images)
+        for found, teacher in zip(together, (one, other), strict=True):
+            torch.testing.assert_close(found.patches, teacher.features(images).patches)
+    assert together[0].patches.shape[1:3] == (2, 2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,9 +84,11 @@ def test_changed_images_are_refused_when_a_teacher_is_added(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
     cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
-    changed = folder / cache.index()["id"][0].as_py()
-    Image.new("RGB", (30, 30)).save(changed)
-    with pytest.raises(CacheMismatch, match="row 0: u was given an image with sha256"):
+    name = cache.index()["id"][0].as_py()
+    Image.new("RGB", (30, 30)).save(folder / name)
+    with pytest.raises(
+        CacheMismatch, match=rf"image {re.escape(name)} \(row 0\), read for u, is not the one"
+    ):
         extract(folder, tmp_path / "c", [f"u={tiny}?scale=2"])
 
 
@@ -245,3 +249,28 @@ def test_two_layers_of_one_model_extracted_together_equal_those_extracted_apart(
     extract(folder, tmp_path / "d", [last], settings=SETTINGS)
     apart = extract(folder, tmp_path / "d", [middle]).cache
     assert together.digest() == apart.digest()
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher"),
+    [
+        (CacheSettings(pixel_size=0), "module:no_such_module:build"),
+        (CacheSettings(pixel_size=0), "timm:vit_small_patch15_224"),
+    ],
+)
+def test_a_teacher_that_cannot_be_built_leaves_no_folder(
+    folder: Path, tmp_path: Path, settings: CacheSettings, teacher: str
+) -> None:
+    with pytest.raises(UsageError):
+        extract(folder, tmp_path / "c", [teacher], settings=settings)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shard_rows": 3}, {"pixel_size": -1}, {"holdout": 1.5}, {"compression": "zip"}]
+)
+def test_settings_that_no_cache_can_have_are_refused_before_anything_is_made(
+    wrong: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError):
+        CacheSettings(**wrong)
