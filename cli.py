@@ -83,6 +83,8 @@ def main() -> None:
     phistill fit-stats my.cache
     phistill train my.cache --out runs/phi-s
     phistill evaluate runs/phi-s
+
+    A cache is a folder, or a URL on an object store: s3://bucket/my.cache (phistill[s3]).
     """
 
 

@@ -41,11 +41,9 @@ class DegenerateMoments(PhistillError):
     """The features have no variance, too few rows, or hold NaN."""
 
 
-class StoreError(PhistillError, OSError):
-    """Where a cache lies did not do what it was asked; the message names the object or file."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
+class StoreError(PhistillError):
+    """Storage did not do what it was asked, so nothing is known of the bytes; not an OSError, which
+    a reader may take for damage."""
 
 
 class LockHeld(PhistillError):

@@ -24,7 +24,7 @@ from .shard_files import LocalShard, OpenShard
 T = TypeVar("T")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")
-"""What is left of a URL that went through ``Path``."""
+"""How a URL begins; a ``Path`` leaves it one slash."""
 
 
 class Files(Protocol):
@@ -111,7 +111,7 @@ def open_files(location: str | Path | Files) -> Files:
     text = str(location)
     if text.startswith("file://"):
         return LocalFiles(Path(unquote(urlsplit(text).path)))
-    if "://" in text or (isinstance(location, Path) and _SCHEME.match(text)):
+    if _SCHEME.match(text):
         from .object_files import ObjectFiles
 
         return ObjectFiles(text if "://" in text else text.replace(":/", "://", 1))

@@ -191,4 +191,4 @@ def _explain(
         tried = f"{number} attempts in {seconds:.0f} s"
         advice = f"({tried}.) Check the network and the store, then run the same command again: "
         advice += "it goes on where it stopped."
-    return StoreError(errno.EIO, f"{where} could not be {what}: {text}. {advice}")
+    return StoreError(f"{where} could not be {what}: {text}. {advice}")

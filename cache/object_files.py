@@ -39,7 +39,8 @@ class ObjectFiles:
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
-        if scheme not in SCHEMES or not rest.strip("/") or rest[0] == "/" or {"?", "#"} & set(rest):
+        parts = rest.rstrip("/").split("/")
+        if scheme not in SCHEMES or not all(parts) or {"?", "#"} & set(rest):
             raise UsageError(
                 f"{url} is not the URL of a cache. Write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
                 "az://CONTAINER/PREFIX, or the path of a folder."
@@ -77,7 +78,7 @@ class ObjectFiles:
         return ThreadPoolExecutor(NUM_CONNECTIONS, "objects")
 
     def where(self, relative: str) -> str:
-        return f"{self.location}/{relative}"
+        return f"{self.location}/{relative}" if relative else self.location
 
     def exists(self, relative: str) -> bool:
         return self.size(relative) is not None
@@ -87,7 +88,7 @@ class ObjectFiles:
 
         try:
             head = partial(obstore.head, self._store, relative)
-            return attempt("found", self.where(relative), head)["size"]
+            return attempt("looked up", self.where(relative), head)["size"]
         except FileNotFoundError:
             return None
 

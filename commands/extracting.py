@@ -17,7 +17,12 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 
 @click.command()
 @click.argument("images")
-@click.option("--cache", required=True, type=cache_path, help="Cache to write.")
+@click.option(
+    "--cache",
+    required=True,
+    type=cache_path,
+    help="Cache to write: a folder, or s3://BUCKET/PREFIX.",
+)
 @teacher_option
 @click.option(
     "--holdout",

@@ -11,15 +11,15 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache import Cache
+from ..cache import Cache, CommitRecord
 from ..cache import open as open_cache
-from ..cache.errors import LockHeld, MissingMoments, PhistillError, StaleMoments
+from ..cache.errors import LockHeld, MissingMoments, PhistillError, StaleMoments, StoreError
 from ..cache.files import LocalFiles, open_files
 from ..pipeline.decode import DecodeRules
 from ..pipeline.decode_image import DecodeSetup
@@ -286,12 +286,7 @@ def _cache(location: Path | str) -> Iterator[Finding]:
                 f"{owner}: {len(missing)} of {cache.info.num_shards} shards are missing",
                 f"phistill extract IMAGES --cache {location}",
             )  # fmt: skip
-        wrong = [
-            name
-            for record in commits.values()
-            for name, (size, _) in record.files.items()
-            if cache.files.size(name) != size
-        ]
+        wrong = sorted(_wrong_sizes(cache, commits.values()))
         if wrong:
             yield Finding(
                 "cache", "problem",
@@ -310,6 +305,17 @@ def _cache(location: Path | str) -> Iterator[Finding]:
     )
 
 
+def _wrong_sizes(cache: Cache, records: Iterable[CommitRecord]) -> list[str]:
+    committed = {name: size for record in records for name, (size, _) in record.files.items()}
+    found: dict[str, int | None] = {}
+
+    def look(name: str) -> None:
+        found[name] = cache.files.size(name)
+
+    cache.files.each(look, list(committed))
+    return [name for name, size in committed.items() if found[name] != size]
+
+
 def _writer(cache: Cache) -> Iterator[Finding]:
     try:
         with cache.writing():
@@ -320,6 +326,8 @@ def _writer(cache: Cache) -> Iterator[Finding]:
         yield Finding(
             "cache", "note", f"cannot be written: {error.strerror or error}", "Reading works."
         )
+    except StoreError as error:
+        yield Finding("cache", "note", f"cannot be written: {error}", "Reading works.")
 
 
 def _moments(cache: Cache) -> Iterator[Finding]:

@@ -155,7 +155,7 @@ def _saving_when_data_fails(runs: Sequence[Run], group: Ranks) -> Iterator[None]
                 "the same command again."
             )
         if not isinstance(error, PhistillError):
-            raise StoreError(error.errno, what) from error
+            raise StoreError(what) from error
         if isinstance(error, OSError):
             error.strerror = what
         else:

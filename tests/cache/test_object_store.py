@@ -227,6 +227,18 @@ def test_damage_is_found_and_repaired_by_writing_the_shard_again(
     assert remote.digest() == local.digest()
 
 
+def test_a_store_that_does_not_answer_is_no_damage(
+    make_cache: CacheFactory, bucket_url: str, proxy: Proxy
+) -> None:
+    remote = copy_to(bucket_url, make_cache())
+    for part in ("patches/c/1", "commits/b/000002", "index/0000", "teachers/a/zarr.json"):
+        proxy.faults = [Fault("503", "GET", part, times=10**6)]
+        with pytest.raises(StoreError, match="could not be read"):
+            verify(store.open(bucket_url))
+    proxy.faults = []
+    assert verify(remote).findings == ()
+
+
 def test_a_large_object_travels_in_parts(
     bucket_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +299,20 @@ def test_what_is_wrong_with_the_store_is_said(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="Check the network"):
         open_files(bucket_url).size("x")
+
+
+def test_a_profile_of_the_user_is_found(
+    make_cache: CacheFactory, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = copy_to(bucket_url, make_cache())
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (tmp_path / "credentials").write_text(
+        "[mine]\naws_access_key_id = test\naws_secret_access_key = test\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    np.testing.assert_array_equal(store.open(bucket_url).rows(), remote.rows())
 
 
 def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
