@@ -1,7 +1,8 @@
 """Sums of a block through torch, for a GPU.
 
-The block travels in its stored type and only its sums come back. Products are full float32, never
-TF32, or float64 when exact, as on the CPU; the last bits differ from it.
+The block travels in its stored type and only its sums come back; sums over blocks stay on the host,
+in float64. Products are full float32, never TF32, or float64 when exact, as on the CPU; the last
+bits differ from it. Tasks share the device's default stream, and fetching the sums waits for it.
 """
 
 from __future__ import annotations
@@ -21,25 +22,28 @@ def torch_sums(device: str) -> TakeBlock:
     """What BlockSummer does, on a torch device; UsageError when there is no such device."""
     try:
         place = torch.device(device)
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=place, dtype=torch.float64).cpu()
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(
-            f"device={device!r} cannot be used: {error}. Take cpu, or one that torch lists."
+            f"device={device!r} cannot be used: {error}. Take cpu, or a device of torch that has "
+            "float64, such as cuda."
         ) from error
-    torch.set_float32_matmul_precision("highest")  # TF32 would leave three digits
 
     def take(block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
+        # For the process, and every time: TF32 or bfloat16 products, which others may have asked
+        # for since, would leave three digits.
+        torch.set_float32_matmul_precision("highest")
         kind = torch.float32 if dtype is np.float32 else torch.float64
         x = torch.from_numpy(np.ascontiguousarray(block)).to(place)
         stride = max(1, len(block) // PILOT_VECTORS)
         pilot = x[::stride].double().mean(dim=0).to(kind)
         centred = x.to(kind) - pilot
-        offset = centred.mean(dim=0)
+        offset = centred.sum(dim=0, dtype=torch.float64) / len(block)
         products = centred.T @ centred
-        energies = (centred - offset).square().sum(dim=1)
+        energies = (centred - offset.to(kind)).square().sum(dim=1)
         return BlockSums(
             pilot.double().cpu().numpy(),
-            offset.double().cpu().numpy(),
+            offset.cpu().numpy(),
             ((products + products.T) / 2).cpu().numpy(),  # symmetric to the bit, as SYRK is
             energies.cpu().numpy(),
         )
