@@ -86,6 +86,7 @@ def copy_rows(
     copy is overwritten, so the caller looks first. Raises CorruptCache, naming the file, where the
     source is damaged, and PublishError when the copy does not fit its disk.
     """
+    files.sweep()
     _begin(source, files, info, layout)
     info = replace(info, segments=tuple(_segments(source, files, info, layout)))
     target = _Unpublished(files, info)

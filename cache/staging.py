@@ -206,7 +206,7 @@ def _grown(
     if rows != wanted[: len(rows)] or (selection.is_whole and not own):
         raise CacheMismatch(
             f"{found.location} was staged with {sum(n for _, n in rows):,} rows, and "
-            f"{sum(n for _, n in wanted):,} others are asked for now. {cure}"
+            f"{sum(n for _, n in wanted):,} of them, or others, are asked for now. {cure}"
         )
     kept = {*found.teachers, *info.teachers}
     return replace(info, teachers=tuple(name for name in source.teachers if name in kept))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo, growth
+from phistill.cache.compacting import drop_removed
 from phistill.cache.errors import (
     CacheMismatch,
     CorruptCache,
@@ -214,3 +218,47 @@ def test_of_two_that_stage_one_waits_for_the_other(source: Cache, tmp_path: Path
     first.join(30)
     second.join(30)
     assert waiter == [0]
+
+
+def test_a_cache_on_an_object_store_is_staged_and_copied_back(
+    source: Cache, bucket_url: str, tmp_path: Path
+) -> None:
+    remote = stage(source, bucket_url)
+    assert remote.num_shards == 12
+    assert remote.cache.digest() == source.digest()
+    assert stage(source, bucket_url).num_shards == 0
+    near = stage(store.open(bucket_url), tmp_path / "near").cache
+    assert near.digest() == source.digest()
+    clean = drop_removed(store.open(bucket_url), f"{bucket_url}-clean").cache
+    assert verify(clean).findings == ()
+    assert clean.digest() == drop_removed(source, str(tmp_path / "clean")).cache.digest()
+
+
+KILLED = """
+import os, signal, sys
+import phistill.cache as store
+from phistill.cache.staging import stage
+
+source, dest, after = sys.argv[1:]
+shards = []
+
+def kill(done, total):
+    shards.append(done)
+    if len(shards) == int(after):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+stage(store.open(source), dest, progress=kill)
+"""
+
+
+def test_a_killed_stage_is_no_cache_and_ends_in_the_same_bytes(
+    source: Cache, tmp_path: Path
+) -> None:
+    dest = tmp_path / "dest"
+    for after in (1, 4):
+        command = [sys.executable, "-c", KILLED, str(source.path), str(dest), str(after)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert not store.exists(dest)
+    assert stage(source, dest).num_shards <= 12 - 5
+    assert store.open(dest).digest() == source.digest()
+    assert not [path for path in dest.rglob("*") if path.name.endswith(".partial")]

@@ -17,7 +17,7 @@ from phistill.cache.errors import CacheMismatch, RunMismatch, UsageError
 from phistill.cache.joined import JoinedCaches
 from phistill.cli import main
 from phistill.stats import fit_stats
-from phistill.train import TrainConfig, evaluate, train
+from phistill.train import TrainConfig, cells, evaluate, sweep, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.changes import differences
 from phistill.train.data import PIXELS, Loader, Source
@@ -320,3 +320,20 @@ def test_the_command_line_takes_caches_and_weights(
     wrong = CliRunner().invoke(main, [*run, "--weights", "a,b"])
     assert wrong.exit_code == 2
     assert "--weights 'a,b'" in wrong.output
+
+
+def test_a_sweep_over_several_caches_ends_where_separate_runs_do(
+    fitted_pair: JoinedCaches, make_config: Config, tmp_path: Path
+) -> None:
+    base = {**make_config(num_steps=3).to_dict(), "cache_weights": [0.7, 0.3]}
+    del base["normalizer"]
+    grid = cells(base, {"normalizer": ["phi-s", "standardize"]})
+    sweep([cache.path for cache in fitted_pair.caches], tmp_path / "sweep", grid)
+    for cell in grid:
+        alone = train(fitted_pair, tmp_path / "alone" / cell.name, cell.config)
+        one = checkpoints.load(alone.path, 3).tensors
+        two = checkpoints.load(tmp_path / "sweep" / cell.name, 3).tensors
+        assert all(one[key].equal(two[key]) for key in one)
+    table = (tmp_path / "sweep" / "table.md").read_text("utf-8")
+    assert "a/patches@first.cache" in table
+    assert "a/patches@second.cache" in table
