@@ -127,7 +127,12 @@ def _lock(descriptor: int, path: Path, start: int, num_bytes: int) -> bool:
 def _first_held(descriptor: int, start: int, num_bytes: int) -> int | None:
     """The first of these bytes that another writer has locked."""
     if not _BYTE_LOCKS:
-        return start
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return start
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return None
     wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, num_bytes, 0)
     kind, _, first, _, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
     return None if kind == fcntl.F_UNLCK else max(first, start)

@@ -241,3 +241,21 @@ def test_many_writers_have_a_line_each(make: Callable[[], Cache]) -> None:
     for writer in held:
         writer.__exit__(None, None, None)
     assert lock.holders(cache.path) == ()
+
+
+def test_where_bytes_cannot_be_locked_one_writer_has_the_whole_file(
+    make: Callable[[], Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_BYTE_LOCKS", False)  # as on macOS
+    cache = make()
+    for shards in ([0, 2], None):
+        with cache.writing(shards):
+            (holder,) = lock.holders(cache.path)
+            assert holder.pid == os.getpid()
+            for wanted in ([1, 3], None):
+                with (
+                    pytest.raises(LockHeld, match=f"is being written by process {os.getpid()} "),
+                    cache.writing(wanted),
+                ):
+                    pass
+        assert lock.holders(cache.path) == ()

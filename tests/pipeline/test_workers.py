@@ -43,7 +43,7 @@ def worker(folder: Path, cache: Path, teacher: str, share: str) -> subprocess.Po
 class Attempt(threading.Thread):
     """A worker in a thread: its locks are as those of a process."""
 
-    def __init__(self, folder: Path, cache: Path, teacher: str, share: Share) -> None:
+    def __init__(self, folder: Path, cache: Path | str, teacher: str, share: Share) -> None:
         super().__init__()
         self._call = (folder, cache, [teacher])
         self._share = share
@@ -133,6 +133,19 @@ def test_a_worker_waits_until_another_has_prepared_the_cache(
     assert missing_shards(store.open(tmp_path / "c")) == [1, 3, 5, 7, 9]
 
 
+def test_what_a_worker_killed_while_preparing_left_is_in_nobodys_way(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    for left in (".lock", "zarr.json.partial", "index/0000.parquet", "teachers/zarr.json"):
+        (tmp_path / "c" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "c" / left).write_bytes(b"half")
+    for index in (1, 0):
+        options = ExtractOptions(share=Share(index, 2))
+        extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options)
+    assert store.open(tmp_path / "c").digest() == whole.digest()
+
+
 def test_workers_share_appended_images_and_added_teachers(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
@@ -192,3 +205,15 @@ def test_machines_that_share_nothing_merge_their_shares(
     found = CliRunner().invoke(main, ["merge", str(tmp_path / "here"), str(tmp_path / "there")])
     assert found.exit_code == 0, found.output
     assert store.open(tmp_path / "here").digest() == whole.digest()
+
+
+def test_workers_share_a_cache_on_an_object_store(
+    folder: Path, tiny: str, tmp_path: Path, bucket_url: str
+) -> None:
+    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    both = [Attempt(folder, bucket_url, f"t={tiny}", Share(r, 2)) for r in (0, 1)]
+    for attempt in both:
+        attempt.join()
+        assert attempt.error is None
+    assert [attempt.num_shards for attempt in both] == [12, 10]
+    assert store.open(bucket_url).digest() == whole.digest()
