@@ -40,7 +40,7 @@ from .sources import Source, open_source
 from .teachers import TeacherSpec
 
 REFUSE_AFTER_S = 1.0
-"""Another worker may look for a moment whether it has to prepare something; longer is a writer."""
+"""Of a worker whose shards another one has."""
 
 
 @dataclass(frozen=True, slots=True)

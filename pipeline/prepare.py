@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 PREPARE_LIMIT_S = 1800.0
 """A teacher's weights are downloaded and a large source is listed within this."""
+LOOK_LIMIT_S = 30.0
+"""A loaded machine or an object store takes seconds to open a cache."""
 POLL_S = 0.25
 
 
@@ -201,15 +203,22 @@ def if_prepared(request: Request) -> Cache | None:
 
 @contextmanager
 def holding(cache: Cache, shards: Sequence[int], patience_s: float) -> Iterator[None]:
-    """Hold shards for writing; LockHeld when another writer has not let go in time."""
-    deadline = time.monotonic() + patience_s
+    """Hold shards for writing; LockHeld when another writer has not let go in time.
+
+    Who has everything may only be looking whether something has to be prepared, so for that one
+    there is LOOK_LIMIT_S at least.
+    """
+    started = time.monotonic()
     with ExitStack() as stack:
         while True:
             try:
                 stack.enter_context(cache.writing(shards))
                 break
             except LockHeld:
-                if time.monotonic() > deadline:
+                found = cache.files.holders()
+                looks = not found or any(holder.shards is None for holder in found)
+                limit_s = max(patience_s, LOOK_LIMIT_S) if looks else patience_s
+                if time.monotonic() - started > limit_s:
                     raise
             time.sleep(POLL_S)
         yield
