@@ -123,9 +123,8 @@ def _extract(
     share = request.options.share
     if share is None or share.count == 1:
         if request.must_list:
-            found = (
-                request.entries
-            )  # before anything is locked or made: a wrong path leaves no trace
+            # Before anything is locked or made: a wrong path leaves no trace.
+            found = request.entries
             assert found, "a source without images says so"
         built = first_runners(request)
         with request.files.writing():
