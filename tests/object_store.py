@@ -10,7 +10,7 @@ import http.client
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +65,11 @@ class Fault:
     times: int = 1
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that were killed end their connections as they like."""
+
+
 class FaultProxy:
     """A proxy on loopback before ``upstream``; ``endpoint`` is its address."""
 
@@ -72,8 +77,10 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         """(method, path with query) of every request that arrived."""
+        self.on_request: Callable[[str, str], None] = lambda method, path: None
+        """Called with each of them before it is passed on."""
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, upstream))
+        self._server = _Server(("127.0.0.1", 0), _handler(self, upstream))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -88,6 +95,7 @@ class FaultProxy:
         """The fault of a request, which has then happened once."""
         with self._lock:
             self.requests.append((method, path))
+            self.on_request(method, path)
             for fault in self.faults:
                 if fault.times and fault.method in ("", method) and fault.part in path:
                     fault.times -= 1

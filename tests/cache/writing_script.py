@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 import phistill.cache as store
-from phistill.cache import CacheInfo, ImageFacts, TeacherInfo, lock
+from phistill.cache import CacheInfo, ImageFacts, TeacherInfo, lease
+from phistill.cache.files import open_files
 
 NUM_ROWS = 20
 
@@ -28,10 +29,12 @@ def index() -> pa.Table:
     )
 
 
-def main(path: Path) -> None:
-    with lock.writing(path):
-        if (path / "zarr.json").exists():
-            cache = store.open(path)
+def main(location: str | Path) -> None:
+    lease.STALE_S = 1.5  # the next run need not wait as long as a user's
+    files = open_files(location)
+    with files.writing():
+        if store.exists(files):
+            cache = store.open(files)
         else:
             info = CacheInfo(
                 seed=0,
@@ -41,7 +44,7 @@ def main(path: Path) -> None:
                 views=({"kind": "resize"},),
                 decode={},
             )
-            cache = store.create(path, info, index())
+            cache = store.create(files, info, index())
         cache.files.sweep()
         teacher = TeacherInfo(name="t", grid=(2, 2), widths={"patches": 4, "summary": 3})
         if "t" not in cache.teachers:
@@ -67,4 +70,4 @@ def commit(cache: store.Cache, owner: str, shard: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])
