@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .files import Files
+from .files import Files, LocalFiles
 
 if TYPE_CHECKING:
     from zarr.abc.codec import BytesBytesCodec
@@ -62,8 +62,17 @@ def encode_compressed(rows: NDArray[Any], document: bytes) -> NDArray[np.uint8]:
 def read_compressed(
     files: Files, array_path: str, rows: NDArray[np.int64], out: NDArray[Any]
 ) -> None:
-    """Fill ``out`` (n, ...) with ``rows`` (n,). zarr raises ValueError where a checksum fails."""
+    """Fill ``out`` (n, ...) with ``rows`` (n,). zarr raises ValueError where a checksum fails, and
+    StoreError comes where a store does not answer."""
     import zarr
 
-    array: Any = zarr.open_array(files.zarr_store(), path=array_path, mode="r")
-    out[...] = array.oindex[rows]
+    def read() -> None:
+        array: Any = zarr.open_array(files.zarr_store(), path=array_path, mode="r")
+        out[...] = array.oindex[rows]
+
+    if isinstance(files, LocalFiles):
+        read()
+    else:
+        from .object_client import attempt
+
+        attempt("read", files.where(array_path), read)

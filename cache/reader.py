@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import names
 from .commit import CommitRecord
 from .compressed import read_compressed
-from .errors import CorruptCache, MissingRow, PhistillError
+from .errors import CorruptCache, MissingRow, PhistillError, StoreError
 from .files import Files
 from .order import WINDOW_SHARDS
 from .shard import matches
@@ -160,6 +160,7 @@ class ArrayReader:
             return  # whoever reads the row says what is wrong
         with self._lock:
             self._whole[shard] = opened
+            self._whole.move_to_end(shard)
             if len(self._whole) > MAX_WHOLE_SHARDS:
                 self._whole.popitem(last=False)[1].release()
 
@@ -195,6 +196,8 @@ class ArrayReader:
                 raise CorruptCache(f"{where} is committed but missing. {REPAIR}")
         try:
             read_compressed(self._files, names.array(self.owner, self.kind), rows, out)
+        except StoreError:
+            raise
         except Exception as error:  # codecs raise nearly anything on damaged bytes
             if rows.size > 1:
                 for position in range(rows.size):

@@ -96,14 +96,19 @@ def test_zarr_reads_the_store_by_itself(make_cache: CacheFactory, bucket_url: st
 
 
 def test_compressed_arrays_read_the_same_from_a_store(
-    make_cache: CacheFactory, bucket_url: str
+    make_cache: CacheFactory, bucket_url: str, proxy: Proxy
 ) -> None:
     local = make_cache(compression="zstd:3")
     remote = copy_to(bucket_url, local)
     rows = local.rows(split="all")[::3]
-    np.testing.assert_array_equal(
-        remote.reader("a", "patches").read(rows), local.reader("a", "patches").read(rows)
-    )
+    expected = local.reader("a", "patches").read(rows)
+    reader = remote.reader("a", "patches")
+    for kind in ("delay", "503", "cut", "lost"):
+        proxy.faults = [Fault(kind, "GET", "patches/c", times=3)]
+        np.testing.assert_array_equal(reader.read(rows), expected)
+    proxy.faults = [Fault("503", "GET", "patches/c", times=10**6)]
+    with pytest.raises(StoreError, match="teachers/a/patches could not be read"):
+        reader.read(rows)
 
 
 def test_neighbouring_rows_come_in_one_request_and_whole_shards_in_none_after_the_first(
