@@ -154,6 +154,16 @@ def train(
     click.echo(f"Next: phistill evaluate {out}{split}")
 
 
+checkpoint_option = click.option(
+    "--checkpoint",
+    "which",
+    type=click.Choice(["latest", "best"]),
+    default="latest",
+    show_default=True,
+    help="best: lowest mean unexplained variance among those validated and kept.",
+)
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -163,7 +173,7 @@ def train(
     type=cache_path,
     help="Repeatable.  [default: the run's own]",
 )
-@click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
+@checkpoint_option
 @click.option(
     "--split", type=click.Choice(["heldout", "train", "all"]), default="heldout", show_default=True
 )
@@ -195,7 +205,7 @@ def evaluate(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--checkpoint", "which", default="latest", show_default=True, help="latest or best.")
+@checkpoint_option
 def export(run: Path, out: Path, which: str) -> None:
     """Write the student with its normalizers folded in.
 
@@ -239,7 +249,10 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path) -> None:
         f"{'pass' if result.num_passes == 1 else 'passes'} over the cache, "
         f"{duration_text(result.seconds)}."
     )
-    click.echo(result.table.read_text("utf-8"))
+    if result.table is None:
+        click.echo("Other processes still train cells; the last to end writes the table.")
+    else:
+        click.echo(result.table.read_text("utf-8"))
 
 
 @click.command("export-normalizer")

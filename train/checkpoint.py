@@ -59,6 +59,11 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose name begins with ``prefix``, without it."""
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def steps(run: Path) -> list[int]:
     """Steps that have a checkpoint, ascending; damaged ones too."""
     folder = run / FOLDER

@@ -58,7 +58,8 @@ class TrainConfig:
     """Teachers of the cache to distill; empty takes all of them."""
 
     normalizer: str = "phi-s"
-    """Normalizer of the patch targets: a name of ``phistill.stats.METHODS``."""
+    """Normalizer of the patch targets: none, global, standardize, isotropic, phi-s, pca, zca, hca
+    (``phistill.stats.METHODS``)."""
 
     normalizer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the normalizer's fit."""
@@ -83,7 +84,8 @@ class TrainConfig:
     chosen by a hash of its id (the setting of the paper's ablations)."""
 
     order: str = "full"
-    """The order of an epoch's rows: a mode of ``phistill.cache.order.epoch_rows``."""
+    """The order of an epoch's rows: ``full`` (a permutation), ``block`` (shards at random, rows
+    mixed within a window of them: reads whole shards), ``none`` (as they lie in the cache)."""
 
     order_seed: int = 0
     """Seed of the row order. Runs that share it see the same rows at the same steps."""
@@ -265,7 +267,7 @@ class TrainConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{name}={value} must be between {low:g} and {high:g}.")
+                raise UsageError(f"{name}={value} must be {_spell_range(low, high)}.")
         if self.mirror:
             raise UsageError(
                 "mirror=True is refused: a mirrored cached grid is not the feature of the mirrored "
@@ -380,8 +382,24 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     assert not isinstance(hint, types.UnionType), "fields have one type each"
     if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
         return value
-    raise UsageError(f"{key}={value!r} must be {_spell(hint)}, not {type(value).__name__}.")
+    raise UsageError(f"{key}={value!r} must be {_spell(hint)}.")
+
+
+def _spell_range(low: float, high: float) -> str:
+    if high == _BIG:
+        return f"at least {low:g}"
+    return f"between {low:g} and " + (f"{high:,.0f}" if high >= 1000 else f"{high:g}")
 
 
 def _spell(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+    """The type as a person would say it."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each of it {_spell(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return "a table, as in {key = 1}"
+    return {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+    }[hint]

@@ -66,6 +66,17 @@ class EvalRow:
     cache: str = ""
     """Which cache the rows are of; empty where there is only one."""
 
+    @property
+    def column(self) -> str:
+        """``TEACHER/KIND``, followed by ``@CACHE`` where there are several caches."""
+        return f"{self.teacher}/{self.kind}" + (f"@{self.cache}" if self.cache else "")
+
+    @property
+    def badness(self) -> float:
+        """What students are compared by: unexplained, or 1 - cosine where only a direction is
+        learnt. Lower is better, 1 is no better than a constant."""
+        return 1 - self.cosine if self.unexplained is None else self.unexplained
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -235,10 +246,7 @@ def mean_unexplained(lines: Sequence[EvalRow]) -> float:
 
     Over several caches, the mean of what each of them gives.
     """
-    values = [
-        line.unexplained if line.unexplained is not None else 1 - line.cosine for line in lines
-    ]
-    return sum(values) / len(values)
+    return sum(line.badness for line in lines) / len(lines)
 
 
 CacheArgument = Cache | JoinedCaches | Path | str | Sequence[Cache | Path | str]

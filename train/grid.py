@@ -91,7 +91,7 @@ def cells(base: Mapping[str, Any], grid: Mapping[str, Any]) -> list[Cell]:
 
 def _name(settings: Mapping[str, Any]) -> str:
     name = ",".join(f"{key}={_spelt(value)}" for key, value in settings.items()) or "only"
-    name = "".join(c if c.isalnum() or c in "=,.-_+" else "~" for c in name)
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "=,.-_+") else "~" for c in name)
     if len(name) <= LONGEST_NAME and "~" not in name:
         return name
     # Shortened or rewritten names could meet; the digest keeps them apart.

@@ -106,7 +106,9 @@ class Balance:
             return torch.ones_like(self.weights)
         if self.mode == "fixed" or not self.num_seen:
             return self.weights.clone()
-        return 1 / (self.mean / (1 - self.decay**self.num_seen))
+        mean = self.mean / (1 - self.decay**self.num_seen)
+        # A term that was 0 so far, as when no row of a small batch was its teacher's, counts once.
+        return torch.where(mean > 0, 1 / mean, self.weights)
 
     def observe(self, values: Float[Tensor, " terms"]) -> None:
         """Take the step's unweighted terms into the running means."""

@@ -117,8 +117,8 @@ def make_plan(
 ) -> RowPlan:
     """The plan of a run on the cache's training rows, but for those of ``without``.
 
-    Raises UsageError when a filter leaves fewer rows than one batch, IncompleteCache when there are
-    no rows at all.
+    Raises UsageError when the filters leave no row, IncompleteCache when there is none to begin
+    with. Fewer rows than a batch are no error: a batch may span several epochs.
     """
     teachers = chosen_teachers(cache, config.teachers)
     rows = cache.rows(teachers, "train")

@@ -15,7 +15,7 @@ from ..cache.errors import UsageError
 from ..stats import Normalizer
 from ..stats.modules import NormalizerModule
 from . import checkpoint
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, tensors_below
 from .config import TrainConfig
 from .grids import GridRule
 from .ranks import resolve_device
@@ -135,7 +135,7 @@ def from_checkpoint(found: Checkpoint, *, untrained: bool = False) -> TrainedStu
     targets = [Target.from_dict(record) for record in facts["targets"]]
     student = build_student(config, targets, int(facts["image_size"]))
     if not untrained:
-        weights = _below(found.tensors, "student/") | _below(found.tensors, "ema/")
+        weights = tensors_below(found.tensors, "student/") | tensors_below(found.tensors, "ema/")
         student.load_state_dict(weights)
     return TrainedStudent(student, config, stored_normalizers(found), facts)
 
@@ -146,7 +146,7 @@ def stored_normalizers(found: Checkpoint) -> dict[str, Normalizer]:
         key: Normalizer.from_arrays(
             {
                 name: value.numpy()
-                for name, value in _below(found.tensors, f"normalizer/{key}/").items()
+                for name, value in tensors_below(found.tensors, f"normalizer/{key}/").items()
             },
             metadata,
         )
@@ -161,7 +161,3 @@ def normalizer_tensors(normalizers: Mapping[str, Normalizer]) -> dict[str, Tenso
         for key, normalizer in normalizers.items()
         for name, array in normalizer.to_arrays().items()
     }
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

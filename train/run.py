@@ -230,7 +230,7 @@ class Run:
         self.score = mean_unexplained(lines)
         if self._log is not None:
             named = {
-                f"{line.teacher}/{line.kind}" + f"@{line.cache}" * bool(line.cache): {
+                line.column: {
                     key: value for key, value in line.to_dict().items() if isinstance(value, float)
                 }
                 for line in lines

@@ -50,7 +50,8 @@ class SweepResult:
     """Passes over the rows: 1 when every cell chooses the same ones."""
 
     seconds: float
-    table: Path
+    table: Path | None
+    """table.md; None while another rank still trains cells of the grid."""
 
 
 def sweep(
@@ -78,7 +79,7 @@ def sweep(
         with contextlib.ExitStack() as stack:
             trained = _one_pass(opened, folder, cells, group, progress, stack)
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
-    table = folder / "table.md"
+    table = None
     lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
     if all(lines.values()):
         table = publish_tables(folder, grid, lines)

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ..cache.errors import Diverged
 from ..stats import Normalizer
 from .augment import draw_crop, input_size, photometric
+from .checkpoint import tensors_below
 from .config import TrainConfig
 from .data import Batch
 from .grids import Crop
@@ -274,12 +275,12 @@ class Trainee:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's ``tensors`` and ``state``."""
-        self.student.load_state_dict(_below(tensors, "student/"))
-        averages = _below(tensors, "ema/")
+        self.student.load_state_dict(tensors_below(tensors, "student/"))
+        averages = tensors_below(tensors, "ema/")
         for (name, _), average in zip(self.student.named_parameters(), self.ema, strict=False):
             average.copy_(averages[name])
         entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below(tensors, "optimizer/").items():
+        for name, value in tensors_below(tensors, "optimizer/").items():
             number, _, key = name.partition("/")
             entries.setdefault(int(number), {})[key] = value
         current = self.optimizer.state_dict()
@@ -293,10 +294,6 @@ class Trainee:
         self.random.restore(
             tensors, seed=self.config.seed, rank=self.ranks.rank, num_done=self.done
         )
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _cropped(images: Tensor, crop: Crop, patch: int, *, resize: bool) -> Tensor:

@@ -33,9 +33,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": "fast"}, "lr='fast' must be float, not str"),
-        ({"num_steps": True}, "must be int, not bool"),
+        ({"lr": "fast"}, "lr='fast' must be a number"),
+        ({"num_steps": True}, "num_steps=True must be a whole number"),
         ({"lr": float("nan")}, "lr=nan must be between"),
+        ({"teachers": "clip"}, "teachers='clip' must be a list, each of it a text"),
+        ({"weights": 2}, "weights=2 must be a table"),
+        ({"batch_size": 0}, "batch_size=0 must be between 1 and 16,777,216"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be at least 1"),
         ({"patch_loss": "l2"}, "mse, cosine, hybrid-mse, hybrid-smooth-l1, or package"),
         ({"batch_size": 10, "accumulate": 4}, "10 % 4 = 2"),
         ({"mirror": True}, "mirrored cached grid"),

@@ -99,6 +99,12 @@ def test_adaloss_brings_every_term_to_about_one() -> None:
     torch.testing.assert_close(weighted, torch.ones(2, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+def test_a_term_that_was_zero_so_far_counts_once_in_adaloss() -> None:
+    balance = Balance("adaloss", [1.0, 1.0], decay=0.9)
+    balance.observe(torch.tensor([0.0, 4.0]))
+    assert balance.factors().tolist() == [1.0, 0.25]
+
+
 def test_adaloss_goes_on_from_its_stored_state() -> None:
     one, two = (Balance("adaloss", [1.0, 1.0], decay=0.9) for _ in range(2))
     for value in (1.0, 3.0, 2.0):

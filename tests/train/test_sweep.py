@@ -165,9 +165,25 @@ def test_the_table_says_what_each_cell_scored(
     table = pq.read_table(tmp_path / "sweep" / "table.parquet").to_pylist()
     assert len(table) == 4 * 5
     assert {row["set_normalizer"] for row in table} == {'"phi-s"', '"none"'}
+    assert result.table is not None
     text = result.table.read_text()
     assert "normalizer=phi-s | 2 |" in text
     assert "seed=" not in text
+
+
+def test_of_several_processes_the_last_to_end_writes_the_table(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = cells(base(make_config), {"normalizer": ["phi-s", "none"]})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    first = sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert (first.num_trained, first.table) == (1, None)
+    monkeypatch.setenv("RANK", "0")
+    last = sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert last.num_trained == 1
+    assert last.table is not None
+    assert last.table.read_text().count("normalizer=") == 2
 
 
 def test_figures_are_means_with_intervals_and_ranks() -> None:
