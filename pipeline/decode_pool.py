@@ -33,10 +33,9 @@ class DecodePool:
         *,
         timeout_s: float = DECODE_TIMEOUT_S,
         command: Sequence[str] = COMMAND,
-        niceness: int = 0,
     ) -> None:
         self._timeout_s = timeout_s
-        self._workers = [DecodeProcess(setup, command, niceness) for _ in range(num_workers)]
+        self._workers = [DecodeProcess(setup, command) for _ in range(num_workers)]
         self._idle: queue.LifoQueue[DecodeProcess] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)

@@ -47,8 +47,8 @@ class ProcessLost(Exception):
 class DecodeProcess:
     """One process, started when first needed; used by one thread at a time."""
 
-    def __init__(self, setup: DecodeSetup, command: Sequence[str], niceness: int = 0) -> None:
-        self._setup, self._command, self._niceness = setup, command, niceness
+    def __init__(self, setup: DecodeSetup, command: Sequence[str]) -> None:
+        self._setup, self._command = setup, command
         self._process: subprocess.Popen[bytes] | None = None
         self._memory: mmap.mmap | None = None
 
@@ -113,7 +113,7 @@ class DecodeProcess:
             try:
                 self._memory = mmap.mmap(descriptor, size)
                 self._process = process = subprocess.Popen(
-                    [*self._command, str(descriptor), str(self._niceness)],
+                    [*self._command, str(descriptor)],
                     bufsize=0,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

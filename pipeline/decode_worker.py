@@ -1,6 +1,6 @@
 """A process that decodes images for its parent.
 
-``python -m phistill.pipeline.decode_worker FD NICE`` reads frames from stdin and answers on what
+``python -m phistill.pipeline.decode_worker FD`` reads frames from stdin and answers on what
 was stdout; pixels go through shared memory, the file descriptor FD, in the slot that a request
 names. A frame is a length (u64), JSON of that length, a length, bytes of that length. The first
 frame is the setup; then one image at a time. It ends when stdin does, so it never outlives its
@@ -38,8 +38,7 @@ def main(decode: Decode = decode_image) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent ends us
-    fd, niceness = int(sys.argv[1]), int(sys.argv[2])
-    os.nice(niceness)
+    fd = int(sys.argv[1])
     _limit_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

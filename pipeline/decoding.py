@@ -91,19 +91,17 @@ def arriving_shards(
     mode: Mode,
     num_workers: int | None = None,
     timeout_s: float = DECODE_TIMEOUT_S,
-    niceness: int = 0,
 ) -> Iterator[Iterator[ArrivingShard]]:
     """Shards in order, handed out at once; their rows arrive one after another.
 
     While a shard is used the next is being decoded, and as many more as keep every worker busy.
-    Processes run at ``niceness``, for a teacher that shares their cores. At the end of the ``with``
-    what is not decoded yet is given up.
+    At the end of the ``with`` what is not decoded yet is given up.
     """
     workers = num_workers or min(32, num_cores())
     decoder: _Decoder = _InThreads(setup)
     num_threads = workers
     if mode == "processes":
-        decoder = DecodePool(workers, setup, timeout_s=timeout_s, niceness=niceness)
+        decoder = DecodePool(workers, setup, timeout_s=timeout_s)
         num_threads = 2 * workers  # half of them read while the others wait for a process
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     pending: deque[ArrivingShard] = deque()

@@ -158,6 +158,8 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         )
         growth.add_segment(cache, index)
         new = []
+    if stored is not None and request.options.labels_file and not request.options.append:
+        request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for name, runner in runners.items():
         if name not in cache.teachers:
             cache.add_teacher(runner.info)

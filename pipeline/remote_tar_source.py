@@ -47,16 +47,23 @@ class RemoteTarSource:
     ) -> None:
         if window_tars < 1:
             raise UsageError(f"--window {window_tars} must be positive.")
-        self._urls = {_name(url, urls): url for url in urls}
-        refuse_duplicates([_name(url, urls) for url in urls], "the list of tars")
+        names = _names(urls)
+        refuse_duplicates(names, "the list of tars")
+        self._urls = dict(zip(names, urls, strict=True))
         self.window_tars = window_tars
         self._files = files(urls[0])
         self._limit = 2 * window_tars
         self._spool = Spool(self._fetch, self._limit)
 
     def entries(self) -> list[Entry]:
-        with ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="list") as pool:
+        pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="list")
+        try:
             listed = list(pool.map(self._list, self._urls))
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
         found = [entry for tar in listed for entry in tar]
         if not found:
             raise UsageError(f"the tars hold no image ({', '.join(sorted(SUFFIXES))}).")
@@ -78,9 +85,13 @@ class RemoteTarSource:
         """These images (uri, offset) will be read, about in this order: their tars are fetched."""
         self._spool.expect(reads)
 
-    def close(self) -> None:
-        """Stop downloads and drop what was downloaded."""
+    def stop(self) -> None:
+        """End what is being read, within seconds; the source is of no use afterwards."""
         self._files.stop()
+
+    def close(self) -> None:
+        """Stop, and drop what was downloaded."""
+        self.stop()
         self._spool.close()
 
     def _list(self, uri: str) -> list[Entry]:
@@ -146,11 +157,9 @@ def check_urls(urls: Sequence[str]) -> list[str]:
     return list(urls)
 
 
-def _name(url: str, urls: Sequence[str]) -> str:
-    """The file's name; with its folders where names repeat. No host, no query: a mirror or a new
+def _names(urls: Sequence[str]) -> list[str]:
+    """The files' names; with their folders where names repeat. No host, no query: a mirror or a new
     signature is the same source."""
-    paths = [urlsplit(other).path.lstrip("/") for other in urls]
-    path = urlsplit(url).path.lstrip("/")
-    if len({other.rpartition("/")[2] for other in paths}) == len(set(paths)):
-        return path.rpartition("/")[2]
-    return path
+    paths = [urlsplit(url).path.lstrip("/") for url in urls]
+    short = [path.rpartition("/")[2] for path in paths]
+    return short if len(set(short)) == len(set(paths)) else paths

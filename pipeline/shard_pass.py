@@ -115,7 +115,13 @@ class ShardPass:
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
         # failure; what is being written is finished.
         with stages, decoding as arriving:
-            self._flow(arriving, stages)
+            finished = False
+            try:
+                self._flow(arriving, stages)
+                finished = not self.out_of_time
+            finally:
+                if not finished:  # nobody waits for what comes from afar
+                    getattr(self._source, "stop", lambda: None)()
 
     def _flow(self, arriving: Iterator[ArrivingShard], stages: _Stages) -> None:
         ahead: deque[tuple[_Work, int, Future[torch.Tensor]]] = deque()

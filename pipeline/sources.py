@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from ..cache.errors import UsageError
 from .arrow_source import ArrowSource, is_saved_dataset
@@ -87,7 +86,7 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> Source:
     if path.suffix.lower() in SUFFIXES:
         raise UsageError(f"{path} is one image. Give the folder that holds the images.")
     lines = listed_lines(path)
-    if all(urlsplit(line).path.endswith(".tar") for line in lines):
+    if all(line.partition("?")[0].endswith(".tar") for line in lines):
         names = [name for line in lines for name in expand(line)]
         if any(is_remote(name) for name in names):
             return RemoteTarSource(check_urls(names), window_tars)

@@ -54,10 +54,10 @@ class Spool:
             self._left = {}
             for uri, offset in reads:
                 self._left.setdefault(uri, set()).add(offset)
+            for uri, tar in list(self._tars.items()):
+                if tar.file.done() and tar.file.exception() is not None:
+                    del self._tars[uri]  # it gets another chance
             self._waiting = deque(uri for uri in self._left if uri not in self._tars)
-            for uri in list(self._tars):
-                if uri not in self._left:
-                    self._drop(uri)
             self._fetch()
 
     def read(self, uri: str, offset: int, length: int) -> bytes | None:
@@ -73,8 +73,6 @@ class Spool:
             with self._lock:
                 tar.readers -= 1
                 self._left.get(uri, set()).discard(offset)
-                if not self._left.get(uri) and self._left:
-                    self._drop(uri)
                 self._fetch()
 
     def close(self) -> None:
@@ -87,6 +85,10 @@ class Spool:
                 self._drop(uri)
 
     def _fetch(self) -> None:
+        """Drop what is read to its end, and begin with what comes next; before anything is
+        expected, everything is kept."""
+        for uri in [uri for uri in self._tars if self._left and not self._left.get(uri)]:
+            self._drop(uri)
         while self._waiting and len(self._tars) < self._limit:
             uri = self._waiting.popleft()
             if self._left.get(uri):

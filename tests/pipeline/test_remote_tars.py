@@ -61,6 +61,7 @@ class Server(ThreadingHTTPServer):
         self.ranges: Counter[str] = Counter()
         self.bodies = dict(TARS)
         self.takes_ranges = True
+        self.stalled, self.go_on = threading.Event(), threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -87,6 +88,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(stop - start))
         self.send_header("ETag", f'"{hash(body)}"')
         self.end_headers()
+        if what == "stall":
+            self.server.stalled.set()
+            self.server.go_on.wait(30)
+            return
         self.wfile.write(body[start : start + 700] if what == "cut" else body[start:stop])
 
     def log_message(self, *_: Any) -> None:
@@ -360,3 +365,38 @@ def test_the_window_reaches_a_cache(server: Server, tiny: str, tmp_path: Path) -
     ).cache  # fmt: skip
     uris = cache.index()["uri"].to_pylist()
     assert [len(set(uris[start : start + 5])) for start in range(0, 30, 5)] == [1] * 6
+
+
+def test_a_download_that_hangs_ends_when_the_run_does(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "TIMEOUT_S", 0.2)
+    path = next(iter(TARS))
+    server.faults[path] = ["stall"] * 100
+    files, failures = WebFiles(), list[BaseException]()
+
+    def download() -> None:
+        try:
+            files.download(server.url(path), io.BytesIO())
+        except SourceError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=download)
+    thread.start()
+    server.stalled.wait(10)
+    files.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert failures
+    server.go_on.set()
+
+
+def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
+    (tmp_path / "labels.json").write_text('{"cats": "x", "dogs": "y"}')
+    said: list[str] = []
+    options = ExtractOptions(labels_file=tmp_path / "labels.json")
+    extract(folder, tmp_path / "c", options=options, on_notice=said.append)
+    assert "--labels is for images that are added; those of the cache keep theirs." in said
