@@ -116,11 +116,14 @@ def train(
     phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
     phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
+    from phistill.cache.errors import UsageError
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
     from phistill.train import train as run
 
     values = read_toml(config) if config else {}
+    if "grid" in values:
+        raise UsageError(f"{config} has a [grid]: it is for `phistill sweep`, not for one run.")
     values |= dict(assignment_of(text) for text in assignments)
     values |= {key: value for key, value in options.items() if value is not None}
     if teachers is not None:

@@ -170,6 +170,7 @@ EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
         (["train", "CACHE", "--out", "NEW", "--config", "IMAGES"], 2, "cannot be read"),
         (["verify", "CACHE", "--live", "3"], 2, "needs the images"),
         (["train", "CACHE", "--out", "NEW", "--teachers", ""], 2, "names no teacher"),
+        (["train", "CACHE", "--out", "NEW", "--config", "GRID"], 2, "phistill sweep"),
         (["evaluate", "CACHE"], 2, "no checkpoint"),
         (["export", "NOWHERE", "NEW", "--checkpoint", "5"], 2, "--checkpoint"),
         (["demo", "--out", "IMAGES"], 2, "not an empty folder"),
@@ -182,6 +183,8 @@ def test_a_mistake_gets_an_explanation_and_no_traceback(
 ) -> None:
     places = {"CACHE": make_cache().path, "NEW": tmp_path / "new", "NOWHERE": tmp_path / "nowhere"}
     places |= {"IMAGES": tmp_path / "images", "FILE": tmp_path / "FILE", "LIST": tmp_path / "list"}
+    places["GRID"] = tmp_path / "grid.toml"
+    places["GRID"].write_text("[grid]\nseed = [0, 1]\n")
     places["IMAGES"].mkdir()
     (places["IMAGES"] / "x.png").write_bytes(b"x")
     places["FILE"].write_text("x")

@@ -21,6 +21,7 @@ from ..stats.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
 from .advice import advice
 from .config import TrainConfig
 from .data import PIXELS, Source
+from .metrics import refuse_missing_wandb
 from .mixing import MixedPlan, plan_of
 from .plan import RowPlan
 from .ranks import Ranks, resolve_precision
@@ -99,6 +100,7 @@ def prepare(cache: Cache | JoinedCaches, config: TrainConfig, device: torch.devi
     """Resolve a config against a cache, or several; whatever can be refused is refused here."""
     if config.normalizer not in METHODS:
         raise UsageError(f"normalizer={config.normalizer!r} is not one of {', '.join(METHODS)}.")
+    refuse_missing_wandb(config.wandb)
     if isinstance(cache, JoinedCaches):
         cache.require_alike(chosen_teachers(cache, config.teachers))
     if PIXELS not in cache.owners:

@@ -34,8 +34,6 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         if wandb:
-            if importlib.util.find_spec("wandb") is None:
-                raise UsageError("wandb=True, but wandb is not installed: pip install wandb.")
             import wandb as client  # type: ignore[import-not-found,unused-ignore]
 
             self._wandb = client.init(dir=str(run), config=config, resume="allow", id=run.name)
@@ -68,6 +66,12 @@ def read_metrics(run: Path, event: str | None = None) -> list[dict[str, Any]]:
         return []
     lines = [line for line in map(_parsed, path.read_text(encoding="utf-8").splitlines()) if line]
     return [line for line in lines if event is None or line.get("event") == event]
+
+
+def refuse_missing_wandb(wanted: bool) -> None:
+    """UsageError when W&B is wanted and not installed."""
+    if wanted and importlib.util.find_spec("wandb") is None:
+        raise UsageError("wandb=True, but wandb is not installed: pip install wandb.")
 
 
 def _drop_after(path: Path, step: int) -> None:

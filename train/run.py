@@ -14,7 +14,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,10 @@ class Run:
         if found is not None:
             lesson = self.lesson = _as_stored(path, lesson, found)
             _warn_of_other_ranks(path, found, ranks)
+        # A checkpoint brings its weights: going on needs no hub.
+        config = lesson.config if found is None else replace(lesson.config, pretrained=False)
         self.trainee = Trainee(
-            lesson.config,
+            config,
             lesson.targets,
             lesson.normalizers,
             dispersions=lesson.dispersions,
@@ -310,6 +312,8 @@ def _is_leftover(entry: Path) -> bool:
 @contextlib.contextmanager
 def _only_trainer(path: Path) -> Iterator[None]:
     """Hold the run folder; LockHeld names the process that has it."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.writing(path))

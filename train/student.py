@@ -8,6 +8,7 @@ b rows, H W pixels, h w token grid, d width of the backbone, p prefix tokens.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -151,7 +152,22 @@ class Student(nn.Module):
                 f"the student's features have shape {tuple(tokens.shape)}, but it names "
                 f"{self.backbone.width} channels; it does not keep a token grid."
             )
+        self._warn_of_unseen_pixels()
         return int(tokens.shape[1]), int(tokens.shape[2])
+
+    def _warn_of_unseen_pixels(self) -> None:
+        """A ViT drops what is left over at the right and at the bottom."""
+        embed = getattr(self.backbone.net, "patch_embed", None)
+        patch = getattr(embed, "patch_size", None)
+        if not isinstance(patch, tuple) or getattr(embed, "dynamic_img_pad", False):
+            return
+        if left := self.image_size % int(patch[0]):
+            warnings.warn(
+                f"patches of {patch[0]} pixels leave {left} of {self.image_size} pixels at the "
+                "right and at the bottom unseen, and the student's grid is a little off the "
+                f"teachers'. Take image_size={self.image_size - left}.",
+                stacklevel=2,
+            )
 
 
 def build_student(config: TrainConfig, targets: Sequence[Target], image_size: int) -> Student:
@@ -202,6 +218,14 @@ def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"student={config.student!r} cannot be built with {options} ({error})."
+        ) from error
+    except OSError as error:
+        if not config.pretrained:
+            raise
+        raise UsageError(
+            f"pretrained=true: the weights of {config.student!r} are neither on this machine nor "
+            f"to be had from the hub ({error}). Without a network copy the hub's cache "
+            "(~/.cache/huggingface, or HF_HOME) to this machine, or take pretrained=false."
         ) from error
     setattr(net, "phistill_options", options)  # noqa: B010 - an export rebuilds the same model
     return net

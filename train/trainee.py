@@ -188,8 +188,8 @@ class Trainee:
         raise NotFinite(
             f"step {self.done + 1} is not finite ({terms}, gradient norm "
             f"{float(gradient_norm):.4g}); {len(bad)} of {len(rows)} rows have such a loss. "
-            "The weights are those of the step before. Look at the rows saved in diverged.json, "
-            "lower the learning rate, or take another normalizer.",
+            "The weights are those of the step before. Look at the rows in the run's "
+            "diverged.json, lower the learning rate, or take another normalizer.",
             {"step": self.done + 1, "rows": rows, "rows_not_finite": bad},
         )
 

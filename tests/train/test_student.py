@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 
 from phistill.cache import Cache
 from phistill.cache.errors import UsageError
-from phistill.train import TrainConfig, evaluate, load_run, train
+from phistill.train import Interrupted, Progress, TrainConfig, evaluate, load_run, train
 from phistill.train.augment import draw_crop, input_size, photometric
 from phistill.train.schedule import learning_rate
 from phistill.train.student import build_student, to_images
@@ -174,3 +176,29 @@ def test_the_learning_rate_rises_linearly_and_falls_by_a_cosine() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
+
+
+def test_pixels_that_no_patch_covers_are_said() -> None:
+    config = TrainConfig(student="vit_tiny_patch16_224", student_options=TINY_VIT, head_width=8)
+    with pytest.warns(UserWarning, match=r"leave 4 of 36 pixels .* Take image_size=32\."):
+        build_student(config, TARGETS, 36)
+
+
+def test_pretrained_weights_are_fetched_once_and_their_absence_is_explained(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = make_config(num_steps=4, pretrained=True)
+    with pytest.raises(UsageError, match=r"neither on this machine nor .* pretrained=false"):
+        train(fitted_cache, tmp_path / "run", config)
+
+    def stop(at: Progress) -> None:
+        if at.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as with_hub:
+        with_hub.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
+        with pytest.raises(Interrupted):
+            train(fitted_cache, tmp_path / "run", config, progress=stop)
+    assert train(fitted_cache, tmp_path / "run", config).resumed_from == 2
