@@ -115,8 +115,19 @@ def load_best(run: Path) -> Checkpoint:
         return load(run, min(scored, key=lambda step: (scored[step], -step)))
     latest = load_latest(run)
     if latest is None:
-        raise UsageError(f"{run} has no checkpoint. Train it with `phistill train`.")
+        raise nothing_in(run)
     return latest
+
+
+def nothing_in(run: Path) -> UsageError:
+    """The error for a folder without a checkpoint: a sweep's holds runs, but is none."""
+    cells = sorted(path.parent.name for path in run.glob("*/config.json"))
+    if cells and not (run / "config.json").exists():
+        return UsageError(
+            f"{run} is not a run but holds {len(cells)} of them; give one, such as "
+            f"{run / cells[0]}."
+        )
+    return UsageError(f"{run} has no checkpoint. Train it with `phistill train`.")
 
 
 def prune(run: Path, keep: int) -> None:

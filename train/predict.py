@@ -124,7 +124,7 @@ def load_run(
     else:
         raise UsageError(f"which={which!r} is not one of latest, best.")
     if found is None:
-        raise UsageError(f"{folder} has no checkpoint. Train it with `phistill train`.")
+        raise checkpoint.nothing_in(folder)
     return from_checkpoint(found, untrained=untrained).to(resolve_device(device))
 
 

@@ -15,7 +15,16 @@ import torch
 from phistill.cache import ArrayReader, Cache
 from phistill.cache.errors import RunMismatch, UsageError
 from phistill.stats import fit_stats
-from phistill.train import Interrupted, Progress, TrainConfig, cells, read_grid, sweep, train
+from phistill.train import (
+    Interrupted,
+    Progress,
+    TrainConfig,
+    cells,
+    load_run,
+    read_grid,
+    sweep,
+    train,
+)
 from phistill.train import checkpoint as checkpoints
 from phistill.train.evaluation import EvalRow
 from phistill.train.objective import TargetTransform
@@ -166,6 +175,8 @@ def test_the_table_says_what_each_cell_scored(
     assert len(table) == 4 * 5
     assert {row["set_normalizer"] for row in table} == {'"phi-s"', '"none"'}
     assert result.table is not None
+    with pytest.raises(UsageError, match=r"holds 4 of them; give one, such as .*normalizer="):
+        load_run(result.path)
     text = result.table.read_text()
     assert "normalizer=phi-s | 2 |" in text
     assert "seed=" not in text
