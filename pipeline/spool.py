@@ -36,12 +36,13 @@ class Spool:
         self._left: dict[str, set[int]] = {}
         """Offsets of the images that are still to be read, by tar."""
         self._waiting: deque[str] = deque()
+        self._closed = False
         self._pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="spool")
 
     def adopt(self, uri: str, file: BinaryIO) -> bool:
         """Keep a tar that is here already; False when there is no room."""
         with self._lock:
-            if uri in self._tars or len(self._tars) >= self._limit:
+            if self._closed or uri in self._tars or len(self._tars) >= self._limit:
                 return False
             done: Future[BinaryIO] = Future()
             done.set_result(file)
@@ -76,19 +77,21 @@ class Spool:
                 self._fetch()
 
     def close(self) -> None:
-        """Drop everything; what is being downloaded must have been told to stop."""
+        """Drop everything; what is being downloaded must have been told to stop. A tar that is
+        being read goes with its last reader."""
         with self._lock:
+            self._closed = True
             self._waiting.clear()
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
-            for uri in list(self._tars):
-                self._drop(uri)
+            self._fetch()
 
     def _fetch(self) -> None:
         """Drop what is read to its end, and begin with what comes next; before anything is
         expected, everything is kept."""
-        for uri in [uri for uri in self._tars if self._left and not self._left.get(uri)]:
-            self._drop(uri)
+        for uri in list(self._tars):
+            if self._closed or (self._left and not self._left.get(uri)):
+                self._drop(uri)
         while self._waiting and len(self._tars) < self._limit:
             uri = self._waiting.popleft()
             if self._left.get(uri):
