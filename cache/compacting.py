@@ -18,6 +18,7 @@ from .errors import UsageError
 from .files import Files, open_files
 from .info import CacheInfo
 from .store import Cache, exists
+from .usable import removed_rows
 
 MAX_SEGMENTS = 256
 """Segments that holes may leave; beyond, the rows are packed and every later shard is rewritten.
@@ -47,9 +48,7 @@ def drop_removed(
     files = open_files(out)
     if files.absolute == source.files.absolute:
         raise UsageError(f"{files.location} is the cache itself. A copy needs another place.")
-    kept = np.ones(source.num_rows, bool)
-    for start, stop in source.info.removed:
-        kept[start:stop] = False
+    kept = ~removed_rows(source.info)
     layout = list(_in_place(source.info, kept))
     if len(layout) > max(max_segments, len(source.info.segments)):
         layout = list(_packed(source.info, kept))

@@ -31,6 +31,7 @@ from .info import DTYPES, CacheInfo, Segment
 from .publish import TEMPORARY_SUFFIX, PublishError
 from .shard import index_bytes
 from .store import Cache
+from .usable import removed_rows
 
 Rows = NDArray[np.int64]
 
@@ -40,7 +41,7 @@ CopyProgress = Callable[[int, int], None]
 MARK = ".copying"
 """A file of an unfinished copy: the digest of what it is a copy of."""
 
-OURS = frozenset({"index", "teachers", names.PIXELS, "commits", *names.WRITERS, MARK})
+OURS = frozenset({"index", "teachers", names.PIXELS, names.COMMITS, *names.WRITERS, MARK})
 """What an unfinished copy consists of."""
 
 
@@ -120,7 +121,7 @@ def _begin(source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part])
     if files.exists(names.ROOT):
         return
     if not (files.exists(MARK) and files.read(MARK, max_bytes=2**10) == mark):
-        files.delete("commits")
+        files.delete(names.COMMITS)
         files.publish(MARK, [mark])
 
 
@@ -182,7 +183,7 @@ class _Task:
     def is_done_by(self, record: CommitRecord) -> bool:
         """Whether a record of the copy vouches for what this task would write."""
         if self.whole is not None:
-            return record == self._moved(self.whole)
+            return record == renumbered(self.source, self.whole, self.shard)
         facts, reasons, environment = self._facts()
         return (record.images, record.reasons, record.environment) == (facts, reasons, environment)
 
@@ -191,36 +192,14 @@ class _Task:
         if self.whole is None:
             self._gather()
         else:
-            self._copy(self.whole)
+            copy_shard(self.source, self.target, self.whole, self.shard)
         return self
-
-    def _moved(self, record: CommitRecord) -> CommitRecord:
-        files = {}
-        for kind, shape in self.source.shapes(self.owner).items():
-            old = names.shard(self.owner, kind, record.shard, 1 + len(shape))
-            files[names.shard(self.owner, kind, self.shard, 1 + len(shape))] = record.files[old]
-        start = self.shard * self.source.info.shard_rows
-        return replace(record, shard=self.shard, start=start, files=files)
-
-    def _copy(self, record: CommitRecord) -> None:
-        moved = self._moved(record)
-        for old, new in zip(record.files, moved.files, strict=True):
-            data = self.source.files.read(old)
-            if hashlib.sha256(data).hexdigest() != record.files[old][1]:
-                raise CorruptCache(
-                    f"{self.source.files.where(old)} is not the file that was committed; nothing "
-                    f"was copied from it. See `phistill verify {self.source.location}`, mend it "
-                    "with `phistill extract IMAGES --cache ... --repair`, and copy again."
-                )
-            self.target.files.publish(new, [data])
-        self.target.files.create(names.commit(self.owner, self.shard), moved.to_bytes())
 
     def _gather(self) -> None:
         facts, reasons, environment = self._facts()
         accepted = np.ones(len(self.rows), bool)
         accepted[list(reasons)] = False
-        for start, stop in self.source.info.removed:  # hidden in the copy too, if it has the row
-            accepted[(self.rows >= start) & (self.rows < stop)] = False
+        accepted &= ~removed_rows(self.source.info)[self.rows]  # hidden in the copy too
         arrays = {}
         for kind, shape in self.source.shapes(self.owner).items():
             dtype = DTYPES[kind]
@@ -259,6 +238,37 @@ class _Task:
                 if value not in environment.setdefault(key, value).split(" | "):
                     environment[key] += f" | {value}"
         return images, reasons, environment
+
+
+def renumbered(cache: Cache, record: CommitRecord, shard: int) -> CommitRecord:
+    """The record of the same files under another number."""
+    files = {new: record.files[old] for old, new in _paths(cache, record, shard)}
+    return replace(record, shard=shard, start=shard * cache.info.shard_rows, files=files)
+
+
+def copy_shard(source: Cache, target: Cache, record: CommitRecord, shard: int) -> None:
+    """Copy a shard to the byte under the number ``shard``, its record last.
+
+    CorruptCache, naming the file, when it is not the one that was committed.
+    """
+    for old, new in _paths(source, record, shard):
+        data = source.files.read(old)
+        if hashlib.sha256(data).hexdigest() != record.files[old][1]:
+            raise CorruptCache(
+                f"{source.files.where(old)} is not the file that was committed; nothing was copied "
+                f"from it. See `phistill verify {source.location}`, mend it with `phistill extract "
+                f"IMAGES --cache {source.location} --repair`, and copy again."
+            )
+        target.files.publish(new, [data])
+    moved = renumbered(source, record, shard)
+    target.files.create(names.commit(record.owner, shard), moved.to_bytes())
+
+
+def _paths(cache: Cache, record: CommitRecord, shard: int) -> Iterator[tuple[str, str]]:
+    """Each file of a shard, and its path under another number."""
+    for kind, shape in cache.shapes(record.owner).items():
+        old = names.shard(record.owner, kind, record.shard, 1 + len(shape))
+        yield old, names.shard(record.owner, kind, shard, 1 + len(shape))
 
 
 def _tasks(source: Cache, target: Cache, part: Part) -> Iterator[_Task]:
@@ -325,11 +335,13 @@ def _in_threads(tasks: Sequence[_Task], workers: int) -> Iterator[_Task]:
 
 def require_own_place(files: Files) -> None:
     """UsageError when a place without a cache holds anything but an unfinished copy."""
-    others = [
-        name
-        for name in files.names_in("")
-        if name not in OURS and not name.endswith(TEMPORARY_SUFFIX)
-    ]
+    found = files.names_in("")
+    if names.COMMITS in found and MARK not in found:
+        raise UsageError(
+            f"{files.location} holds the shards of a cache whose {names.ROOT} was lost. Put it "
+            "back, or choose a path that does not exist yet."
+        )
+    others = [name for name in found if name not in OURS and not name.endswith(TEMPORARY_SUFFIX)]
     if isinstance(files, LocalFiles) and Path(files.root).is_file():
         raise UsageError(f"{files.location} is a file. Choose a folder that does not exist yet.")
     if others:

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from . import names
-from .commit import CommitRecord
+from .copying import copy_shard
 from .errors import CacheMismatch, UsageError
-from .index import publish_index
-from .info import CacheInfo, Segment
+from .index import INDEX_COLUMNS, image_id, publish_index
+from .info import FIXED, CacheInfo, Segment
 from .joined import row_hashes
 from .store import Cache
+from .usable import removed_rows
 
 
 def next_row(info: CacheInfo) -> int:
@@ -66,13 +68,9 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
             f"({len(unknown)} of {len(wanted)} unknown)."
         )
     chosen = index["row"].to_numpy()[[name in wanted for name in known]]
-    hidden = np.zeros(cache.num_rows, bool)
-    for start, stop in cache.info.removed:
-        hidden[start:stop] = True
+    hidden = removed_rows(cache.info)
     hidden[chosen] = True
-    edges = np.flatnonzero(np.diff(np.r_[0, hidden.astype(np.int8), 0])).tolist()
-    spans = tuple(zip(edges[::2], edges[1::2], strict=True))
-    cache.publish_root(replace(cache.info, removed=spans))
+    cache.publish_root(replace(cache.info, removed=_spans(hidden)))
     return int(chosen.size)
 
 
@@ -91,9 +89,7 @@ def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:
         for row, name in zip(rows.tolist(), known, strict=True)
         if name in wanted and hashes[row] is not None
     }
-    hidden = np.zeros(cache.num_rows, bool)
-    for start, stop in cache.info.removed:
-        hidden[start:stop] = True
+    hidden = removed_rows(cache.info)
     return {
         name: removed_as[hashes[row]]
         for row, name in zip(rows.tolist(), known, strict=True)
@@ -115,23 +111,76 @@ def merge(target: Cache, source: Cache) -> int:
 
     Two copies of one cache that were extracted by disjoint workers give each other their shards. A
     cache of other images, made with the same settings and teachers, comes in as further segments;
-    its split stays as it was. Raises CacheMismatch naming the first difference.
+    its split stays as it was. A killed call goes on when repeated, and one after ``source`` grew
+    copies what is new. Raises CacheMismatch naming the first difference, and CorruptCache for a
+    shard of ``source`` that is damaged.
     """
     _refuse_differences(target, source)
-    if _same_rows(target, source):
-        return sum(_copy(target, source, shard, shard) for shard in source.info.shards())
-    twice = set(target.index()["id"].to_pylist()) & set(source.index()["id"].to_pylist())
+    starts = _starts(target, source)
+    shared = {segment.start for segment in source.info.segments if segment.start in starts}
+    _refuse_common_images(target, source, shared)
+    for segment in source.info.segments:
+        if segment.start not in starts:
+            starts[segment.start] = _add_segment_of(target, source, segment)
+    _carry_removed(target, source, starts)
+    return sum(
+        _copy_segment(target, source, segment, starts[segment.start])
+        for segment in source.info.segments
+    )
+
+
+def _starts(target: Cache, source: Cache) -> dict[int, int]:
+    """First rows of the source's segments, to where the target has the same lines already."""
+    ours, theirs = target.index(), source.index()
+    have = [(segment, _lines(ours, segment)) for segment in target.info.segments]
+    found = {}
+    for segment in source.info.segments:
+        lines = _lines(theirs, segment)
+        for other, others in have:
+            if other.num_rows == segment.num_rows and lines.equals(others):
+                found[segment.start] = other.start
+    return found
+
+
+def _lines(index: Any, segment: Segment) -> Any:
+    """What the index says of a segment's rows, their numbers left out."""
+    first = int(index["row"].to_numpy().searchsorted(segment.start))
+    return index.slice(first, segment.num_rows).select(INDEX_COLUMNS[1:])
+
+
+def _refuse_common_images(target: Cache, source: Cache, shared: set[int]) -> None:
+    theirs = source.index()
+    new = [_lines(theirs, s)["id"] for s in source.info.segments if s.start not in shared]
+    twice = set(target.index()["id"].to_pylist()) & {
+        name for ids in new for name in ids.to_pylist()
+    }
     if twice:
         raise CacheMismatch(
             f"{source.location} and {target.location} both hold image {min(twice)!r} "
             f"({len(twice)} in common); merging would store it twice. "
             "Extract disjoint sets of images."
         )
-    return sum(_copy_segment(target, source, segment) for segment in source.info.segments)
+
+
+def _carry_removed(target: Cache, source: Cache, starts: dict[int, int]) -> None:
+    """Hide in the target what was taken down in the source."""
+    theirs, hidden = removed_rows(source.info), removed_rows(target.info)
+    before = hidden.copy()
+    for segment in source.info.segments:
+        start = starts[segment.start]
+        hidden[start : start + segment.num_rows] |= theirs[segment.start :][: segment.num_rows]
+    if (hidden != before).any():
+        target.publish_root(replace(target.info, removed=_spans(hidden)))
+
+
+def _spans(hidden: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """Ranges [start, stop) where a mask is True."""
+    edges = np.flatnonzero(np.diff(np.r_[0, hidden.astype(np.int8), 0])).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _refuse_differences(target: Cache, source: Cache) -> None:
-    for field in ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression"):
+    for field in FIXED:
         ours, theirs = getattr(target.info, field), getattr(source.info, field)
         if ours != theirs:
             raise CacheMismatch(
@@ -151,20 +200,20 @@ def _refuse_differences(target: Cache, source: Cache) -> None:
                 )
 
 
-def _same_rows(target: Cache, source: Cache) -> bool:
-    return target.info.segments == source.info.segments
+def _add_segment_of(target: Cache, source: Cache, segment: Segment) -> int:
+    """Publish a segment of the source as the target's next; returns its first row there."""
+    index: Any = source.index()
+    first, start = int(index["row"].to_numpy().searchsorted(segment.start)), next_row(target.info)
+    moved = pa.array(np.arange(start, start + segment.num_rows, dtype=np.int64))
+    lines = index.slice(first, segment.num_rows).set_column(0, "row", moved)
+    return add_segment(target, lines).start
 
 
-def _copy_segment(target: Cache, source: Cache, segment: Segment) -> int:
-    table: Any = source.index()
-    rows = table["row"].to_numpy()
-    part = table.slice(int(rows.searchsorted(segment.start)), segment.num_rows)
-    start = next_row(target.info)
-    moved = pa.array(np.arange(start, start + part.num_rows, dtype=np.int64))
-    add_segment(target, part.set_column(0, "row", moved))
-    shift = (start - segment.start) // target.info.shard_rows
-    num_shards = -(-segment.num_rows // target.info.shard_rows)
-    first = segment.start // source.info.shard_rows
+def _copy_segment(target: Cache, source: Cache, segment: Segment, start: int) -> int:
+    """Copy the shards of a segment whose first row is ``start`` in the target."""
+    shard_rows = source.info.shard_rows
+    first, num_shards = segment.start // shard_rows, -(-segment.num_rows // shard_rows)
+    shift = start // shard_rows - first
     return sum(
         _copy(target, source, shard, shard + shift) for shard in range(first, first + num_shards)
     )
@@ -172,20 +221,15 @@ def _copy_segment(target: Cache, source: Cache, segment: Segment) -> int:
 
 def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
     """Copy one shard of every owner under the number ``into``; what is there already stays."""
-    copied = 0
+    index, copied = target.index(), 0
     for owner in source.owners:
-        record = source.commits(owner).get(shard)
-        if record is None or into in target.commits(owner):
+        record = source.committed(owner, shard)
+        if record is None:
             continue
-        files = {}
-        for kind, shape in source.shapes(owner).items():
-            old = names.shard(owner, kind, shard, 1 + len(shape))
-            new = names.shard(owner, kind, into, 1 + len(shape))
-            target.files.publish(new, [source.files.read(old)])
-            files[new] = record.files[old]
-        moved: CommitRecord = replace(
-            record, shard=into, start=into * target.info.shard_rows, files=files
-        )
-        target.files.create(names.commit(owner, into), moved.to_bytes())
-        copied += 1
+        for other in target.owners:
+            if (theirs := target.committed(other, into)) is not None:
+                theirs.require_images(record.images, owner, lambda row: image_id(index, row))
+        if target.committed(owner, into) is None:
+            copy_shard(source, target, record, into)
+            copied += 1
     return copied

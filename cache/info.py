@@ -74,6 +74,10 @@ class Segment:
         return cls(**_checked(cls, record, "a segment"))
 
 
+FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression")
+"""Settings that are equal in two caches of which one takes in rows of the other."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheInfo:
     """Settings that all shards of a cache share."""

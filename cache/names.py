@@ -12,6 +12,7 @@ from .errors import UsageError
 ROOT = "zarr.json"
 PIXELS = "pixels"
 TEACHERS = "teachers"
+COMMITS = "commits"
 KINDS = ("patches", "summary", "registers")
 LOCK = ".lock"
 LEASES = ".lease"
@@ -60,7 +61,7 @@ def shard(owner: str, kind: str, number: int, num_dims: int) -> str:
 
 def commits(owner: str) -> str:
     """The folder of an owner's commit records."""
-    return f"commits/{owner}"
+    return f"{COMMITS}/{owner}"
 
 
 def commit(owner: str, number: int) -> str:

@@ -18,7 +18,7 @@ from . import names
 from .copying import CopyProgress, CopyReport, Part, Rows, copy_rows, require_own_place
 from .errors import CacheMismatch, LockHeld, UsageError
 from .files import Files, open_files
-from .info import DTYPES, CacheInfo
+from .info import DTYPES, FIXED, CacheInfo
 from .shard import CRC_BYTES, index_bytes
 from .split import Split
 from .statistic_files import statistics_files
@@ -26,9 +26,6 @@ from .store import Cache, exists
 
 WAIT_S = 0.5
 """Between looks at a lock that another process holds."""
-
-FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression")
-"""Settings in which a staged cache never differs from its source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

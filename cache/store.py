@@ -29,7 +29,8 @@ from .index import image_id, publish_index, read_index
 from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
 from .shard import encode_shard, sha256_of
-from .split import HELDOUT, TRAIN, Split, is_heldout
+from .split import Split
+from .usable import usable_rows
 
 
 def open(location: str | Path | Files) -> Cache:
@@ -51,13 +52,19 @@ def exists(location: str | Path | Files) -> bool:
 def create(location: str | Path | Files, info: CacheInfo, index: pa.Table) -> Cache:
     """Create a cache whose first segment is ``index`` (index.INDEX_COLUMNS, one line per row).
 
-    The root is published last: a killed ``create`` leaves a folder that is not a cache yet.
+    The root is published last: a killed ``create`` leaves a folder that is not a cache yet. Commit
+    records that lie there are of other rows and must not be believed: UsageError.
     """
     files = open_files(location)
     if files.exists(names.ROOT):
         raise UsageError(f"{files.location} already exists. Choose another, or extract into it.")
     if not index.num_rows:
         raise UsageError("a cache needs at least one image.")
+    if files.names_in(names.COMMITS):
+        raise UsageError(
+            f"{files.location} holds the shards of a cache but no {names.ROOT}: it was lost, or a "
+            f"copy stopped. Put {names.ROOT} back, repeat the copy, or choose another place."
+        )
     segment = publish_index(files, index, number=0, start=0, shard_rows=info.shard_rows)
     info = replace(info, segments=(segment,))
     files.publish(names.metadata(names.TEACHERS), [group_document()])
@@ -233,42 +240,11 @@ class Cache:
 
         ``teachers=None`` asks for all of them. ``split`` is ``train``, ``heldout`` or ``all``.
         """
-        if split not in (TRAIN, HELDOUT, "all"):
-            raise UsageError(f"split={split!r} is not known; choose train, heldout or all.")
-        chosen = self.teachers if teachers is None else tuple(teachers)
-        usable = np.ones(self.num_rows, bool)
-        for owner in (*self._pixels, *chosen):
-            self.shapes(owner)
-            accepted = np.zeros(self.num_rows, bool)
-            for record in self.commits(owner).values():
-                accepted[record.start : record.start + record.num_rows] = record.accepted
-            usable &= accepted
-        for start, stop in self.info.removed:
-            usable[start:stop] = False
-        if split != "all":
-            usable &= self._heldout((*self._pixels, *chosen)) == (split == HELDOUT)
-        return np.flatnonzero(usable).astype(np.int64)
+        return usable_rows(self, self.teachers if teachers is None else teachers, split)
 
     @property
     def _pixels(self) -> tuple[str, ...]:
         return (names.PIXELS,) if self.info.pixel_size else ()
-
-    def _heldout(self, owners: Sequence[str]) -> NDArray[np.bool_]:
-        """(num_rows,) True where a row is held out; rows that no owner committed are False."""
-        heldout = np.zeros(self.num_rows, bool)
-        index = self.index()
-        if "split" in index.column_names:
-            given = np.array(index["split"].to_pylist(), dtype=object)
-            heldout[index["row"].to_numpy()] = given == HELDOUT
-            return heldout
-        for owner in owners[:1]:
-            for record in self.commits(owner).values():
-                for slot, sha256 in enumerate(record.images.sha256):
-                    if sha256 is not None:
-                        heldout[record.start + slot] = is_heldout(
-                            sha256, seed=self.info.seed, fraction=self.info.holdout
-                        )
-        return heldout
 
     def reader(self, owner: str, kind: str) -> ArrayReader:
         """A reader of one array; the array's zarr.json must say what the settings say."""

@@ -38,7 +38,7 @@ def stage(
     Every file is checked by its sha256 on the way. Run it again to go on after an interruption, or
     when the cache has grown: only what is missing is copied.
 
-    \\b
+    \b
     phistill stage /nfs/my.cache /local/my.cache --teachers dino
     phistill stage my.cache small.cache --max-bytes 20G
     """

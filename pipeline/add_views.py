@@ -15,6 +15,7 @@ import pyarrow as pa
 from ..cache import Cache, growth
 from ..cache.errors import CacheMismatch, UsageError
 from ..cache.joined import row_hashes
+from ..cache.usable import removed_rows
 from .entries import Entry
 from .index import build_index
 from .views import View
@@ -39,14 +40,22 @@ def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ..
     return tuple(wanted[len(have) :])
 
 
-def add_views(cache: Cache, views: Sequence[View]) -> None:
+def add_views(cache: Cache, views: Sequence[View], listed: Sequence[Entry]) -> None:
     """Publish rows for ``views`` of every image, in a random order of their own.
 
-    Images that were taken down, or that could not be decoded, are left out.
+    Images that were taken down, or that could not be decoded, are left out. Raises UsageError, and
+    changes nothing, when one is not ``listed`` by the source: its rows could never be extracted.
     """
     entries = _entries(cache)
     if not entries:
         raise UsageError(f"{cache.location} has no image left to add views of.")
+    there = {entry.id for entry in listed}
+    if absent := [entry.id for entry in entries if entry.id not in there]:
+        raise UsageError(
+            f"the images given lack {len(absent)} of the {len(entries)} that {cache.location} "
+            f"needs further views of, for example {absent[0]!r}. Give one source that holds all of "
+            f"them under these names, or take them down with `phistill remove-images`."
+        )
     start, first = growth.next_row(cache.info), len(cache.info.views)
     index = build_index(entries, num_views=len(views), seed=cache.info.seed, start=start)
     number = index.column_names.index("view")
@@ -61,8 +70,7 @@ def _entries(cache: Cache) -> list[Entry]:
     readable = np.ones(cache.num_rows, bool)
     for record in cache.commits(cache.owners[0]).values() if cache.owners else ():
         readable[record.start : record.start + record.num_rows] = record.accepted
-    for start, stop in cache.info.removed:
-        readable[start:stop] = False
+    readable &= ~removed_rows(cache.info)
     found: dict[str, Entry] = {}
     for line in index.to_pylist():
         if readable[line["row"]] and line["id"] not in found:

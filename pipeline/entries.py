@@ -49,7 +49,7 @@ def retried(action: Callable[[], T], path: Path) -> T:
             return action()
         except FileNotFoundError as error:
             raise SourceError(
-                f"{path} was indexed and is gone. Put it back, or make a new cache."
+                f"{path} is in the index and is gone. Put it back, or name the source that has it."
             ) from error
         except OSError as error:  # pyarrow raises a plain one for damaged tables too
             failure = error

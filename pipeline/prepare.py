@@ -146,7 +146,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     cache.files.sweep()
     num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
-        add_views(cache, views)
+        add_views(cache, views, request.entries)
     new = _new_entries(cache, request.entries) if listed else []
     if new and request.options.append:
         index = build_index(

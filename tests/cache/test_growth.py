@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pytest
 
 import phistill.cache as store
-from phistill.cache import Cache, growth
-from phistill.cache.errors import CacheMismatch, MissingRow, UsageError
+from phistill.cache import Cache, TeacherInfo, growth
+from phistill.cache.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
+from phistill.cache.staging import stage
 from phistill.cache.verify import verify
+from tests.conftest import small_index
 
 CacheFactory = Callable[..., Cache]
 
@@ -92,8 +95,6 @@ def test_caches_of_other_images_merge_as_further_segments(make_cache: CacheFacto
 
 def _with_index(cache: Cache, index: pa.Table) -> Cache:
     """The same cache with other ids, as another extraction would have made it."""
-    from dataclasses import replace
-
     from phistill.cache.index import publish_index
 
     segment = publish_index(cache.files, index, number=0, start=0, shard_rows=cache.info.shard_rows)
@@ -107,3 +108,72 @@ def test_caches_with_common_images_or_other_settings_are_refused(make_cache: Cac
         growth.merge(first, make_cache(num_rows=40, name="b"))
     with pytest.raises(CacheMismatch, match="seed=3"):
         growth.merge(first, make_cache(num_rows=20, seed=3, name="c"))
+
+
+def _renamed(cache: Cache) -> Cache:
+    ids = pa.array([f"other-{row}" for row in range(cache.info.num_rows)])
+    return _with_index(cache, cache.index().set_column(1, "id", ids))
+
+
+def test_a_merge_that_was_stopped_goes_on_and_a_finished_one_does_nothing(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    first, second = make_cache(num_rows=20), _renamed(make_cache(num_rows=40, name="other.cache"))
+    whole = store.open(shutil.copytree(first.path, tmp_path / "whole"))
+    assert growth.merge(whole, second) == 3 * 3
+    damaged = second.path / "teachers/b/patches/c/1/0/0"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptCache, match="is not the file that was committed"):
+        growth.merge(first, second)
+    damaged.write_bytes(content)
+    assert growth.merge(store.open(first.path), second) > 0
+    assert store.open(first.path).digest() == whole.digest()
+    assert growth.merge(store.open(first.path), second) == 0
+    assert store.open(first.path).digest() == whole.digest()
+
+
+def test_what_was_taken_down_in_a_merged_cache_stays_down(make_cache: CacheFactory) -> None:
+    first, second = make_cache(num_rows=20), _renamed(make_cache(num_rows=40, name="other.cache"))
+    growth.remove_images(second, ["other-3", "other-39"])
+    growth.merge(first, second)
+    assert Cache(first.path).info.removed == ((35, 36), (71, 72))
+    with pytest.raises(MissingRow, match="was removed"):
+        Cache(first.path).reader("a", "patches").read(np.array([35]))
+
+
+def test_images_of_the_same_names_with_other_bytes_are_no_earlier_merge(
+    make_cache: CacheFactory,
+) -> None:
+    first, second = make_cache(num_rows=20), make_cache(num_rows=20, name="other.cache")
+    for owner in second.owners:
+        record = second.commits(owner)[0]
+        changed = replace(record.images, sha256=("0" * 64, *record.images.sha256[1:]))
+        (second.path / f"commits/{owner}/000000.json").write_bytes(
+            replace(record, images=changed).to_bytes()
+        )
+    with pytest.raises(CacheMismatch, match="image image-00000"):
+        growth.merge(first, Cache(second.path))
+
+
+def test_shards_without_a_root_are_not_taken_for_those_of_a_new_cache(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=20)
+    (cache.path / "zarr.json").unlink()
+    with pytest.raises(UsageError, match=r"but no zarr.json: it was lost"):
+        store.create(cache.path, cache.info, small_index(20))
+    with pytest.raises(UsageError, match=r"whose zarr.json was lost"):
+        stage(make_cache(num_rows=20, name="b"), cache.path)
+    assert (cache.path / "commits/a/000000.json").exists()
+
+
+def test_a_teacher_with_every_kind_is_copied_and_merged(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    widths = {"patches": 4, "summary": 6, "registers": 4}
+    teacher = TeacherInfo(name="t", grid=(2, 2), widths=widths, num_registers=3)
+    first, second = (make_cache(num_rows=20, name=n, teachers=(teacher,)) for n in ("a", "b"))
+    growth.merge(first, _renamed(second))
+    assert verify(Cache(first.path)).findings == ()
+    assert verify(stage(first, tmp_path / "copy").cache).findings == ()

@@ -17,6 +17,7 @@ from phistill.cache.verify import verify
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.add_views import add_views
+from phistill.pipeline.entries import Entry
 from phistill.pipeline.views import View
 from phistill.stats import fit_stats, load_moments
 from phistill.stats.groups import PassOptions, plan_array
@@ -94,7 +95,8 @@ def test_groups_of_shards_that_were_complete_are_not_read_for_statistics_again(
     fit_stats(cache, workers=1)
     before = covered_groups(cache)
     assert len(before) > 2
-    add_views(cache, [View("center-crop")])
+    listed = [Entry(name, "") for name in cache.index()["id"].to_pylist()]
+    add_views(cache, [View("center-crop")], listed)
     generator = np.random.default_rng(0)
     for shard in cache.info.shards()[100:]:
         start, stop = cache.info.shard_range(shard)
@@ -186,6 +188,17 @@ def test_an_image_that_changed_since_is_named(folder: Path, cache: Cache) -> Non
     Image.fromarray(pixels).save(path)
     with pytest.raises(CacheMismatch, match=r"1 images changed .*cats/001.png"):
         grow(folder, cache, View(), CROP)
+
+
+def test_images_that_are_not_there_are_refused_before_anything_changes(
+    folder: Path, cache: Cache
+) -> None:
+    before = cache.digest()
+    gone = cache.index()["id"][3].as_py()
+    (folder / gone).unlink()
+    with pytest.raises(UsageError, match=rf"lack 1 of the .* for example '{gone}'"):
+        grow(folder, cache, View(), CROP)
+    assert Cache(cache.path).digest() == before
 
 
 def test_the_command_adds_views(folder: Path, cache: Cache) -> None:

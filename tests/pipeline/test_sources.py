@@ -63,7 +63,7 @@ def test_a_file_that_is_gone_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"x")
     source = open_source(tmp_path)
     (tmp_path / "x.png").unlink()
-    with pytest.raises(SourceError, match=r"x\.png was indexed and is gone"):
+    with pytest.raises(SourceError, match=r"x\.png is in the index and is gone"):
         source.read("x.png", -1, -1)
 
 
