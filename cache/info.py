@@ -74,6 +74,9 @@ class Segment:
         return cls(**_checked(cls, record, "a segment"))
 
 
+IMPORTED = "imported"
+"""The ``source`` in the identity of a teacher whose features something else computed."""
+
 FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression")
 """Settings that are equal in two caches of which one takes in rows of the other."""
 

@@ -58,12 +58,20 @@ class Holder:
 def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
     """Hold ``shards`` of a cache for writing, or everything; LockHeld names who has some of it.
 
-    A change of the cache's structure needs everything. Raises PhistillError where the file system
-    has no locks.
+    A change of the cache's structure needs everything. Raises PhistillError where the cache may
+    only be read, or the file system has no locks.
     """
-    root.mkdir(parents=True, exist_ok=True)
     path = root / names.LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise PhistillError(
+            f"{root} cannot be written ({error.strerror}), and this changes it. Make it writable, "
+            f"or work on a copy: `phistill stage {root} DEST`."
+        ) from error
     try:
         slot = _take_slot(descriptor, path, shards)
         try:

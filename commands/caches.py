@@ -89,8 +89,8 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
 def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
+    from phistill.cache.info import IMPORTED
     from phistill.pipeline.extract import stored_runner
-    from phistill.pipeline.feature_lines import IMPORTED
     from phistill.pipeline.live import compare_live, sample_rows
     from phistill.pipeline.sources import open_source
 

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from ..cache.errors import UsageError
 from .entries import refuse_duplicates
 
-IMPORTED = "imported"
-"""The source of an imported teacher's identity."""
-
 
 class ImageLines:
     """The table of the features' rows, found by (id, view)."""

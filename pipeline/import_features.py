@@ -19,10 +19,10 @@ from .. import cache as store
 from ..cache import Cache, ImageFacts, TeacherInfo, names
 from ..cache.errors import CacheMismatch, UsageError
 from ..cache.files import Files, open_files
-from ..cache.info import DTYPES
+from ..cache.info import DTYPES, IMPORTED
 from .entries import Entry, split_of
 from .feature_files import PIXELS, FeatureFiles, grid_of, open_features
-from .feature_lines import IMPORTED, ImageLines, stored_as
+from .feature_lines import ImageLines, stored_as
 from .index import build_index
 from .prepare import keep_out_of_the_way
 from .rejects import RejectBudget

@@ -18,11 +18,11 @@ from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, names
 from ..cache.errors import CacheMismatch, LockHeld, UsageError
 from ..cache.files import Files
+from ..cache.info import IMPORTED
 from ..cache.publish import TEMPORARY_SUFFIX
 from ..cache.verify import discard, verify
 from .add_views import add_views, missing_views
 from .batch_size import choose_batch_sizes
-from .feature_lines import IMPORTED
 from .holdout import hold_out
 from .index import build_index
 from .labels import label

@@ -51,7 +51,7 @@ class RejectBudget:
             listed = "; ".join(f"{reason} ({count})" for reason, count in common)
             raise TooManyRejects(
                 f"{self.num_rejects} of {self._total} rows were rejected, more than the allowed "
-                f"{self._allowed:.0f}: {listed}. Mend the images, or allow more "
+                f"{self._allowed:.0f}: {listed}. Mend them, or allow more "
                 "with --max-reject-frac; the work so far is kept."
             )
 

@@ -181,7 +181,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return (value or "none") if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _columns(

@@ -18,7 +18,7 @@ import pytest
 
 from phistill.cache import Cache, CacheInfo, TeacherInfo, create, lock, names
 from phistill.cache import open as open_cache
-from phistill.cache.errors import LockHeld
+from phistill.cache.errors import LockHeld, PhistillError
 
 NUM_ROWS, SHARD_ROWS, WIDTH = 64, 4, 8
 
@@ -259,3 +259,12 @@ def test_where_bytes_cannot_be_locked_one_writer_has_the_whole_file(
                 ):
                     pass
         assert lock.holders(cache.path) == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root may write")
+def test_a_place_that_cannot_be_written_is_named_with_a_way_out() -> None:
+    with (
+        pytest.raises(PhistillError, match=r"/sys/c cannot be written .* `phistill stage /sys/c "),
+        lock.writing(Path("/sys/c")),
+    ):
+        pass

@@ -17,7 +17,13 @@ from click.testing import CliRunner
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import CacheMismatch, SourceError, TooManyRejects, UsageError
+from phistill.cache.errors import (
+    CacheMismatch,
+    IncompleteCache,
+    SourceError,
+    TooManyRejects,
+    UsageError,
+)
 from phistill.cache.verify import verify
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, extract
@@ -239,6 +245,8 @@ def test_values_that_cannot_be_stored_are_rejects(tmp_path: Path) -> None:
     folder = write(tmp_path / "bad", t__patches=values * 1e6)
     with pytest.raises(TooManyRejects, match="exceeds float16"):
         import_features(folder, tmp_path / "d", source="s")
+    with pytest.raises(IncompleteCache, match="`phistill import-features FEATURES --cache"):
+        store.open(tmp_path / "d").require_complete()
 
 
 def test_tars_of_somebody_else_import_by_key(tmp_path: Path) -> None:
