@@ -82,15 +82,21 @@ def same_group(data: bytes, what: str) -> None:
         raise CorruptCache(f"{what} is not a group that phistill wrote, or was edited.")
 
 
-def same_array(data: bytes, expected: bytes, what: str) -> None:
+def same_array(data: bytes, expected: bytes, what: str, *, exactly: bool = False) -> None:
     """Raise CorruptCache when an array's zarr.json says something else than it must.
 
-    The array may be longer than expected: a segment's arrays grow before the root names it.
+    Unless ``exactly``, the array may be longer than expected: a segment's arrays grow before the
+    root names it.
     """
     found, wanted = parse(data, what), parse(expected, what)
     shape = found.get("shape") if isinstance(found, dict) else None
     if isinstance(shape, list) and shape and isinstance(shape[0], int):
-        shape[0] = min(shape[0], wanted["shape"][0])
+        length, shape[0] = shape[0], min(shape[0], wanted["shape"][0])
+        if exactly and length > shape[0]:
+            raise CorruptCache(
+                f"{what} says {length:,} rows, the cache has {shape[0]:,}: it was edited, or adding"
+                " rows was stopped. Add them again, or set it right with `extract --repair`."
+            )
     if canonical(found) != canonical(wanted):
         raise CorruptCache(
             f"{what} does not describe the array that the cache's settings ask for: it was edited "

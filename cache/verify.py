@@ -156,7 +156,7 @@ def _metadata(cache: Cache) -> Iterator[Finding]:
             path = names.metadata(names.array(owner, kind))
             expected = cache.array_document(owner, kind)
             try:
-                same_array(cache.files.read(path), expected, path)
+                same_array(cache.files.read(path), expected, path, exactly=True)
             except (CorruptCache, OSError) as error:
                 yield Finding(owner, None, path, str(error))
 

@@ -208,8 +208,8 @@ def test_an_array_that_claims_terabytes_costs_no_memory(
         else:
             with pytest.raises(CorruptCache, match="does not describe the array"):
                 Cache(cache.path).reader("a", "patches")
-            findings = verify(Cache(cache.path)).findings
-            assert any("patches/zarr.json" in str(finding) for finding in findings)
+        findings = verify(Cache(cache.path)).findings
+        assert any("patches/zarr.json" in str(finding) for finding in findings)
         assert tracemalloc.get_traced_memory()[1] < MEMORY_CAP
     finally:
         tracemalloc.stop()
