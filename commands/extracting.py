@@ -242,8 +242,8 @@ def _speed(last: list[ExtractProgress]) -> str:
     if not last or not last[0].computed_rows:
         return ""
     busy = last[0].busy
-    known = "" if busy is None else f", the teachers busy {busy:.0%} of it"
-    return f" ({last[0].images_per_s:,.1f} images/s{known})"
+    known = "" if busy is None else f", with the teachers busy {busy:.0%} of the time"
+    return f" (once the teachers ran, {last[0].images_per_s:,.1f} images/s{known})"
 
 
 def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: str) -> None:
