@@ -7,7 +7,7 @@ import os
 
 from machine import anonymous_mb
 from synthetic import DEMO, synthetic_cache
-from train_steps import ALONE, settings, take_steps, trainee_of
+from train_steps import ALONE, settings, take_steps
 
 from phistill.train.data import Source
 from phistill.train.lesson import prepare
@@ -26,7 +26,7 @@ def leaks(options: argparse.Namespace) -> list[str]:
     rows = []
     with synthetic_cache(list(DEMO), 128, 48) as cache:
         lesson = prepare(cache, settings(**student), ALONE.device)
-        trainee, source = trainee_of(lesson), Source(cache, lesson.targets)
+        trainee, source = lesson.new_trainee(ALONE), Source(cache, lesson.targets)
         for steps in (40, 2000):
             take_steps(trainee, lesson, source, steps)
             rows.append((steps, anonymous_mb(), len(os.listdir("/proc/self/fd"))))

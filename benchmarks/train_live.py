@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from synthetic import DEMO, synthetic_cache, vit_sized
-from train_steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps, trainee_of
+from train_steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.train.data import Source
@@ -47,7 +47,7 @@ def live(options: argparse.Namespace) -> list[str]:
     for name, teachers, pixels, student, nets in cases:
         with synthetic_cache(teachers, 4 * student["batch_size"], pixels) as cache:
             lesson = prepare(cache, settings(**student), ALONE.device)
-            trainee, source = trainee_of(lesson), Source(cache, lesson.targets)
+            trainee, source = lesson.new_trainee(ALONE), Source(cache, lesson.targets)
             source.keep_in_memory(lesson.plan.rows)
             streamed = Source(cache, lesson.targets)
             take_steps(trainee, lesson, source, 2)

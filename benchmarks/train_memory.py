@@ -6,7 +6,7 @@ import argparse
 import statistics
 
 from synthetic import DEMO, synthetic_cache, vit_sized
-from train_steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps, trainee_of
+from train_steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps
 
 from phistill.train.data import Source
 from phistill.train.lesson import prepare
@@ -31,7 +31,7 @@ def memory(options: argparse.Namespace) -> list[str]:
             lesson = prepare(cache, settings(**student), ALONE.device)
             sources = {"cache": Source(cache, lesson.targets), "mem": Source(cache, lesson.targets)}
             sources["mem"].keep_in_memory(lesson.plan.rows)
-            trainee = trainee_of(lesson)
+            trainee = lesson.new_trainee(ALONE)
             found: dict[str, list[Steps]] = {"cache": [], "mem": []}
             take_steps(trainee, lesson, sources["mem"], 2)
             for _ in range(options.repeats):

@@ -31,19 +31,6 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**base, **changes})
 
 
-def trainee_of(lesson: Lesson) -> Trainee:
-    return Trainee(
-        lesson.config,
-        lesson.targets,
-        lesson.normalizers,
-        dispersions=lesson.dispersions,
-        image_size=lesson.image_size,
-        num_steps=lesson.plan.num_steps,
-        precision=lesson.precision,
-        ranks=ALONE,
-    )
-
-
 def loader_of(lesson: Lesson, source: Source, start: int, stop: int) -> Loader:
     return Loader(
         source,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..cache.errors import UsageError
+from .settings_values import UNBOUNDED, check_choice, coerce, spell_range
 
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
 SUMMARY_LOSSES = ("cosine", "balanced-angle", "mse", "none")
@@ -263,11 +263,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            _check_choice(name, getattr(self, name), known, plugin=name in _PLUGGABLE)
+            check_choice(name, getattr(self, name), known, plugin=name in _PLUGGABLE)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{name}={value} must be {_spell_range(low, high)}.")
+                raise UsageError(f"{name}={value} must be {spell_range(low, high)}.")
         if self.mirror:
             raise UsageError(
                 "mirror=True is refused: a mirrored cached grid is not the feature of the mirrored "
@@ -310,7 +310,7 @@ class TrainConfig:
                 close = difflib.get_close_matches(key, fields, n=3)
                 hint = f" Did you mean {' or '.join(close)}?" if close else ""
                 raise UsageError(f"{key!r} is not a setting of a training run.{hint}")
-        return cls(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
+        return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -326,9 +326,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": PRECISIONS,
 }
 _PLUGGABLE = frozenset({"head", "patch_loss", "summary_loss"})
-_BIG = float(2**62)
 _RANGES: dict[str, tuple[float, float]] = {
-    "max_rows": (0, _BIG),
+    "max_rows": (0, UNBOUNDED),
     "image_size": (0, 2**14),
     "head_width": (1, 2**20),
     "hybrid_beta": (0, 1),
@@ -339,67 +338,24 @@ _RANGES: dict[str, tuple[float, float]] = {
     "noise": (0, 1),
     "crop_min": (0.1, 1),
     "epochs": (0, 1e9),
-    "num_steps": (0, _BIG),
+    "num_steps": (0, UNBOUNDED),
     "batch_size": (1, 2**24),
     "accumulate": (1, 2**16),
     "lr": (0, 1e3),
     "min_lr": (0, 1e3),
     "warmup": (0, 1),
     "weight_decay": (0, 1e3),
-    "clip_norm": (0, _BIG),
+    "clip_norm": (0, UNBOUNDED),
     "ema_decay": (0, 1 - 1e-9),
     "seed": (0, 2**63 - 1),
     "order_seed": (0, 2**63 - 1),
     "loader_workers": (0, 256),
     "read_ahead": (1, 1024),
-    "memory_bytes": (0, _BIG),
-    "log_every": (1, _BIG),
-    "gradient_norm_every": (0, _BIG),
-    "validate_every": (0, _BIG),
-    "validate_rows": (1, _BIG),
-    "checkpoint_every": (0, _BIG),
-    "keep_checkpoints": (1, _BIG),
+    "memory_bytes": (0, UNBOUNDED),
+    "log_every": (1, UNBOUNDED),
+    "gradient_norm_every": (0, UNBOUNDED),
+    "validate_every": (0, UNBOUNDED),
+    "validate_rows": (1, UNBOUNDED),
+    "checkpoint_every": (0, UNBOUNDED),
+    "keep_checkpoints": (1, UNBOUNDED),
 }
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...], *, plugin: bool) -> None:
-    if value in known or (plugin and ":" in value):
-        return
-    tail = ", or package.module:function" if plugin else ""
-    raise UsageError(f"{name}={value!r} is not one of {', '.join(known)}{tail}.")
-
-
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """JSON and TOML know lists and may write 1 for 1.0; everything else must match."""
-    origin = typing.get_origin(hint) or hint
-    if origin is tuple and isinstance(value, list | tuple):
-        item = typing.get_args(hint)[0]
-        return tuple(_coerce(key, v, item) for v in value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is dict and isinstance(value, Mapping):
-        return dict(value)
-    assert not isinstance(hint, types.UnionType), "fields have one type each"
-    if isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-        return value
-    raise UsageError(f"{key}={value!r} must be {_spell(hint)}.")
-
-
-def _spell_range(low: float, high: float) -> str:
-    if high == _BIG:
-        return f"at least {low:g}"
-    return f"between {low:g} and " + (f"{high:,.0f}" if high >= 1000 else f"{high:g}")
-
-
-def _spell(hint: Any) -> str:
-    """The type as a person would say it."""
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each of it {_spell(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is dict:
-        return "a table, as in {key = 1}"
-    return {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-    }[hint]

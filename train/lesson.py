@@ -26,6 +26,7 @@ from .mixing import MixedPlan, plan_of
 from .plan import RowPlan
 from .ranks import Ranks, resolve_precision
 from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
+from .trainee import Trainee
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +50,19 @@ class Lesson:
         """Rows that nothing is learnt from."""
         teachers = list(dict.fromkeys(target.teacher for target in self.targets))
         return len(self.cache.rows(teachers, "heldout"))
+
+    def new_trainee(self, ranks: Ranks) -> Trainee:
+        """A student, its heads and optimizer at the first step."""
+        return Trainee(
+            self.config,
+            self.targets,
+            self.normalizers,
+            dispersions=self.dispersions,
+            image_size=self.image_size,
+            num_steps=self.plan.num_steps,
+            precision=self.precision,
+            ranks=ranks,
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says beside tensors and mutable state."""

@@ -23,7 +23,7 @@ from ..cache import Cache
 from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches
 from .config import TrainConfig
-from .plan import RowPlan, Rows, make_plan
+from .plan import RowPlan, Rows, make_plan, num_steps
 from .targets import chosen_teachers
 
 
@@ -71,8 +71,7 @@ class MixedPlan:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
-        derived = math.ceil(self.config.epochs * self.num_images / self.config.batch_size)
-        return self.config.num_steps or max(1, derived)
+        return num_steps(self.config, self.num_images)
 
     @property
     def digest(self) -> str:

@@ -24,6 +24,12 @@ from .targets import chosen_teachers
 Rows = NDArray[np.int64]
 
 
+def num_steps(config: TrainConfig, num_images: int) -> int:
+    """Optimizer steps of a run with ``num_images`` rows in an epoch."""
+    derived = math.ceil(config.epochs * num_images / config.batch_size)
+    return config.num_steps or max(1, derived)
+
+
 @dataclass(frozen=True, eq=False)
 class RowPlan:
     """The training rows and the order they come in.
@@ -56,8 +62,7 @@ class RowPlan:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
-        derived = math.ceil(self.config.epochs * self.num_images / self.config.batch_size)
-        return self.config.num_steps or max(1, derived)
+        return num_steps(self.config, self.num_images)
 
     @property
     def digest(self) -> str:

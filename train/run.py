@@ -33,7 +33,7 @@ from .metrics import MetricsLog
 from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
 from .ranks import Ranks
 from .targets import Target
-from .trainee import NotFinite, StepValues, Trainee
+from .trainee import NotFinite, StepValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,16 +130,7 @@ class Run:
             _warn_of_other_ranks(path, found, ranks)
         # A checkpoint brings its weights: going on needs no hub.
         config = lesson.config if found is None else replace(lesson.config, pretrained=False)
-        self.trainee = Trainee(
-            config,
-            lesson.targets,
-            lesson.normalizers,
-            dispersions=lesson.dispersions,
-            image_size=lesson.image_size,
-            num_steps=lesson.plan.num_steps,
-            precision=lesson.precision,
-            ranks=ranks,
-        )
+        self.trainee = replace(lesson, config=config).new_trainee(ranks)
         if found is not None:
             self.trainee.restore(found.tensors, found.facts["state"])
         self.first_step = self.trainee.done

@@ -34,16 +34,7 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 def trainee_of(cache: Cache, config: TrainConfig) -> tuple[Trainee, Loader]:
     lesson = prepare(cache, config, ALONE.device)
-    trainee = Trainee(
-        config,
-        lesson.targets,
-        lesson.normalizers,
-        dispersions=lesson.dispersions,
-        image_size=lesson.image_size,
-        num_steps=lesson.plan.num_steps,
-        precision=lesson.precision,
-        ranks=ALONE,
-    )
+    trainee = lesson.new_trainee(ALONE)
     source = make_source(lesson, ALONE)
     stop = lesson.plan.num_steps
     return trainee, Loader(source, lesson.plan, lesson.targets, start=0, stop=stop, workers=0)
