@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pyarrow as pa
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
-from phistill.stats import fit_stats
 
 WIDTHS = {"S": 384, "B": 768, "L": 1024}
 """Of ViT-S, B and L; at 224 pixels and patches of 14 each has 16 x 16 tokens."""
@@ -44,53 +43,36 @@ def synthetic_cache(
     teachers: Sequence[TeacherInfo], num_rows: int, pixel_size: int, shard_rows: int = 32
 ) -> Iterator[Cache]:
     """A cache of Gaussian features with statistics, read once."""
+    from phistill.stats import fit_stats  # not loaded where the cache alone is measured
+
     with tempfile.TemporaryDirectory(prefix="phistill-bench-") as folder:
         cache = write_cache(
             Path(folder) / "bench.cache", teachers, num_rows, pixel_size, shard_rows
         )
         fit_stats(cache, workers=1, max_images=64)
-        for owner in cache.owners:
-            for kind in cache.shapes(owner):
-                for shard in cache.commits(owner):
-                    cache.reader(owner, kind).read_shard(shard)
+        warm(cache)
         yield cache
 
 
 def write_cache(
-    path: Path, teachers: Sequence[TeacherInfo], num_rows: int, pixel_size: int, shard_rows: int
+    path: Path,
+    teachers: Sequence[TeacherInfo],
+    num_rows: int,
+    pixel_size: int,
+    shard_rows: int,
+    **columns: Sequence[Any],
 ) -> Cache:
-    """Standard normal features and random pixels, every row for training."""
-    fields: dict[str, Any] = {
-        "seed": 0,
-        "shard_rows": shard_rows,
-        "holdout": 0.0,
-        "pixel_size": pixel_size,
-        "views": ({"kind": "resize"},),
-        "decode": {},
-    }
-    index = pa.table(
-        {
-            "row": np.arange(num_rows),
-            "id": [f"{row:08d}" for row in range(num_rows)],
-            "view": np.zeros(num_rows, np.int32),
-            "uri": ["none"] * num_rows,
-            "offset": np.arange(num_rows),
-            "length": np.full(num_rows, -1),
-        }
-    )
-    cache = store.create(path, CacheInfo(**fields), index)
+    """Standard normal features and, if asked for, random pixels, every row for training."""
+    cache = empty_cache(path, num_rows, pixel_size, shard_rows, **columns)
     for teacher in teachers:
         cache.add_teacher(teacher)
     generator = np.random.default_rng(0)
     for shard in cache.info.shards():
         start, stop = cache.info.shard_range(shard)
         num = stop - start
-        names = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop)]
-        size = (pixel_size, pixel_size)
-        images = ImageFacts(sha256=tuple(names), size=(size,) * num, box=((0, 0, *size),) * num)
-        common: dict[str, Any] = {"images": images, "reasons": {}, "environment": {}}
-        pixels = generator.integers(0, 256, (num, pixel_size, pixel_size, 3), np.uint8)
-        cache.commit_shard("pixels", shard, {"pixels": pixels}, **common)
+        if pixel_size:
+            pixels = generator.integers(0, 256, (num, pixel_size, pixel_size, 3), np.uint8)
+            commit(cache, "pixels", shard, {"pixels": pixels})
         for teacher in teachers:
             arrays = {
                 kind: generator.standard_normal((num, *teacher.row_shape(kind)), np.float32).astype(
@@ -98,5 +80,56 @@ def write_cache(
                 )
                 for kind in teacher.kinds
             }
-            cache.commit_shard(teacher.name, shard, arrays, **common)
+            commit(cache, teacher.name, shard, arrays)
     return cache
+
+
+def empty_cache(
+    path: Path, num_rows: int, pixel_size: int, shard_rows: int, **columns: Sequence[Any]
+) -> Cache:
+    """An index and no teacher; ``columns`` are further ones of the index."""
+    info = CacheInfo(
+        seed=0,
+        shard_rows=shard_rows,
+        holdout=0.0,
+        pixel_size=pixel_size,
+        views=({"kind": "resize"},),
+        decode={},
+    )
+    return store.create(path, info, index_of(0, num_rows, **columns))
+
+
+def index_of(start: int, num_rows: int, **columns: Sequence[Any]) -> pa.Table:
+    """The index of rows ``start`` and on: invented images that lie nowhere."""
+    rows = np.arange(start, start + num_rows)
+    return pa.table(
+        {
+            "row": rows,
+            "id": [f"{row:08d}" for row in rows],
+            "view": np.zeros(num_rows, np.int32),
+            "uri": ["none"] * num_rows,
+            "offset": rows,
+            "length": np.full(num_rows, -1),
+            **columns,
+        }
+    )
+
+
+def commit(cache: Cache, owner: str, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Commit a shard without rejects; an image's sha256 is that of its row's number."""
+    start, stop = cache.info.shard_range(shard)
+    num, side = stop - start, max(cache.info.pixel_size, 1)
+    names = (hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop))
+    images = ImageFacts(
+        sha256=tuple(names), size=((side, side),) * num, box=((0, 0, side, side),) * num
+    )
+    cache.commit_shard(owner, shard, dict(arrays), images=images, reasons={}, environment={})
+
+
+def warm(cache: Cache) -> None:
+    """Read every file once, so that what is timed next comes from the page cache."""
+    for path in cache.path.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(2**24):
+                    pass

@@ -16,16 +16,17 @@ reader, its checksums and the page cache, not from a cold disk.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import train_leaks
 import train_live
 import train_loader
 import train_memory
 import train_sweep
 from machine import header
+from measuring import tell
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "loader": train_loader.loader,
@@ -48,13 +49,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     for name in SECTIONS if options.section == "all" else [options.section]:
-        lines = [*header(f"train.py {name}"), *SECTIONS[name](options), ""]
-        text = "\n".join(lines)
-        sys.stdout.write(text + "\n")
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as out:
-                out.write(text + "\n")
+        top = header(
+            f"train.py {name}",
+            f"{torch.get_num_threads()} torch threads",
+            f"torch {torch.__version__}",
+        )
+        tell([*top, *SECTIONS[name](options), ""], options.out)
 
 
 if __name__ == "__main__":
