@@ -15,7 +15,7 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from .document import canonical, conforms, parse, seal, unseal
+from .document import RESTORE, canonical, conforms, parse, seal, unseal
 from .errors import CacheMismatch, CorruptCache
 
 Box = tuple[int, int, int, int]
@@ -119,9 +119,9 @@ class CommitRecord:
         return canonical(seal(self.to_dict()))
 
     @classmethod
-    def from_bytes(cls, data: bytes, what: str) -> Self:
-        """Parse and check a record; CorruptCache names ``what``."""
-        content = unseal(parse(data, what), what)
+    def from_bytes(cls, data: bytes, what: str, cure: str = RESTORE) -> Self:
+        """Parse and check a record; CorruptCache names ``what``, and ``cure``."""
+        content = unseal(parse(data, what, cure), what, cure)
         try:
             content["files"] = {
                 path: (int(size), str(sha256)) for path, (size, sha256) in content["files"].items()

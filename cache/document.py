@@ -20,10 +20,8 @@ MAX_DOCUMENT_BYTES = 256 * 2**20
 """A document larger than this is refused before it is parsed: the largest real one, a commit record
 of 65,536 rows, is about 10 MB."""
 
-ADVICE = (
-    "Restore it from a copy; if it is a commit record, `phistill extract IMAGES --cache CACHE "
-    "--repair` makes its shard again."
-)
+RESTORE = "Restore it from a copy."
+"""What helps with any document."""
 
 MAX_DEPTH = 64
 """Nesting beyond this is refused; ours needs six levels."""
@@ -46,24 +44,25 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": digest_of(content)}
 
 
-def unseal(document: object, what: str) -> dict[str, Any]:
-    """The content of a sealed document; CorruptCache names ``what`` when the digest differs."""
+def unseal(document: object, what: str, cure: str = RESTORE) -> dict[str, Any]:
+    """The content of a sealed document; CorruptCache names ``what``, and ``cure``, when the digest
+    differs."""
     if not isinstance(document, dict):
         raise CorruptCache(f"{what} is {type(document).__name__}, not a JSON object.")
     content = {key: value for key, value in document.items() if key != "digest"}
     try:
         digest = digest_of(content)
     except ValueError as error:  # a flipped byte can spell NaN, which JSON does not have
-        raise CorruptCache(f"{what} holds a number that JSON does not have. {ADVICE}") from error
+        raise CorruptCache(f"{what} holds a number that JSON does not have. {cure}") from error
     if document.get("digest") != digest:
         raise CorruptCache(
-            f"{what} does not match its own digest: it was changed after it was written. {ADVICE}"
+            f"{what} does not match its own digest: it was changed after it was written. {cure}"
         )
     return content
 
 
-def parse(data: bytes, what: str) -> Any:
-    """Parse JSON of limited size and depth; CorruptCache names ``what``."""
+def parse(data: bytes, what: str, cure: str = RESTORE) -> Any:
+    """Parse JSON of limited size and depth; CorruptCache names ``what``, and ``cure``."""
     if len(data) > MAX_DOCUMENT_BYTES:
         raise CorruptCache(
             f"{what} has {len(data):,} bytes; more than {MAX_DOCUMENT_BYTES:,} is not ours."
@@ -71,7 +70,7 @@ def parse(data: bytes, what: str) -> Any:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptCache(f"{what} is not JSON: {error}. {ADVICE}") from error
+        raise CorruptCache(f"{what} is not JSON: {error}. {cure}") from error
     if _deeper_than(value, MAX_DEPTH):
         raise CorruptCache(f"{what} is nested deeper than {MAX_DEPTH} levels.")
     return value

@@ -72,3 +72,11 @@ class CorruptCheckpoint(PhistillError):
 
 class Diverged(PhistillError):
     """Training produced NaN or infinity."""
+
+
+def repair_text(location: str) -> str:
+    """What mends a shard of the cache at ``location``."""
+    return (
+        f"Run `phistill verify {location}` to see what else is damaged, then extract that shard "
+        f"again with `phistill extract IMAGES --cache {location} --repair`."
+    )

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from . import lock
-from .errors import CorruptCache
+from .errors import CorruptCache, repair_text
 from .publish import Buffer, fsync_folder, leftovers, publish_chunks
 from .shard_files import LocalShard, OpenShard
 
@@ -204,7 +204,9 @@ class LocalFiles:
     def open_shard(
         self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
     ) -> OpenShard:
-        return LocalShard(self.path(relative), shard_rows, row_bytes, num_bytes)
+        return LocalShard(
+            self.path(relative), shard_rows, row_bytes, num_bytes, repair_text(self.location)
+        )
 
     def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:
         for item in items:

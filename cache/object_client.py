@@ -36,6 +36,8 @@ _PATIENT = {"timeout": "300s", "read_timeout": "60s", "connect_timeout": "5s"}
 _QUICK = {"timeout": "3s", "connect_timeout": "2s"}
 _SWITCHES = ("allow_http", "allow_invalid_certificates")
 _TEXTS = ("timeout", "read_timeout", "connect_timeout", "proxy_url", "proxy_excludes", "user_agent")
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
+"""How the stores say it: S3 and Google as the one, Azure as the other."""
 _first_process: list[int] = []
 """The process that made the first request: obstore's threads do not survive a fork."""
 
@@ -114,7 +116,7 @@ def attempt(what: str, where: str, call: Callable[[], T], *, attempts: int = ATT
         try:
             return call()
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if _NO_BUCKET.search(str(error)):
                 raise _explain(what, where, error, started, number) from None
             raise FileNotFoundError(errno.ENOENT, "no such object", where) from None
         except (known.AlreadyExistsError, known.PreconditionError):
@@ -138,8 +140,10 @@ def _require_same_process(where: str) -> None:
 
 
 def _status(error: BaseException) -> int | None:
-    found = re.search(r"status code: (\d{3})|NoSuchBucket", str(error))
-    return None if found is None else int(found[1] or 404)
+    found = re.search(r"status code: (\d{3})", str(error))
+    if found is None:
+        return 404 if _NO_BUCKET.search(str(error)) else None
+    return int(found[1])
 
 
 def _is_final(error: BaseException) -> bool:
@@ -176,7 +180,7 @@ def _explain(
     from obstore import exceptions as known
 
     text = _first_line(error)
-    if "NoSuchBucket" in str(error):
+    if _NO_BUCKET.search(str(error)):
         advice = "Its bucket does not exist: make it first, or mend the URL."
     elif "169.254.169.254" in text or "metadata" in text:
         advice = f"No credentials were found. {_SETTINGS}"

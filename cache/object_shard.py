@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptCache
+from .errors import CorruptCache, repair_text
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
-from .shard_files import REPAIR, BadRow, require_dense
+from .shard_files import BadRow, require_dense
 
 NEAR_BYTES = 2**18
 """A gap below this is read along: it costs less than the time to another answer (about 30 ms)."""
@@ -134,11 +134,15 @@ class ObjectShard:
         except FileNotFoundError as error:
             raise self._missing() from error
         tail = data[-index_bytes(self._shard_rows) :]
-        offsets = decode_index(tail, self._shard_rows, data.size, self._row_bytes, what)
+        offsets = decode_index(tail, self._shard_rows, data.size, self._row_bytes, what, self._cure)
         num_rows = int((offsets >= 0).sum())
-        require_dense(offsets.tolist(), num_rows, self._stride, what)
+        require_dense(offsets.tolist(), num_rows, self._stride, what, self._cure)
         return data[: num_rows * self._stride].reshape(num_rows, self._stride)
 
     def _missing(self) -> CorruptCache:
         where = self._files.where(self._relative)
-        return CorruptCache(f"{where} is committed but missing. {REPAIR}")
+        return CorruptCache(f"{where} is committed but missing. {self._cure}")
+
+    @property
+    def _cure(self) -> str:
+        return repair_text(self._files.where(""))

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from . import names
 from .commit import CommitRecord
 from .compressed import read_compressed
-from .errors import CorruptCache, MissingRow, PhistillError, StoreError
+from .errors import CorruptCache, MissingRow, PhistillError, StoreError, repair_text
 from .files import Files
 from .order import WINDOW_SHARDS
 from .shard import matches
-from .shard_files import REPAIR, BadRow, OpenShard
+from .shard_files import BadRow, OpenShard
 
 MAX_OPEN_SHARDS = 128
 """Open files per reader; the usual limit of a process is 1,024."""
@@ -193,7 +193,7 @@ class ArrayReader:
             relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
             if not self._files.exists(relative):  # zarr would give fill values
                 where = self._files.where(relative)
-                raise CorruptCache(f"{where} is committed but missing. {REPAIR}")
+                raise CorruptCache(f"{where} is committed but missing. {self._cure}")
         try:
             read_compressed(self._files, names.array(self.owner, self.kind), rows, out)
         except StoreError:
@@ -225,5 +225,9 @@ class ArrayReader:
         row = shard * self._shard_rows + slot
         return CorruptCache(
             f"{self._what}: row {row} (shard {shard}, row {slot} of it) does not match its "
-            f"checksum. {REPAIR}"
+            f"checksum. {self._cure}"
         )
+
+    @property
+    def _cure(self) -> str:
+        return repair_text(self._files.location)

@@ -57,18 +57,25 @@ def _checksum(data: NDArray[np.uint8]) -> memoryview:
 
 
 def decode_index(
-    tail: NDArray[np.uint8], shard_rows: int, file_bytes: int, row_bytes: int, what: str
+    tail: NDArray[np.uint8],
+    shard_rows: int,
+    file_bytes: int,
+    row_bytes: int,
+    what: str,
+    cure: str = "",
 ) -> NDArray[np.int64]:
     """Offsets (shard_rows,) of the rows, -1 where a row is not stored.
 
     ``tail`` is the last ``index_bytes(shard_rows)`` bytes of a file of ``file_bytes``. Raises
-    CorruptCache naming ``what`` when the checksum is wrong or an entry points outside the file.
+    CorruptCache naming ``what``, and ``cure``, when the checksum is wrong or an entry points
+    outside the file.
     """
+    cure = f" {cure}" if cure else ""
     if tail.size != index_bytes(shard_rows):
-        raise CorruptCache(f"{what} has {file_bytes:,} bytes, too few for its index.")
+        raise CorruptCache(f"{what} has {file_bytes:,} bytes, too few for its index.{cure}")
     stored = int(tail[-CRC_BYTES:].view("<u4")[0])
     if google_crc32c.value(tail[:-CRC_BYTES]) != stored:
-        raise CorruptCache(f"{what}: the shard index does not match its checksum.")
+        raise CorruptCache(f"{what}: the shard index does not match its checksum.{cure}")
     entries = tail[:-CRC_BYTES].view("<u8").reshape(shard_rows, 2)
     present = entries[:, 0] != ABSENT
     end = file_bytes - index_bytes(shard_rows)
@@ -77,7 +84,7 @@ def decode_index(
         | (entries[:, 0] > np.uint64(max(end - row_bytes - CRC_BYTES, 0)))
     )
     if bad.any():
-        raise CorruptCache(f"{what}: the shard index points outside the file.")
+        raise CorruptCache(f"{what}: the shard index points outside the file.{cure}")
     return np.where(present, entries[:, 0], np.uint64(0)).astype(np.int64) - (~present).astype(
         np.int64
     )

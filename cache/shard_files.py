@@ -17,11 +17,6 @@ from numpy.typing import NDArray
 from .errors import CorruptCache
 from .shard import CRC_BYTES, decode_index, index_bytes, matches
 
-REPAIR = (
-    "Run `phistill verify CACHE` to see what else is damaged, then extract that shard again with "
-    "`phistill extract IMAGES --cache CACHE --repair`."
-)
-
 PREFETCH_BYTES = 128 * 2**10
 """Linux takes no more of one hint than a device's largest request or its readahead."""
 
@@ -60,22 +55,26 @@ class OpenShard(Protocol):
 class LocalShard:
     """An open shard file; closed when nobody uses it any more."""
 
-    def __init__(self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int) -> None:
+    def __init__(
+        self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int, cure: str
+    ) -> None:
+        """``cure`` says in messages what mends a damaged shard."""
+        self._cure = cure
         self._path, self._row_bytes, self._num_bytes = path, row_bytes, committed_bytes
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             self._descriptor = -1
-            raise CorruptCache(f"{path} is committed but missing. {REPAIR}") from error
+            raise CorruptCache(f"{path} is committed but missing. {cure}") from error
         size = os.fstat(self._descriptor).st_size
         if size != committed_bytes:
             raise CorruptCache(
-                f"{path} has {size:,} bytes, its commit record says {committed_bytes:,}. {REPAIR}"
+                f"{path} has {size:,} bytes, its commit record says {committed_bytes:,}. {cure}"
             )
         tail = np.empty(min(index_bytes(shard_rows), size), np.uint8)
         read_fully(self._descriptor, tail, size - tail.size)
         self._offsets: list[int] = decode_index(
-            tail, shard_rows, size, row_bytes, str(path)
+            tail, shard_rows, size, row_bytes, str(path), cure
         ).tolist()
 
     def __del__(self) -> None:
@@ -104,7 +103,7 @@ class LocalShard:
 
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         stride = self._row_bytes + CRC_BYTES
-        require_dense(self._offsets, num_rows, stride, str(self._path))
+        require_dense(self._offsets, num_rows, stride, str(self._path), self._cure)
         body = np.empty((num_rows, stride), np.uint8)
         try:
             read_fully(self._descriptor, body.reshape(-1), 0)
@@ -129,10 +128,11 @@ class LocalShard:
             raise BadRow(slot) from error
 
 
-def require_dense(offsets: Sequence[int], num_rows: int, stride: int, what: str) -> None:
-    """CorruptCache unless the first ``num_rows`` rows follow each other from the start."""
+def require_dense(offsets: Sequence[int], num_rows: int, stride: int, what: str, cure: str) -> None:
+    """CorruptCache, with ``cure``, unless the first ``num_rows`` rows of ``what`` follow each other
+    from the start."""
     if list(offsets[:num_rows]) != list(range(0, num_rows * stride, stride)):
-        raise CorruptCache(f"{what} lacks rows it committed. {REPAIR}")
+        raise CorruptCache(f"{what} lacks rows it committed. {cure}")
 
 
 def read_fully(descriptor: int, out: NDArray[np.uint8], offset: int) -> None:

@@ -19,11 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import names
+from .absent import no_cache
 from .arrays import array_document, group_attributes, group_document, same_array
 from .commit import CommitRecord, ImageFacts
 from .compressed import encode_compressed
-from .document import MAX_DOCUMENT_BYTES
-from .errors import CorruptCache, IncompleteCache, UsageError
+from .document import MAX_DOCUMENT_BYTES, RESTORE
+from .errors import CorruptCache, IncompleteCache, UsageError, repair_text
 from .files import Files, LocalFiles, open_files
 from .index import image_id, publish_index, read_index
 from .info import DTYPES, IMPORTED, CacheInfo, Segment, TeacherInfo
@@ -37,10 +38,7 @@ def open(location: str | Path | Files) -> Cache:
     """Open an existing cache; UsageError when there is none at ``location``."""
     files = open_files(location)
     if files.size(names.ROOT) is None:
-        raise UsageError(
-            f"{files.location} is not a cache: it has no {names.ROOT}. "
-            f"Make one with `phistill extract IMAGES --cache {files.location} --teacher ...`."
-        )
+        raise no_cache(files)
     return Cache(files)
 
 
@@ -209,7 +207,9 @@ class Cache:
         """One commit record from its file; CorruptCache when it is damaged or another shard's."""
         path = names.commit(owner, shard)
         data = self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)
-        record = CommitRecord.from_bytes(data, self.files.where(path))
+        record = CommitRecord.from_bytes(
+            data, self.files.where(path), f"{RESTORE} {repair_text(self.location)}"
+        )
         start, stop = self.info.shard_range(shard)
         expected = (owner, shard, start, stop - start)
         if (record.owner, record.shard, record.start, record.num_rows) != expected:

@@ -19,7 +19,14 @@ from typing import Any, Literal
 
 from ..cache import Cache, CommitRecord
 from ..cache import open as open_cache
-from ..cache.errors import LockHeld, MissingMoments, PhistillError, StaleMoments, StoreError
+from ..cache.errors import (
+    CorruptCache,
+    LockHeld,
+    MissingMoments,
+    PhistillError,
+    StaleMoments,
+    StoreError,
+)
 from ..cache.files import LocalFiles, open_files
 from ..pipeline.decode import DecodeRules
 from ..pipeline.decode_image import DecodeSetup
@@ -78,9 +85,9 @@ def doctor(
         try:
             found += check()
         except PhistillError as error:
-            found.append(
-                Finding("cache", "problem", str(error), "`phistill verify CACHE` lists all of it.")
-            )
+            damaged = isinstance(error, CorruptCache)
+            advice = f"`phistill verify {cache}` lists all of it." if damaged and cache else ""
+            found.append(Finding("cache", "problem", str(error), advice))
         except Exception as error:  # a broken installation may raise anything; say so and go on
             found.append(
                 Finding("doctor", "problem", f"a check failed: {type(error).__name__}: {error}",

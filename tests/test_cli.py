@@ -74,7 +74,39 @@ def test_a_path_that_is_no_cache_says_which_command_makes_one(tmp_path: Path) ->
     code, _, err = run("fit-stats", tmp_path)
     assert code == 2
     assert "is not a cache" in err
-    assert "phistill extract" in err
+    assert f"phistill extract IMAGES --cache {tmp_path} " in err
+
+
+def test_images_given_as_a_cache_are_to_be_extracted_into_another_place(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    for images in (tmp_path, tmp_path / "x.png"):
+        code, _, err = run("train", images, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"phistill extract {images} --cache my.cache --teacher" in err
+
+
+def test_a_cache_whose_root_is_not_there_is_not_made_anew(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    (cache.path / "zarr.json").unlink()
+    code, _, err = run("inspect", cache.path)
+    assert code == 2
+    assert "put zarr.json back" in err
+
+
+@pytest.mark.parametrize("part", ["zarr.json", "commits/a/000001.json", "a/patches shard"])
+def test_what_mends_a_damaged_cache_names_it(make_cache: CacheFactory, part: str) -> None:
+    cache = make_cache()
+    damaged = cache.path / (part if "." in part else _shard_of(cache))
+    damaged.write_bytes(damaged.read_bytes().replace(b'"seed": 0', b'"seed": 1')[:-1] + b"?")
+    code, _, err = run("fit-stats", cache.path)
+    assert code == 1
+    assert "CACHE" not in err
+    assert str(cache.path) in err
+    assert (f"--cache {cache.path} --repair" in err) == (part != "zarr.json")
+
+
+def _shard_of(cache: Cache) -> str:
+    return next(p for p in cache.commits("a")[1].files if "patches" in p)
 
 
 def test_an_unfinished_cache_says_which_command_finishes_it(make_cache: CacheFactory) -> None:

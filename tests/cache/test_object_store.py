@@ -297,6 +297,8 @@ def test_what_is_wrong_with_the_store_is_said(
         store.open(bucket_url)
     with pytest.raises(PhistillError, match="bucket does not exist"):
         open_files("s3://nowhere/x").names_in("")
+    with pytest.raises(StoreError, match="bucket does not exist"):
+        store.open("s3://nowhere/x")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
     with pytest.raises(StoreError, match="AWS_ALLOW_HTTP=true"):
         open_files(bucket_url).size("x")

@@ -1,0 +1,37 @@
+"""What to say of a place where a cache was looked for and is not."""
+
+from __future__ import annotations
+
+from . import names
+from .errors import UsageError
+from .files import Files, LocalFiles
+
+
+def no_cache(files: Files) -> UsageError:
+    """The refusal of ``files`` that have no root, by what else lies there.
+
+    The place is listed, because a store that is asked for one object of a bucket that does not
+    exist only says that there is no such object. StoreError where it cannot be listed.
+    """
+    what = f"{files.location} is not a cache: "
+    if isinstance(files, LocalFiles) and files.root.is_file():
+        return UsageError(f"{what}it is a file. {_images_elsewhere(files)}")
+    found = set(files.names_in("")) - names.WRITERS
+    if not found:
+        return UsageError(
+            f"{what}nothing is there. "
+            f"Make one with `phistill extract IMAGES --cache {files.location} --teacher ...`."
+        )
+    if found & {names.COMMITS, "index"}:
+        return UsageError(
+            f"{what}it has parts of one, but no {names.ROOT}. If it was being made or copied, run "
+            f"the same command again; otherwise put {names.ROOT} back."
+        )
+    return UsageError(f"{what}it has no {names.ROOT}. {_images_elsewhere(files)}")
+
+
+def _images_elsewhere(files: Files) -> str:
+    return (
+        "If these are images, make a cache of them first, in another place: "
+        f"`phistill extract {files.location} --cache my.cache --teacher ...`."
+    )
