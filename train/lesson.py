@@ -86,6 +86,7 @@ class Lesson:
             "num_rows": self.plan.num_images,
             "num_steps": self.plan.num_steps,
             "order_digest": self.plan.digest,
+            "images_digest": self.plan.images,
             "precision": self.precision,
         }
 

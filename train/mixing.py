@@ -81,6 +81,11 @@ class MixedPlan:
         content.update(self.turns.tobytes())
         return content.hexdigest()
 
+    @property
+    def images(self) -> str:
+        """sha256 (hex) over the parts': which images are learnt from."""
+        return hashlib.sha256(" ".join(part.images for part in self.parts).encode()).hexdigest()
+
     def epoch(self, epoch: int) -> Rows:
         """The rows (num_images,) of one epoch in the order they are visited."""
         found = np.empty(self.num_images, np.int64)

@@ -48,6 +48,9 @@ class RowPlan:
     teacher_slot: NDArray[np.int64] | None
     """Per entry of ``rows``, the number of the one teacher it is learnt from; None: from all."""
 
+    images: str
+    """sha256 (hex) of the ids of ``rows``: the digest of the order only knows their numbers."""
+
     teachers: tuple[str, ...]
     shard_rows: int
     config: TrainConfig
@@ -159,6 +162,7 @@ def make_plan(
         counts=counts.astype(np.int64),
         phase=_hashes(names, b"view") if counts.max() > 1 else np.zeros(len(names), np.uint64),
         teacher_slot=slot,
+        images=hashlib.sha256("\0".join(ids.tolist()).encode()).hexdigest(),
         teachers=teachers,
         shard_rows=cache.info.shard_rows,
         config=config,

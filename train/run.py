@@ -33,7 +33,7 @@ from .metrics import MetricsLog
 from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
 from .ranks import Ranks
 from .targets import Target
-from .trainee import NotFinite, StepValues
+from .trainee import NotFinite, StepValues, Trainee
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,27 +112,31 @@ class Run:
         self._log: MetricsLog | None = None
         self._since: tuple[float, int, float] | None = None
         self._held = contextlib.ExitStack()
+        # What is refused leaves no folder behind, so it is looked at before one is locked.
+        refuse_changed_settings(path, lesson)
+        built = None if checkpoint.steps(path) else lesson.new_trainee(ranks)
         if ranks.is_first:
             self._held.enter_context(_only_trainer(path))
         try:
-            self._go_on()
+            self._go_on(built)
         except BaseException:
             self._held.close()
             raise
 
-    def _go_on(self) -> None:
-        """Take up the folder's latest checkpoint, or begin."""
+    def _go_on(self, built: Trainee | None) -> None:
+        """Take up the folder's latest checkpoint, or begin with the trainee that was built."""
         path, lesson, ranks = self.path, self.lesson, self.ranks
-        refuse_changed_settings(path, lesson)
+        refuse_changed_settings(path, lesson)  # another process may have begun a run meanwhile
         found = checkpoint.load_latest(path)
         if found is not None:
             lesson = self.lesson = _as_stored(path, lesson, found)
             _warn_of_other_ranks(path, found, ranks)
-        # A checkpoint brings its weights: going on needs no hub.
-        config = lesson.config if found is None else replace(lesson.config, pretrained=False)
-        self.trainee = replace(lesson, config=config).new_trainee(ranks)
-        if found is not None:
+            # A checkpoint brings its weights: going on needs no hub.
+            bare = replace(lesson, config=replace(lesson.config, pretrained=False))
+            self.trainee = bare.new_trainee(ranks)
             self.trainee.restore(found.tensors, found.facts["state"])
+        else:
+            self.trainee = built or lesson.new_trainee(ranks)
         self.first_step = self.trainee.done
         self.losses: dict[str, float] = dict(found.facts["losses"]) if found is not None else {}
         self.saved = self.first_step if found is not None else -1
@@ -266,7 +270,10 @@ class Run:
 
 
 def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
-    """RunMismatch when the folder's config.json is that of another run."""
+    """RunMismatch when the folder's config.json is that of another run, UsageError for what is no
+    run folder."""
+    if path.is_file():
+        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
     facts = stored_facts(path)
     if facts is None:
         if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
@@ -278,6 +285,13 @@ def refuse_changed_settings(path: Path, lesson: Lesson) -> None:
         raise RunMismatch(
             f"{path} was begun on {facts['num_rows']} training rows; {lesson.cache.location} now "
             f"gives {lesson.plan.num_images} or orders them differently. Train into another --out."
+        )
+    # Runs begun by older versions do not say which images their rows are.
+    if facts.get("images_digest", lesson.plan.images) != lesson.plan.images:
+        raise RunMismatch(
+            f"{path} was begun on other images: the rows of {lesson.cache.location} are as many "
+            "and come in the same order, but the index calls their images differently now. Take "
+            "the cache the run was begun on, or train into another --out."
         )
 
 
@@ -303,8 +317,6 @@ def _is_leftover(entry: Path) -> bool:
 @contextlib.contextmanager
 def _only_trainer(path: Path) -> Iterator[None]:
     """Hold the run folder; LockHeld names the process that has it."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.writing(path))

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from phistill.cache import Cache
 from phistill.cache.errors import CorruptCheckpoint, RunMismatch
+from phistill.cache.index import publish_index
 from phistill.stats import fit_stats
 from phistill.train import Interrupted, Progress, TrainConfig, train
 from phistill.train import checkpoint as checkpoints
@@ -228,3 +231,39 @@ def test_a_run_is_not_continued_on_other_rows(
     train(small, tmp_path / "run", make_config(num_steps=1))
     with pytest.raises(RunMismatch, match="training rows"):
         train(large, tmp_path / "run", make_config(num_steps=1))
+
+
+def rename_images(cache: Cache) -> None:
+    """An index of other images in the same rows, as one built again of a changed folder."""
+    index: Any = cache.index()
+    other = pa.array([f"other-{name}" for name in index["id"].to_pylist()])
+    index = index.set_column(index.column_names.index("id"), "id", other)
+    shard_rows = cache.info.shard_rows
+    segment = publish_index(cache.files, index, number=0, start=0, shard_rows=shard_rows)
+    cache.publish_root(replace(cache.info, segments=(segment,)))
+
+
+def test_a_run_is_not_continued_when_its_rows_became_other_images(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    cache = make_cache()
+    fit_stats(cache)
+    config = make_config(num_steps=4)
+    with pytest.raises(Interrupted):
+        train(cache, tmp_path / "run", config, progress=interrupt_at(2))
+    rename_images(cache)
+    fit_stats(cache)
+    with pytest.raises(RunMismatch, match=r"other images.*index.*another --out"):
+        train(cache, tmp_path / "run", config)
+
+
+def test_a_run_begun_before_images_were_named_goes_on(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    config, run = make_config(num_steps=4), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(fitted_cache, run, config, progress=interrupt_at(2))
+    facts = json.loads((run / "config.json").read_text())
+    del facts["images_digest"]
+    (run / "config.json").write_text(json.dumps(facts))
+    assert train(fitted_cache, run, config).resumed_from == 2

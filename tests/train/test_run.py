@@ -203,7 +203,17 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         train(fitted_cache, tmp_path / "run", make_config(**changes))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_was(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="not empty and not a run"):
+        train(fitted_cache, tmp_path, make_config())
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_file_in_the_place_of_the_run_folder_is_refused(
