@@ -23,11 +23,10 @@ from ..cache.errors import LockHeld
 from ..cache.files import Files, open_files
 from ..stats.cluster import connected, finished
 from .decoding import num_cores
-from .extract import ExtractReport, extract_shards, make_request, missing_shards
+from .extract import ExtractReport, extract_shards, make_request, report_of
 from .options import ExtractOptions
-from .prepare import Prepared, holding, if_prepared, prepare
+from .prepare import Facts, Prepared, holding, if_prepared, prepare
 from .progress import ExtractProgress
-from .rejects import rejects
 from .remote_tar_source import is_remote
 from .settings import CacheSettings
 from .sources import Source
@@ -52,14 +51,6 @@ class Job:
     settings: CacheSettings
     options: ExtractOptions
     workers_per_host: int
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was prepared."""
-
-    num_repaired: int
-    num_new_images: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +105,7 @@ def prepare_task(job: Job) -> Facts:
             if cache is None:
                 raise
             session.prepared = prepared = Prepared(cache, {})
-    return Facts(prepared.num_repaired, prepared.num_new_images)
+    return prepared.facts
 
 
 def shards_task(job: Job, shards: tuple[int, ...]) -> list[Done]:
@@ -186,20 +177,10 @@ def extract_on_cluster(
         ]
         limit_s = options.time_limit_s
         left_s = None if limit_s is None else max(0.0, round(limit_s - meter.elapsed_s, 3))
-        out_of_time = not meter.count_all(finished(client, futures, left_s))
-    if out_of_time:
+        meter.count_all(finished(client, futures, left_s))
+    if meter.out_of_time:
         say("the workers finish the shards that they are at.")
-    return ExtractReport(
-        cache=cache,
-        num_shards=meter.num_shards,
-        num_repaired=facts.num_repaired,
-        written_bytes=meter.num_bytes,
-        elapsed_s=time.monotonic() - started,
-        rejects=rejects(cache),
-        num_new_images=facts.num_new_images,
-        out_of_time=out_of_time,
-        missing_shards=tuple(missing_shards(cache)),
-    )
+    return report_of(cache, facts, meter, started)
 
 
 def _absolute(images: str | Path) -> str:
@@ -249,7 +230,8 @@ class _Meter:
         self._num_images = sum(
             stop - start for start, stop in map(cache.info.shard_range, self.shards)
         )
-        self.num_shards = self.num_bytes = self._num_rows = 0
+        self.num_shards = self.written_bytes = self._num_rows = 0
+        self.out_of_time = False
         self._rejected: set[int] = set()
         self._pass_started = time.monotonic()
 
@@ -257,8 +239,8 @@ class _Meter:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
-    def count_all(self, futures: Iterator[Any]) -> bool:
-        """Count what tasks committed as they finish; False when the time was up first."""
+    def count_all(self, futures: Iterator[Any]) -> None:
+        """Count what tasks committed as they finish, until the time is up."""
         self._report()
         try:
             for future in futures:
@@ -267,13 +249,12 @@ class _Meter:
                 future.release()
                 self._report()
         except TimeoutError:
-            return False
-        return True
+            self.out_of_time = True
 
     def _count(self, done: Done) -> None:
         if (done.owner, done.shard) in self._missing:
             self.num_shards += 1
-            self.num_bytes += done.num_bytes
+            self.written_bytes += done.num_bytes
             self._num_rows += done.num_rows
         self._rejected.update(done.rejects)
 
@@ -286,7 +267,7 @@ class _Meter:
                     total_rows=self._total_rows,
                     num_images=self._num_images,
                     num_rejects=len(self._rejected),
-                    written_bytes=self.num_bytes,
+                    written_bytes=self.written_bytes,
                     elapsed_s=self.elapsed_s,
                     pass_s=time.monotonic() - self._pass_started,
                 )

@@ -5,33 +5,24 @@ The values are those of the cache, bit for bit; ``import_features`` makes a cach
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..cache import Cache, names, publish
 from ..cache.errors import IncompleteCache, UsageError
-from ..cache.info import DTYPES
 from ..cache.split import HELDOUT, TRAIN, Split
-from .feature_files import FACTS, PIXELS, TABLE, Field, field_name
+from .feature_files import FACTS, PIXELS, TABLE, Field
+from .feature_writing import ExportProgress, Selection, write_npy, write_tars
 
 FORMATS = ("npy", "webdataset")
-BLOCK_ROWS = 64
 ROWS_PER_TAR = 1000
-
-ExportProgress = Callable[[int, int], None]
-"""Called with the rows written and the rows there are, over all arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +69,11 @@ def export_features(
     folder = Path(out)
     _require_new(folder)
     table = _table(cache, chosen, rows)
-    write = _write_npy if format == "npy" else _write_tars
-    files = write(cache, folder, fields, rows, table, rows_per_tar, progress)
+    selection = Selection(cache=cache, fields=fields, rows=rows, table=table, progress=progress)
+    if format == "npy":
+        files = write_npy(selection, folder)
+    else:
+        files = write_tars(selection, folder, rows_per_tar)
     facts = json.dumps(_facts(cache, chosen, len(rows)), indent=1, sort_keys=True)
     publish.publish_bytes(folder / FACTS, facts.encode())
     return ExportReport(folder, len(rows), (*files, FACTS))
@@ -141,100 +135,3 @@ def _table(cache: Cache, teachers: Sequence[str], rows: NDArray[np.int64]) -> pa
     columns["size"] = pa.array(sizes, pa.list_(pa.int64()))
     columns["box"] = pa.array(boxes, pa.list_(pa.int64()))
     return pa.table(columns)
-
-
-def _blocks(cache: Cache, field: Field, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-    reader = cache.reader(*field)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        yield reader.read(rows[start : start + BLOCK_ROWS])
-
-
-def _write_npy(
-    cache: Cache,
-    folder: Path,
-    fields: Sequence[Field],
-    rows: NDArray[np.int64],
-    table: pa.Table,
-    rows_per_tar: int,
-    progress: ExportProgress | None,
-) -> list[str]:
-    files, done = [], 0
-    for field in fields:
-        shape = (len(rows), *cache.shapes(field[0])[field[1]])
-        name = f"{field_name(field)}.npy"
-        with _published(folder / name) as file:
-            header = {"descr": DTYPES[field[1]].str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_2_0(file, header)
-            for block in _blocks(cache, field, rows):
-                file.write(np.ascontiguousarray(block).data)
-                done += len(block)
-                if progress is not None:
-                    progress(done, len(rows) * len(fields))
-        files.append(name)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    publish.publish_bytes(folder / TABLE, sink.getvalue())
-    return [*files, TABLE]
-
-
-def _write_tars(
-    cache: Cache,
-    folder: Path,
-    fields: Sequence[Field],
-    rows: NDArray[np.int64],
-    table: pa.Table,
-    rows_per_tar: int,
-    progress: ExportProgress | None,
-) -> list[str]:
-    """Tars of ``rows_per_tar`` samples; members carry no time and no owner, so bytes repeat."""
-    lines = table.to_pylist()
-    readers = {field: cache.reader(*field) for field in fields}
-    files = []
-    for number, first in enumerate(range(0, len(rows), rows_per_tar)):
-        name = f"features-{number:06d}.tar"
-        with (
-            _published(folder / name) as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for start in range(first, min(first + rows_per_tar, len(rows)), BLOCK_ROWS):
-                stop = min(start + BLOCK_ROWS, first + rows_per_tar, len(rows))
-                values = {f: reader.read(rows[start:stop]) for f, reader in readers.items()}
-                for slot in range(stop - start):
-                    key = f"{start + slot:09d}"
-                    line = {k: v for k, v in lines[start + slot].items() if v is not None}
-                    _add(tar, f"{key}.json", json.dumps(line, sort_keys=True).encode())
-                    for field, block in values.items():
-                        data = io.BytesIO()
-                        np.lib.format.write_array(data, block[slot], allow_pickle=False)
-                        _add(tar, f"{key}.{field_name(field)}.npy", data.getvalue())
-                if progress is not None:
-                    progress(stop * len(fields), len(rows) * len(fields))
-        files.append(name)
-    return files
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete and on the disk."""
-    temporary = path.with_name(path.name + publish.TEMPORARY_SUFFIX)
-    publish.make_folder(path.parent)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        publish.fsync_folder(path.parent)
-    except OSError as error:
-        raise publish.PublishError(
-            f"{path} could not be written: {error.strerror or error}. Free some space or check the "
-            "disk, then run the same command again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

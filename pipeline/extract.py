@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from .. import cache as store
 from ..cache import Cache, names
@@ -21,6 +22,7 @@ from .add_views import require_same_images
 from .live import require_same_teacher
 from .options import ExtractOptions
 from .prepare import (
+    Facts,
     Prepared,
     Request,
     build_runners,
@@ -104,14 +106,27 @@ def extract(
     cache = prepared.cache
     if request.options.add_views:
         require_same_images(cache)
+    return report_of(cache, prepared.facts, work, started)
+
+
+class Work(Protocol):
+    """What a run did itself, or what its tasks did."""
+
+    num_shards: int
+    written_bytes: int
+    out_of_time: bool
+
+
+def report_of(cache: Cache, facts: Facts, work: Work, started: float) -> ExtractReport:
+    """What the run that ``started`` (a monotonic time) did, and how it leaves the cache."""
     return ExtractReport(
         cache=cache,
         num_shards=work.num_shards,
-        num_repaired=prepared.num_repaired,
+        num_repaired=facts.num_repaired,
         written_bytes=work.written_bytes,
         elapsed_s=time.monotonic() - started,
         rejects=rejects(cache),
-        num_new_images=prepared.num_new_images,
+        num_new_images=facts.num_new_images,
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
     )

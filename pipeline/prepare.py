@@ -107,6 +107,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found while preparing."""
+
+    num_repaired: int = 0
+    """Shards that were damaged and are to be extracted again."""
+    num_new_images: int = 0
+    """Images of the source that the cache does not have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A cache whose shards can be extracted."""
 
@@ -115,9 +125,7 @@ class Prepared:
     """Those that were built so far."""
     compared: set[str] = dataclasses.field(default_factory=set)
     """Teachers that were found to be the same in this environment."""
-    num_repaired: int = 0
-    num_new_images: int = 0
-    """Images of the source that the cache does not have."""
+    facts: Facts = Facts()
 
 
 def first_runners(request: Request) -> dict[str, TeacherRunner]:
@@ -165,7 +173,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
             cache.add_teacher(runner.info)
         else:
             _require_equal(cache, name, runner)
-    return Prepared(cache, runners, num_repaired=num_repaired, num_new_images=len(new))
+    return Prepared(cache, runners, facts=Facts(num_repaired, len(new)))
 
 
 def prepare_once(request: Request) -> Prepared:
