@@ -291,7 +291,8 @@ def _refusal(location: str, holder: Claim, asking: Claim) -> str:
     shard = asking.common_shard(holder)
     if shard in (None, -1):
         return (
-            f"{location} is being written by {holder}. Wait for it, stop it, or use another cache."
+            f"{location} is being written by {holder}. "
+            "Wait for it, stop it, or choose another place."
         )
     return (
         f"{location}: shard {shard} is being written by {holder}. "

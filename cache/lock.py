@@ -193,7 +193,7 @@ def _refusal(descriptor: int, root: Path, shard: int | None) -> str:
     found = [str(h) for h in _holders(descriptor) if shard is None or h.may_hold(shard)]
     who = " and ".join([*found[:3], *(["others"] if len(found) > 3 else [])]) or "another process"
     if shard is None:
-        return f"{root} is being written by {who}. Wait for it, stop it, or use another cache."
+        return f"{root} is being written by {who}. Wait for it, stop it, or choose another place."
     return (
         f"{root}: shard {shard} is being written by {who}. "
         "Wait for it, stop it, or take other shards."

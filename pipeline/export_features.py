@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..cache import Cache, names, publish
 from ..cache.errors import IncompleteCache, UsageError
+from ..cache.new_folder import MARK, filling
 from ..cache.split import HELDOUT, TRAIN, Split
 from .feature_files import FACTS, PIXELS, TABLE, Field
 from .feature_writing import ExportProgress, Selection, write_npy, write_tars
@@ -47,8 +48,8 @@ def export_features(
 ) -> ExportReport:
     """Write the rows that every chosen teacher has into a new folder, in the cache's order.
 
-    ``pixels`` adds the student's pixels. The facts are written last: a folder without them is
-    written again. Raises IncompleteCache when there is no such row.
+    ``pixels`` adds the student's pixels. What a stopped call left in the folder is written again.
+    Raises IncompleteCache when there is no such row, UsageError for a folder with other things.
     """
     if format not in FORMATS:
         raise UsageError(f"format={format!r} is not one of {', '.join(FORMATS)}.")
@@ -67,34 +68,18 @@ def export_features(
             f"{cache.location} has no {split} row that every one of {', '.join(chosen)} committed."
         )
     folder = Path(out)
-    _require_new(folder)
+    if (folder / FACTS).exists() and not (folder / MARK).exists():
+        raise UsageError(f"{folder} holds exported features already. Choose another folder.")
     table = _table(cache, chosen, rows)
     selection = Selection(cache=cache, fields=fields, rows=rows, table=table, progress=progress)
-    if format == "npy":
-        files = write_npy(selection, folder)
-    else:
-        files = write_tars(selection, folder, rows_per_tar)
-    facts = json.dumps(_facts(cache, chosen, len(rows)), indent=1, sort_keys=True)
-    publish.publish_bytes(folder / FACTS, facts.encode())
+    with filling(folder):
+        if format == "npy":
+            files = write_npy(selection, folder)
+        else:
+            files = write_tars(selection, folder, rows_per_tar)
+        facts = json.dumps(_facts(cache, chosen, len(rows)), indent=1, sort_keys=True)
+        publish.publish_bytes(folder / FACTS, facts.encode())
     return ExportReport(folder, len(rows), (*files, FACTS))
-
-
-def _require_new(folder: Path) -> None:
-    if folder.is_file():
-        raise UsageError(f"{folder} is a file. Choose a folder that does not exist yet.")
-    if not folder.exists():
-        return
-    found = sorted(entry.name for entry in folder.iterdir())
-    if FACTS in found:
-        raise UsageError(f"{folder} holds exported features already. Choose another folder.")
-    ends = (".npy", ".tar", TABLE, publish.TEMPORARY_SUFFIX)
-    if others := [name for name in found if not name.endswith(ends)]:
-        raise UsageError(
-            f"{folder} exists and holds other things ({', '.join(others[:3])}). "
-            "Choose a path that does not exist yet."
-        )
-    for name in found:  # an export that was stopped
-        (folder / name).unlink()
 
 
 def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..cache import publish
 from ..cache.errors import CorruptCheckpoint, UsageError
+from ..cache.new_folder import filling, require_new
 from ..stats import Normalizer
 from .config import TrainConfig
 from .predict import TrainedStudent, load_run
@@ -57,20 +58,23 @@ def fold_heads(student: TrainedStudent) -> None:
 
 
 def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
-    """Write the student of a run, folded, into a new or empty folder; returns the folder."""
+    """Write the student of a run, folded, into a new or empty folder; returns the folder.
+
+    What a stopped call left in the folder is written again.
+    """
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder. Choose another.")
+    require_new(folder)  # loading takes a while
     student = load_run(run, which=which)
     facts = student.facts
     fold_heads(student)
     heads = _weights(student.student.heads)
-    publish.publish_bytes(folder / "model.safetensors", _weights(student.student.backbone.net))
-    publish.publish_bytes(folder / "heads.safetensors", heads)
     kept = ("config", "targets", "image_size", "teachers", "torch", "timm", "num_steps", "num_rows")
     record = {"format": FORMAT, "phistill": __version__, **{key: facts[key] for key in kept}}
-    publish.publish_bytes(folder / "phistill.json", _json(record))
-    publish.publish_bytes(folder / "config.json", _json(_timm_config(student)))
+    with filling(folder):
+        publish.publish_bytes(folder / "model.safetensors", _weights(student.student.backbone.net))
+        publish.publish_bytes(folder / "heads.safetensors", heads)
+        publish.publish_bytes(folder / "phistill.json", _json(record))
+        publish.publish_bytes(folder / "config.json", _json(_timm_config(student)))
     return folder
 
 

@@ -12,6 +12,7 @@ import torch
 
 from phistill.cache import Cache
 from phistill.cache.errors import UsageError
+from phistill.cache.new_folder import MARK
 from phistill.train import TrainConfig, export, load_export, load_run, train
 from phistill.train.exporting import fold_heads
 from phistill.train.student import to_images
@@ -63,6 +64,23 @@ def test_timm_alone_loads_the_exported_backbone(
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(net.forward_features(images), ours.forward_features(images))
+
+
+def test_an_export_that_was_stopped_is_written_again(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
+    whole = export(tmp_path / "run", tmp_path / "whole")
+    names = [path.name for path in whole.iterdir()]
+    # Killed after the first file, and after everything but the mark.
+    for left in (["model.safetensors"], names):
+        out = tmp_path / f"out-{len(left)}"
+        out.mkdir()
+        for name in (MARK, *left):
+            (out / name).write_bytes(b"half")
+        export(tmp_path / "run", out)
+        assert sorted(path.name for path in out.iterdir()) == sorted(names)
+        assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
 def test_an_export_does_not_write_into_a_folder_in_use(
