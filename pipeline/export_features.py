@@ -19,7 +19,7 @@ from ..cache import Cache, names, publish
 from ..cache.errors import IncompleteCache, UsageError
 from ..cache.new_folder import MARK, filling
 from ..cache.split import HELDOUT, TRAIN, Split
-from .feature_files import FACTS, PIXELS, TABLE, Field
+from .feature_files import FACTS, PIXELS, Field
 from .feature_writing import ExportProgress, Selection, write_npy, write_tars
 
 FORMATS = ("npy", "webdataset")
