@@ -88,6 +88,33 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"| {name} | {figure} | {cases} | `{test}` |")
 
 
+def empty_cache(
+    path: Path,
+    teachers: Sequence[TeacherInfo],
+    *,
+    num_rows: int,
+    shard_rows: int,
+    pixel_size: int = 0,
+    holdout: float = 0.0,
+    seed: int = 0,
+    compression: str = "",
+) -> Cache:
+    """A cache of ``small_index`` that has its teachers and no shard of them."""
+    info = CacheInfo(
+        seed=seed,
+        shard_rows=shard_rows,
+        holdout=holdout,
+        pixel_size=pixel_size,
+        views=({"kind": "resize"},),
+        decode={},
+        compression=compression,
+    )
+    cache = store.create(path, info, small_index(num_rows))
+    for teacher in teachers:
+        cache.add_teacher(teacher)
+    return cache
+
+
 def build_cache(
     path: Path,
     *,
@@ -111,18 +138,16 @@ def build_cache(
             TeacherInfo(name="a", grid=(2, 2), widths={"patches": 12, "summary": 6}),
             TeacherInfo(name="b", grid=(3, 3), widths={"patches": 7}),
         )
-    info = CacheInfo(
-        seed=seed,
+    cache = empty_cache(
+        path,
+        teachers,
+        num_rows=num_rows,
         shard_rows=shard_rows,
-        holdout=holdout,
         pixel_size=pixel_size,
-        views=({"kind": "resize"},),
-        decode={},
+        holdout=holdout,
+        seed=seed,
         compression=compression,
     )
-    cache = store.create(path, info, small_index(num_rows))
-    for teacher in teachers:
-        cache.add_teacher(teacher)
     generator = np.random.default_rng(seed)
     for shard in cache.info.shards():
         start, stop = cache.info.shard_range(shard)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo, create, lock
+from phistill.cache import Cache, ImageFacts, TeacherInfo, lock
 from phistill.cache.errors import LockHeld, MissingRow
-from tests.conftest import FULL
+from tests.conftest import FULL, empty_cache
 
 CacheFactory = Callable[..., Cache]
 READS = 10_000 if FULL else 2_000
@@ -29,20 +28,6 @@ with lock.writing(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-def index(num_rows: int) -> pa.Table:
-    """An index of invented images."""
-    return pa.table(
-        {
-            "row": np.arange(num_rows),
-            "id": [str(row) for row in range(num_rows)],
-            "view": np.zeros(num_rows, np.int32),
-            "uri": ["x"] * num_rows,
-            "offset": np.arange(num_rows),
-            "length": np.full(num_rows, -1),
-        }
-    )
 
 
 def holder(path: Path) -> subprocess.Popen[str]:
@@ -82,16 +67,8 @@ def test_a_reader_beside_a_writer_sees_whole_committed_shards_only(
     """G10: each read while shards are being committed is right, or says MissingRow."""
     rows, shard_rows, width = 4096, 8, 16
     images = ImageFacts(sha256=(None,) * 8, size=(None,) * 8, box=(None,) * 8)
-    info = CacheInfo(
-        seed=0,
-        shard_rows=shard_rows,
-        holdout=0,
-        pixel_size=0,
-        views=({"kind": "resize"},),
-        decode={},
-    )
-    cache = create(tmp_path / "c", info, index(rows))
-    cache.add_teacher(TeacherInfo(name="t", grid=(1, 1), widths={"patches": width}))
+    teacher = TeacherInfo(name="t", grid=(1, 1), widths={"patches": width})
+    cache = empty_cache(tmp_path / "c", [teacher], num_rows=rows, shard_rows=shard_rows)
     expected = np.arange(rows, dtype=np.float16)
     done = threading.Event()
 

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from phistill.cache import Cache, CacheInfo, TeacherInfo, create, lock, names
+from phistill.cache import Cache, TeacherInfo, lock, names
 from phistill.cache import open as open_cache
 from phistill.cache.errors import LockHeld, PhistillError
+from tests.conftest import empty_cache
 
 NUM_ROWS, SHARD_ROWS, WIDTH = 64, 4, 8
+TEACHER = TeacherInfo(name="t", grid=(1, 1), widths={"patches": WIDTH})
 
 WRITER = """
 import sys, time
@@ -90,23 +91,8 @@ def make(tmp_path: Path) -> Callable[[], Cache]:
     """Makes empty caches of one teacher."""
 
     def new() -> Cache:
-        info = CacheInfo(
-            seed=0, shard_rows=SHARD_ROWS, holdout=0, pixel_size=0,
-            views=({"kind": "resize"},), decode={},
-        )  # fmt: skip
-        index = pa.table(
-            {
-                "row": np.arange(NUM_ROWS),
-                "id": [str(row) for row in range(NUM_ROWS)],
-                "view": np.zeros(NUM_ROWS, np.int32),
-                "uri": ["x"] * NUM_ROWS,
-                "offset": np.arange(NUM_ROWS),
-                "length": np.full(NUM_ROWS, -1),
-            }
-        )
-        cache = create(tmp_path / str(len(list(tmp_path.iterdir()))), info, index)
-        cache.add_teacher(TeacherInfo(name="t", grid=(1, 1), widths={"patches": WIDTH}))
-        return cache
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        return empty_cache(path, [TEACHER], num_rows=NUM_ROWS, shard_rows=SHARD_ROWS)
 
     return new
 

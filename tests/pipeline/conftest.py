@@ -1,12 +1,18 @@
-"""A folder of images and a teacher of one's own."""
+"""A folder of images, a server that has tars of images, and a teacher of one's own."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from phistill.pipeline import remote_files
+from phistill.pipeline.remote_files import WebFiles
+from tests.pipeline.tar_server import Server
 
 
 @pytest.fixture
@@ -28,3 +34,17 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The module path of tiny_teacher, importable by name as a user's own file would be."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     return "module:tiny_teacher:build"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that has TARS; what fails is tried again after 10 ms."""
+    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(WebFiles.__init__, "__defaults__", (0.01,))
+    found = Server()
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()

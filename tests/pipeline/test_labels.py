@@ -105,3 +105,16 @@ def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path
     entries = open_source(tmp_path).entries()
     assert {entry.split for entry in entries} == {None}
     assert entries[0].label == "other"
+
+
+def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    extract(
+        folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0, shard_rows=8)
+    )
+    (tmp_path / "labels.json").write_text('{"cats": "x", "dogs": "y"}')
+    said: list[str] = []
+    options = ExtractOptions(labels_file=tmp_path / "labels.json")
+    extract(folder, tmp_path / "c", options=options, on_notice=said.append)
+    assert "--labels is for images that are added; those of the cache keep theirs." in said

@@ -1,0 +1,159 @@
+"""Features of another program become rows of a cache that follow their ids."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import phistill.cache as store
+from phistill.cache.errors import CacheMismatch, IncompleteCache, TooManyRejects, UsageError
+from phistill.cache.verify import verify
+from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline.import_features import import_features
+from phistill.pipeline.views import View
+from tests.pipeline.feature_folders import ids_of, normal, write
+
+
+def test_plain_arrays_become_a_cache_whose_rows_follow_the_ids(tmp_path: Path) -> None:
+    patches, summary = normal(40, 4, 3, 6), normal(40, 5)
+    folder = write(tmp_path / "feats", dino__patches=patches, dino__summary=summary)
+    settings = CacheSettings(seed=7, holdout=0.25, shard_rows=16)
+    report = import_features(folder, tmp_path / "c", source="lab run", settings=settings)
+    cache = report.cache
+    assert verify(cache).findings == ()
+    teacher = cache.teacher("dino")
+    assert (teacher.grid, teacher.widths) == ((4, 3), {"patches": 6, "summary": 5})
+    assert teacher.identity == {"source": "imported", "model": "lab run"}
+    assert cache.owners == ("dino",), "no pixels were given"
+    rows = cache.rows(split="all")
+    order = [int(name[4:7]) for name in ids_of(cache, rows)]
+    assert sorted(order) == list(range(40))
+    assert order != list(range(40)), "rows are in random order"
+    np.testing.assert_array_equal(
+        cache.reader("dino", "patches").read(rows),
+        patches.reshape(40, 12, 6)[order].astype(np.float16),
+    )
+    np.testing.assert_array_equal(cache.reader("dino", "summary").read(rows), summary[order])
+    assert 0 < cache.rows(split="heldout").size < 20
+    assert import_features(folder, tmp_path / "c", source="lab run").num_shards == 0
+
+
+def test_a_further_teacher_is_added_by_id_to_a_cache_that_was_extracted(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = extract(
+        folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=8)
+    ).cache
+    ids = [name for name in cache.index()["id"].to_pylist() if "broken" not in name]
+    feats = tmp_path / "feats"
+    feats.mkdir()
+    (feats / "ids.txt").write_text("\n".join(sorted(ids)))
+    values = normal(len(ids), 9, 4, dtype=np.float16)
+    np.save(feats / "other.patches.npy", values)
+    report = import_features(feats, tmp_path / "c", source="elsewhere")
+    assert report.num_rejects == 1, "the broken image has no features"
+    assert verify(report.cache).findings == ()
+    rows = report.cache.rows(["t", "other"], "all")
+    positions = [sorted(ids).index(name) for name in ids_of(cache, rows)]
+    np.testing.assert_array_equal(
+        report.cache.reader("other", "patches").read(rows), values[positions]
+    )
+    again = extract(folder, tmp_path / "c")
+    assert again.num_shards == 0, "nothing is missing, so an imported teacher is in nobody's way"
+    report.cache.forget_shard("other", 0)
+    with pytest.raises(UsageError, match=r"'other' .* was imported and cannot be run"):
+        extract(folder, tmp_path / "c")
+    assert import_features(feats, tmp_path / "c", source="elsewhere").num_shards == 1
+    with pytest.raises(CacheMismatch, match="model is 'elsewhere' there, 'another' here"):
+        import_features(feats, tmp_path / "c", source="another")
+
+
+def test_images_give_the_pixels_and_the_hashes(folder: Path, tmp_path: Path) -> None:
+    ids = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*g"))
+    feats = tmp_path / "feats"
+    feats.mkdir()
+    (feats / "ids.txt").write_text("\n".join(ids))
+    np.save(feats / "t.patches.npy", normal(len(ids), 4, 3))
+    settings = CacheSettings(pixel_size=8)
+    report = import_features(feats, tmp_path / "c", source="s", images=folder, settings=settings)
+    assert report.cache.owners == ("pixels", "t")
+    assert verify(report.cache).findings == ()
+    assert report.cache.rows(split="all").size == len(ids) - 1, "one image is broken"
+    record = report.cache.commits("t")[0]
+    (name,) = ids_of(report.cache, np.array([record.start]))
+    assert record.images.sha256[0] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (feats / "ids.txt").write_text("\n".join([*ids[:-1], "not-there.png"]))
+    with pytest.raises(UsageError, match=r"images have no 'not-there.png'"):
+        import_features(feats, tmp_path / "d", source="s", images=folder, settings=settings)
+
+
+def test_values_that_cannot_be_stored_are_rejects(tmp_path: Path) -> None:
+    values = normal(40, 4, 3)
+    values[5, 0, 0] = np.nan
+    values[6, 0, 0] = 1e5
+    folder = write(tmp_path / "feats", t__patches=values)
+    report = import_features(folder, tmp_path / "c", source="s")
+    assert report.num_rejects == 2
+    reasons = [
+        why for record in report.cache.commits("t").values() for why in record.reasons.values()
+    ]
+    assert sorted(reasons) == [
+        "t/patches exceeds float16 (largest 100000)",
+        "t/patches holds NaN or infinity",
+    ]
+    stored = report.cache.reader("t", "patches").read(report.cache.rows(split="all"))
+    assert np.isfinite(stored).all()
+    folder = write(tmp_path / "bad", t__patches=values * 1e6)
+    with pytest.raises(TooManyRejects, match="exceeds float16"):
+        import_features(folder, tmp_path / "d", source="s")
+    with pytest.raises(IncompleteCache, match="`phistill import-features FEATURES --cache"):
+        store.open(tmp_path / "d").require_complete()
+
+
+def test_tars_of_somebody_else_import_by_key(tmp_path: Path) -> None:
+    feats = tmp_path / "feats"
+    feats.mkdir()
+    values = normal(30, 4, 3)
+    with tarfile.open(feats / "x.tar", "w") as tar:
+        for row in range(30):
+            data = io.BytesIO()
+            np.save(data, values[row])
+            member = tarfile.TarInfo(f"part/{row:03d}.model.patches.npy")
+            member.size = len(data.getvalue())
+            tar.addfile(member, io.BytesIO(data.getvalue()))
+    cache = import_features(feats, tmp_path / "c", source="s").cache
+    rows = cache.rows(split="all")
+    order = [int(name[len("part/") :]) for name in ids_of(cache, rows)]
+    np.testing.assert_array_equal(
+        cache.reader("model", "patches").read(rows), values[order].astype(np.float16)
+    )
+
+
+def test_several_views_are_matched_by_number(tmp_path: Path) -> None:
+    feats = tmp_path / "feats"
+    feats.mkdir()
+    values = normal(40, 4, 3)
+    table = pa.table(
+        {"id": [f"i{row // 2}" for row in range(40)], "view": [row % 2 for row in range(40)]}
+    )
+    pq.write_table(table, feats / "ids.parquet")
+    np.save(feats / "t.patches.npy", values)
+    with pytest.raises(UsageError, match="2 views of an image, and 1 are described"):
+        import_features(feats, tmp_path / "c", source="s")
+    settings = CacheSettings(views=(View(), View(flip="yes")))
+    cache = import_features(feats, tmp_path / "c", source="s", settings=settings).cache
+    index, rows = cache.index(), cache.rows(split="all")
+    positions = [
+        2 * int(name[1:]) + view
+        for name, view in zip(index["id"].to_pylist(), index["view"].to_pylist(), strict=True)
+    ]
+    np.testing.assert_array_equal(
+        cache.reader("t", "patches").read(rows), values[positions].astype(np.float16)
+    )
