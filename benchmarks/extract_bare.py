@@ -1,0 +1,96 @@
+"""What an image costs a teacher alone, and a decoder alone."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from phistill.pipeline.decode import DecodeRules
+from phistill.pipeline.decode_image import DecodeSetup, decode_image
+from phistill.pipeline.decoding import Mode, ShardRows, decode_shards
+from phistill.pipeline.runner import TeacherRunner
+from phistill.pipeline.sources import open_source
+from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.views import Rendering, View
+
+RENDERING = Rendering((224, 224), "bicubic")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """What an image costs."""
+
+    wall_s: float
+    cpu_s: float
+    """Of this process and of those it waited for, all threads."""
+
+
+def bare(spec: str, device: torch.device, rows: int, count: int) -> Speed:
+    """The teacher over tensors that are ready on the device."""
+    teacher = TeacherSpec.parse(spec).build()
+    runner = TeacherRunner("t", spec, teacher, device, rows_per_forward=rows)
+    height, width = runner.rendering.size
+    images = torch.randn(rows, 3, height, width, device=device)
+    mixed = device.type == "cuda"
+
+    def step() -> None:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            teacher.features(images)
+
+    step()
+    _wait(device)
+    steps = max(1, count // rows)
+    started, cpu = time.perf_counter(), cpu_s()
+    for _ in range(steps):
+        step()
+    _wait(device)
+    total = steps * rows
+    return Speed(wall_s=(time.perf_counter() - started) / total, cpu_s=(cpu_s() - cpu) / total)
+
+
+def bare_decode(images: Path) -> Speed:
+    """Reading, decoding and resizing one image after another, in this thread alone."""
+    source, rules = open_source(images), DecodeRules()
+    setup = DecodeSetup(rules, (View(),), (RENDERING,), 0)
+    entries = source.entries()[:256]
+    started, cpu = time.perf_counter(), cpu_s()
+    for entry in entries:
+        decode_image(source.read(entry.uri, entry.offset, entry.length), entry.id, [0], setup)
+    total = len(entries)
+    return Speed(wall_s=(time.perf_counter() - started) / total, cpu_s=(cpu_s() - cpu) / total)
+
+
+def decode_rate(images: Path, mode: Mode, workers: int) -> float:
+    """Images/s of reading, decoding and resizing alone, after the workers have started."""
+    source = open_source(images)
+    entries = source.entries()
+    jobs = []
+    for shard, start in enumerate(range(0, len(entries), 64)):
+        part = entries[start : start + 64]
+        nothing = [-1] * len(part)
+        uris = [entry.uri for entry in part]
+        jobs.append(ShardRows(shard, uris, nothing, nothing, [0] * len(part)))
+    shards = decode_shards(
+        source, jobs, rules=DecodeRules(), views=[View()], renderings=[RENDERING],
+        num_workers=workers, mode=mode,
+    )  # fmt: skip
+    next(shards)
+    started = time.perf_counter()
+    for _ in shards:
+        pass
+    return (len(entries) - 64) / (time.perf_counter() - started)
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of those it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
