@@ -27,6 +27,7 @@ from .index import build_index
 from .prepare import keep_out_of_the_way
 from .rejects import RejectBudget
 from .runner import choose_device
+from .same_teacher import add_or_require
 from .settings import CacheSettings
 from .shard_pass import PassLimits, ShardPass
 from .sources import Source, open_source
@@ -266,18 +267,9 @@ class _Import:
 
     def add(self, teacher: TeacherInfo) -> None:
         """Add a teacher; refuse another one under its name."""
-        cache = self._cache
-        if teacher.name not in cache.teachers:
-            cache.add_teacher(teacher)
-            return
-        stored, given = cache.teacher(teacher.name).fingerprint, teacher.fingerprint
-        for field in sorted({*stored, *given}):
-            if stored.get(field) != given.get(field):
-                raise CacheMismatch(
-                    f"{cache.location} holds another teacher {teacher.name!r}: {field} is "
-                    f"{stored.get(field)!r} there, {given.get(field)!r} here. Name the files "
-                    "differently, or import into another cache."
-                )
+        add_or_require(
+            self._cache, teacher, "Name the files differently, or import into another cache."
+        )
 
     def run(self, teachers: Sequence[str], images: Source | None) -> None:
         """Pixels first, because they say what the images are; then each teacher."""

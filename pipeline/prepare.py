@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, names
-from ..cache.errors import CacheMismatch, LockHeld, UsageError
+from ..cache.errors import LockHeld, UsageError
 from ..cache.files import Files
 from ..cache.info import IMPORTED
 from ..cache.publish import TEMPORARY_SUFFIX
@@ -28,6 +28,7 @@ from .index import build_index
 from .labels import label
 from .options import AUTO, ExtractOptions
 from .runner import TeacherRunner
+from .same_teacher import add_or_require, require_equal
 from .settings import CacheSettings
 from .sources import Entry, Source
 from .teachers import TeacherSpec
@@ -41,6 +42,7 @@ PREPARE_LIMIT_S = 1800.0
 LOOK_LIMIT_S = 30.0
 """A loaded machine or an object store takes seconds to open a cache."""
 POLL_S = 0.25
+ANOTHER_NAME = "Give this one another name (NAME=SOURCE:MODEL), or extract into another cache."
 
 
 def silent(text: str) -> None:
@@ -168,11 +170,8 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         new = []
     if stored is not None and request.options.labels_file and not request.options.append:
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
-    for name, runner in runners.items():
-        if name not in cache.teachers:
-            cache.add_teacher(runner.info)
-        else:
-            _require_equal(cache, name, runner)
+    for runner in runners.values():
+        add_or_require(cache, runner.info, ANOTHER_NAME)
     return Prepared(cache, runners, facts=Facts(num_repaired, len(new)))
 
 
@@ -258,7 +257,7 @@ def build_runners(
             )
         spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
         runners[name] = _runner(spec, cache, options, device, on_notice)
-        _require_equal(cache, name, runners[name])
+        require_equal(cache, runners[name].info, ANOTHER_NAME)
     return runners
 
 
@@ -319,15 +318,3 @@ def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
 def _new_entries(cache: Cache, entries: Sequence[Entry]) -> list[Entry]:
     known = set(cache.index()["id"].to_pylist())
     return [entry for entry in entries if entry.id not in known]
-
-
-def _require_equal(cache: Cache, name: str, runner: TeacherRunner) -> None:
-    """Refuse a teacher that is not the one the cache was made with."""
-    stored, given = cache.teacher(name).fingerprint, runner.info.fingerprint
-    for field in sorted({*stored, *given}):
-        if stored.get(field) != given.get(field):
-            raise CacheMismatch(
-                f"{cache.location} holds another teacher {name!r}: {field} is "
-                f"{stored.get(field)!r} there, {given.get(field)!r} here. Give this one another "
-                "name (NAME=SOURCE:MODEL), or extract into another cache."
-            )

@@ -1,0 +1,25 @@
+"""A teacher is added to a cache once; another one under its name is refused."""
+
+from __future__ import annotations
+
+from ..cache import Cache, TeacherInfo
+from ..cache.errors import CacheMismatch
+
+
+def add_or_require(cache: Cache, teacher: TeacherInfo, way_out: str) -> None:
+    """Add ``teacher``, unless the cache has it."""
+    if teacher.name in cache.teachers:
+        require_equal(cache, teacher, way_out)
+    else:
+        cache.add_teacher(teacher)
+
+
+def require_equal(cache: Cache, teacher: TeacherInfo, way_out: str) -> None:
+    """CacheMismatch, which ends with ``way_out``, for another teacher than the cache has."""
+    stored, given = cache.teacher(teacher.name).fingerprint, teacher.fingerprint
+    for field in sorted({*stored, *given}):
+        if stored.get(field) != given.get(field):
+            raise CacheMismatch(
+                f"{cache.location} holds another teacher {teacher.name!r}: {field} is "
+                f"{stored.get(field)!r} there, {given.get(field)!r} here. {way_out}"
+            )
