@@ -13,7 +13,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .copying import CopyProgress, CopyReport, Part, Rows, copy_rows, require_own_place
+from .copying import (
+    CopyProgress,
+    CopyReport,
+    Part,
+    Rows,
+    copy_rows,
+    refuse_other_content,
+    require_own_place,
+)
 from .errors import UsageError
 from .files import Files, open_files
 from .info import CacheInfo
@@ -36,8 +44,8 @@ def drop_removed(
     """Write ``source`` without its removed rows to ``out``; a stopped call goes on when repeated.
 
     Index and commit records of the copy do not name the images either. Raises UsageError when
-    nothing was removed or nothing is left, or ``out`` holds something else, and IncompleteCache for
-    an unfinished cache.
+    nothing was removed or nothing is left, or ``out`` holds something else, CacheMismatch when it
+    holds a cache as large of other images or teachers, IncompleteCache for an unfinished cache.
     """
     source.require_complete()
     if not source.info.removed:
@@ -62,6 +70,7 @@ def drop_removed(
         if _rows_of(found.info) == [(part.start, len(part.rows)) for part in layout] and (
             replace(found.info, segments=()) == info
         ):
+            refuse_other_content(source, found, layout, "Choose another place.")
             return CopyReport(found, 0, 0)
         raise UsageError(f"{files.location} is another cache already. Choose another place.")
     require_own_place(files)

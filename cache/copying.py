@@ -24,9 +24,9 @@ from . import names
 from .arrays import group_document
 from .commit import CommitRecord, ImageFacts
 from .document import MAX_DOCUMENT_BYTES, canonical
-from .errors import CorruptCache, UsageError
+from .errors import CacheMismatch, CorruptCache, UsageError
 from .files import Files, LocalFiles
-from .index import publish_index
+from .index import INDEX_COLUMNS, publish_index
 from .info import DTYPES, CacheInfo, Segment
 from .publish import TEMPORARY_SUFFIX, PublishError
 from .shard import index_bytes
@@ -331,6 +331,32 @@ def _in_threads(tasks: Sequence[_Task], workers: int) -> Iterator[_Task]:
                     yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def refuse_other_content(source: Cache, found: Cache, layout: Sequence[Part], cure: str) -> None:
+    """CacheMismatch naming what ``found``, which has rows as ``layout`` or its first parts say, has
+    instead of the source's teachers and images."""
+    other = f"{found.location} holds another cache than {source.location}"
+    for name in found.teachers:
+        if name not in source.teachers:
+            raise CacheMismatch(f"{other}: teacher {name!r} is not in the latter. {cure}")
+        if found.teacher(name) != source.teacher(name):
+            raise CacheMismatch(f"{other}: its teacher {name!r} is not the same. {cure}")
+    theirs: Any = found.index()
+    index: Any = source.index()
+    rows = np.concatenate([part.rows for part in layout])[: theirs.num_rows]
+    ours = index.take(pa.array(np.searchsorted(index["row"].to_numpy(), rows)))
+    if all(ours[key].equals(theirs[key]) for key in INDEX_COLUMNS[1:]):
+        return
+    lines = [table.select(INDEX_COLUMNS[1:]).to_pylist() for table in (ours, theirs)]
+    here, there = next((a, b) for a, b in zip(*lines, strict=True) if a != b)
+    if here["id"] == there["id"]:
+        raise CacheMismatch(
+            f"{other}: of image {here['id']!r} the index says {there} there, {here} here. {cure}"
+        )
+    raise CacheMismatch(
+        f"{other}: image {there['id']!r} is there in the place of {here['id']!r}. {cure}"
+    )
 
 
 def require_own_place(files: Files) -> None:

@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from . import names
-from .copying import CopyProgress, CopyReport, Part, Rows, copy_rows, require_own_place
+from .copying import (
+    CopyProgress,
+    CopyReport,
+    Part,
+    Rows,
+    copy_rows,
+    refuse_other_content,
+    require_own_place,
+)
 from .errors import CacheMismatch, LockHeld, UsageError
 from .files import Files, open_files
 from .info import DTYPES, FIXED, CacheInfo
@@ -192,19 +200,14 @@ def _grown(
         ours, theirs = getattr(source.info, field), getattr(found.info, field)
         if ours != theirs:
             raise CacheMismatch(f"{other}: {field} is {theirs!r} there, {ours!r} here. {cure}")
-    for name in found.teachers:
-        if name not in source.teachers:
-            raise CacheMismatch(f"{other}: teacher {name!r} is not in the latter. {cure}")
-        if found.teacher(name) != source.teacher(name):
-            raise CacheMismatch(f"{other}: its teacher {name!r} is not the same. {cure}")
     rows = [(segment.start, segment.num_rows) for segment in found.info.segments]
     wanted = [(part.start, len(part.rows)) for part in layout]
-    own = found.info.segments == source.info.segments[: len(found.info.segments)]
-    if rows != wanted[: len(rows)] or (selection.is_whole and not own):
+    if rows != wanted[: len(rows)]:
         raise CacheMismatch(
             f"{found.location} was staged with {sum(n for _, n in rows):,} rows, and "
             f"{sum(n for _, n in wanted):,} of them, or others, are asked for now. {cure}"
         )
+    refuse_other_content(source, found, layout, cure)
     kept = {*found.teachers, *info.teachers}
     return replace(info, teachers=tuple(name for name in source.teachers if name in kept))
 

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
+from phistill.cache.index import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
 
 
@@ -56,6 +58,16 @@ def random_features(
         values = generator.standard_normal((num_rows, *shape)) * scale + scale
         features[kind] = values.astype(np.float32 if kind == "summary" else np.float16)
     return features
+
+
+def rename_images(cache: Cache) -> None:
+    """An index of other images in the same rows, as one built again of a changed folder."""
+    index: Any = cache.index()
+    other = pa.array([f"other-{name}" for name in index["id"].to_pylist()])
+    index = index.set_column(index.column_names.index("id"), "id", other)
+    shard_rows = cache.info.shard_rows
+    segment = publish_index(cache.files, index, number=0, start=0, shard_rows=shard_rows)
+    cache.publish_root(replace(cache.info, segments=(segment,)))
 
 
 CacheFactory = Callable[..., Cache]

@@ -13,10 +13,10 @@ import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, growth
 from phistill.cache.compacting import drop_removed
 from phistill.cache.copying import MARK
-from phistill.cache.errors import CorruptCache, IncompleteCache, LockHeld, UsageError
+from phistill.cache.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
 from phistill.cache.publish import PublishError
 from phistill.cache.verify import verify
-from tests.conftest import small_index
+from tests.conftest import rename_images, small_index
 
 CacheFactory = Callable[..., Cache]
 
@@ -213,6 +213,20 @@ def test_what_cannot_be_compacted_is_refused(make_cache: CacheFactory, tmp_path:
     everything = without(make_cache(name="all", num_rows=3), [0, 1, 2])
     with pytest.raises(UsageError, match="every image"):
         drop_removed(everything, out)
+
+
+def test_a_copy_of_other_images_is_not_taken_for_ones_own(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    rival = without(make_cache(name="rival.cache"), [1])
+    rename_images(rival)
+    before = drop_removed(rival, out).cache.digest()
+    cache = without(make_cache(), [1])
+    with pytest.raises(CacheMismatch, match="'other-image-00000' is there in the place of 'image-"):
+        drop_removed(cache, out)
+    assert store.open(out).digest() == before
+    assert drop_removed(rival, out).num_shards == 0
 
 
 def test_a_disk_that_is_too_small_is_found_before_a_byte_is_copied(

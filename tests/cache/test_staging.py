@@ -27,7 +27,7 @@ from phistill.cache.errors import (
 from phistill.cache.staging import Selection, stage
 from phistill.cache.verify import verify
 from phistill.stats import fit_stats, load_moments
-from tests.conftest import facts, random_features, small_index
+from tests.conftest import facts, random_features, rename_images, small_index
 
 CacheFactory = Callable[..., Cache]
 
@@ -186,6 +186,16 @@ def test_a_place_that_holds_something_else_is_refused(
     stage(source, tmp_path / "few", Selection(num_rows=20))
     with pytest.raises(CacheMismatch, match="staged with 20 rows"):
         stage(source, tmp_path / "few")
+    for number, chosen in enumerate(
+        (Selection(), Selection(num_rows=20), Selection(split="train"))
+    ):
+        rival = make_cache(num_rows=60, name=f"rival-{number}.cache")
+        rename_images(rival)
+        before = stage(rival, tmp_path / f"rivals-{number}", chosen).cache.digest()
+        same = make_cache(num_rows=60, name=f"same-{number}.cache")
+        with pytest.raises(CacheMismatch, match="'other-image-00000' is there in the place of"):
+            stage(same, tmp_path / f"rivals-{number}", chosen)
+        assert store.open(tmp_path / f"rivals-{number}").digest() == before
     with pytest.raises(UsageError, match="is the cache itself"):
         stage(source, source.path)
     with pytest.raises(UsageError, match="no teacher 'c'"):

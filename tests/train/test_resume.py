@@ -10,21 +10,19 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
 from phistill.cache import Cache
 from phistill.cache.errors import CorruptCheckpoint, RunMismatch
-from phistill.cache.index import publish_index
 from phistill.stats import fit_stats
 from phistill.train import Interrupted, Progress, TrainConfig, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.metrics import read_metrics
+from tests.conftest import rename_images
 
 Config = Callable[..., TrainConfig]
 
@@ -231,16 +229,6 @@ def test_a_run_is_not_continued_on_other_rows(
     train(small, tmp_path / "run", make_config(num_steps=1))
     with pytest.raises(RunMismatch, match="training rows"):
         train(large, tmp_path / "run", make_config(num_steps=1))
-
-
-def rename_images(cache: Cache) -> None:
-    """An index of other images in the same rows, as one built again of a changed folder."""
-    index: Any = cache.index()
-    other = pa.array([f"other-{name}" for name in index["id"].to_pylist()])
-    index = index.set_column(index.column_names.index("id"), "id", other)
-    shard_rows = cache.info.shard_rows
-    segment = publish_index(cache.files, index, number=0, start=0, shard_rows=shard_rows)
-    cache.publish_root(replace(cache.info, segments=(segment,)))
 
 
 def test_a_run_is_not_continued_when_its_rows_became_other_images(
