@@ -74,6 +74,13 @@ class Diverged(PhistillError):
     """Training produced NaN or infinity."""
 
 
+class OutOfTime(PhistillError):
+    """A run's time limit came before there was anything to finish; the same call goes on."""
+
+    signal_number = 15
+    """A command exits with 128 plus it, as if the limit had been a scheduler's SIGTERM."""
+
+
 def repair_text(location: str) -> str:
     """What mends a shard of the cache at ``location``."""
     return (

@@ -49,6 +49,7 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
     phistill verify my.cache photos/ --live 8
     """
     from phistill import cache as store
+    from phistill.cache.counting import counted
     from phistill.cache.errors import UsageError
     from phistill.cache.verify import verify as check
     from phistill.report.terminal import bytes_text, progress_bar
@@ -61,7 +62,7 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
         )
     for finding in report.findings:
         click.echo(str(finding))
-    checked = f"{report.num_files} files, {bytes_text(report.num_bytes)} checked"
+    checked = f"{counted(report.num_files, 'file')}, {bytes_text(report.num_bytes)} checked"
     if not report.findings:
         click.echo(f"{cache} is whole: {checked}.")
         if live is not None and not _agrees_live(cache, images, live, device):
@@ -80,7 +81,7 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
             click.echo(f"Mend statistics with: phistill fit-stats {cache} --repair")
     else:
         click.echo(
-            f"Nothing is damaged, {len(report.findings)} shards are unfinished; {checked}. "
+            f"Nothing is damaged; unfinished: {counted(len(report.findings), 'shard')}. {checked}. "
             f"Finish with: phistill extract IMAGES --cache {cache}"
         )
     sys.exit(1)
@@ -92,19 +93,19 @@ def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> 
     from phistill.cache.info import IMPORTED
     from phistill.pipeline.extract import stored_runner
     from phistill.pipeline.live import compare_live, sample_rows
-    from phistill.pipeline.sources import open_source
+    from phistill.pipeline.sources import opened
 
     assert images is not None, "verify checked it"
-    opened, source = store.open(cache), open_source(images)
-    agree = True
-    for name in opened.teachers:
-        if opened.teacher(name).identity.get("source") == IMPORTED:
-            click.echo(f"{name}: imported, so there is nothing to run again.")
-            continue
-        rows = sample_rows(opened, name, num_rows)
-        report = compare_live(opened, source, stored_runner(opened, name, device), rows)
-        click.echo(str(report))
-        agree = agree and report.agrees
+    found, agree = store.open(cache), True
+    with opened(images) as source:
+        for name in found.teachers:
+            if found.teacher(name).identity.get("source") == IMPORTED:
+                click.echo(f"{name}: imported, so there is nothing to run again.")
+                continue
+            rows = sample_rows(found, name, num_rows)
+            report = compare_live(found, source, stored_runner(found, name, device), rows)
+            click.echo(str(report))
+            agree = agree and report.agrees
     return agree
 
 
@@ -117,12 +118,13 @@ def merge(cache: str, other: str) -> None:
     OTHER is another worker's copy of the same cache, or one of other images with equal settings.
     """
     from phistill import cache as store
+    from phistill.cache.counting import counted
     from phistill.cache.growth import merge as run
 
     opened = store.open(cache)
     with opened.writing():
         num_shards = run(opened, store.open(other))
-    click.echo(f"{cache}: {num_shards} shards copied from {other}.")
+    click.echo(f"{cache}: {counted(num_shards, 'shard')} copied from {other}.")
     click.echo(f"Next: phistill fit-stats {cache}")
 
 
@@ -164,6 +166,7 @@ def remove_images(
     """
     from phistill import cache as store
     from phistill.cache import growth
+    from phistill.cache.counting import counted
     from phistill.cache.errors import UsageError
 
     wanted = [*ids, *(read_lines(path) if path else [])]
@@ -173,17 +176,16 @@ def remove_images(
     with opened.writing():
         same = growth.duplicates(opened, wanted)
         num_rows = growth.remove_images(opened, [*wanted, *same] if with_duplicates else wanted)
-    click.echo(f"{cache}: {num_rows} rows removed.")
+    click.echo(f"{cache}: {counted(num_rows, 'row')} removed.")
     for name, of in list(same.items())[:10]:
         click.echo(f"  {name} has the same bytes as {of}")
     if len(same) > 10:
         click.echo(f"  and {len(same) - 10} more")
     if same and with_duplicates:
-        click.echo(f"{len(same)} duplicates were removed with them.")
+        click.echo(f"Removed with it: {counted(len(same), 'duplicate')}.")
     elif same:
-        click.echo(
-            f"{len(same)} duplicates are still in it: --with-duplicates takes them down too."
-        )
+        left = counted(len(same), "duplicate")
+        click.echo(f"Still in it: {left}. Take duplicates down too with --with-duplicates.")
     click.echo(f"Next: phistill fit-stats {cache}")
     click.echo(f"The bytes stay until: phistill compact {cache} OUT --drop-removed")
 
@@ -202,6 +204,7 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
     phistill compact my.cache my-clean.cache --drop-removed
     """
     from phistill import cache as store
+    from phistill.cache.counting import counted
     from phistill.cache.errors import UsageError
     from phistill.pipeline.compact import compact as run
     from phistill.report.terminal import bytes_text, progress_bar
@@ -216,8 +219,8 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
         click.echo(f"{out} is complete: nothing to do.")
     else:
         click.echo(
-            f"{out}: {report.num_shards} shards, {bytes_text(report.num_bytes)} written, "
-            f"{report.num_statistics} files of statistics taken over."
+            f"{out}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} "
+            f"written, {counted(report.num_statistics, 'file')} of statistics taken over."
         )
     click.echo(f"Next: phistill fit-stats {out}")
     click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from phistill.cache import Cache
 
 from .arguments import bytes_of, cache_argument, cache_path, grid_of, names_of
 
@@ -43,6 +46,7 @@ def stage(
     phistill stage my.cache small.cache --max-bytes 20G
     """
     from phistill import cache as store
+    from phistill.cache.counting import counted
     from phistill.cache.staging import Selection
     from phistill.cache.staging import stage as run
     from phistill.report.terminal import bytes_text, progress_bar
@@ -68,14 +72,28 @@ def stage(
         with staged.writing():
             carry_statistics(source, staged)
     if report.num_shards or report.num_statistics:
-        click.echo(f"{dest}: {report.num_shards} shards, {bytes_text(report.num_bytes)} copied.")
+        click.echo(
+            f"{dest}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} copied."
+        )
     else:
         click.echo(f"{dest} is complete: nothing to do.")
-    click.echo(f"{staged.index().num_rows:,} rows, teachers {', '.join(staged.teachers)}.")
-    if selection.is_whole:
+    click.echo(f"{counted(staged.index().num_rows, 'row')}, teachers {', '.join(staged.teachers)}.")
+    if _has_statistics(staged):
         click.echo(f"Next: phistill train {dest} --out runs/phi-s")
     elif split != "heldout":
         click.echo(f"Next: phistill fit-stats {dest}")
+
+
+def _has_statistics(cache: Cache) -> bool:
+    """Whether a cache can be trained from: statistics of all its teachers, and of these rows."""
+    from phistill.cache.errors import MissingMoments, StaleMoments
+    from phistill.stats import stored_rows
+
+    try:
+        stored_rows(cache)
+    except (MissingMoments, StaleMoments):
+        return False
+    return True
 
 
 @click.command("import-features")
@@ -117,6 +135,7 @@ def import_features(
     phistill import-features feats/ --cache my.cache --source "DINOv2 ViT-B/14, lab run of May"
     phistill import-features feats/ --cache my.cache --source "..." --images photos/
     """
+    from phistill.cache.counting import counted
     from phistill.pipeline import CacheSettings
     from phistill.pipeline.import_features import import_features as run
     from phistill.pipeline.views import View
@@ -136,10 +155,10 @@ def import_features(
             progress=lambda done, total: bar(done, total, "rows"),
         )
     if report.num_shards:
-        click.echo(f"{cache}: {report.num_shards} shards written.")
+        click.echo(f"{cache}: {counted(report.num_shards, 'shard')} written.")
     else:
         click.echo(f"{cache} is complete: nothing to do.")
-    click.echo(f"{report.num_rows:,} rows, teachers {', '.join(report.cache.teachers)}.")
+    click.echo(f"{counted(report.num_rows, 'row')}, teachers {', '.join(report.cache.teachers)}.")
     if report.num_rejects:
         click.echo(f"{report.num_rejects} rejected: phistill inspect {cache} --rejects")
     click.echo(f"Next: phistill fit-stats {cache}")
@@ -183,6 +202,7 @@ def export_features(
     phistill export-features my.cache tars/ --format webdataset --pixels
     """
     from phistill import cache as store
+    from phistill.cache.counting import counted
     from phistill.pipeline.export_features import export_features as run
     from phistill.report.terminal import progress_bar
 
@@ -198,4 +218,4 @@ def export_features(
             progress=lambda done, total: bar(done, total, "rows"),
         )
     shown = ", ".join(report.files[:6]) + (", ..." if len(report.files) > 6 else "")
-    click.echo(f"{out}: {report.num_rows:,} rows in {shown}")
+    click.echo(f"{out}: {counted(report.num_rows, 'row')} in {shown}")

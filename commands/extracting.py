@@ -148,6 +148,7 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
+    from phistill.cache.counting import counted
     from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode import DecodeRules
@@ -198,21 +199,25 @@ def extract(
     who = f"{cache}, worker {share}" if share else str(cache)
     if report.num_shards:
         click.echo(
-            f"{who}: {report.num_shards} shards, {bytes_text(report.written_bytes)} written in "
+            f"{who}: {counted(report.num_shards, 'shard')}, "
+            f"{bytes_text(report.written_bytes)} written in "
             f"{duration_text(report.elapsed_s)}{_speed(last)}."
         )
     elif not report.out_of_time:
         click.echo(f"{who}: nothing to do." if share else f"{cache} is complete: nothing to do.")
     if share and report.missing_shards and not report.out_of_time:
-        click.echo("\n".join(who_misses(report.missing_shards, share, found.files.holders())))
+        command = f"phistill extract {images} --cache {cache}"
+        holders = found.files.holders()
+        click.echo("\n".join(who_misses(report.missing_shards, share, holders, command)))
         return
-    click.echo(f"{found.index().num_rows:,} rows, teachers {names}.")
+    click.echo(f"{counted(found.index().num_rows, 'row')}, teachers {names}.")
     click.echo(licences_text({name: found.teacher(name).licence for name in found.teachers}))
     _print_rejects(report.rejects, cache)
     if report.num_repaired:
-        click.echo(f"{report.num_repaired} shards were damaged and are extracted again.")
+        click.echo(f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}.")
     if report.num_new_images:
-        click.echo(f"{report.num_new_images} images of {images} are not in it: --append adds them.")
+        new = counted(report.num_new_images, "image")
+        click.echo(f"Not in it: {new} of {images}. Add what is new with --append.")
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)

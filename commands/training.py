@@ -63,6 +63,13 @@ def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> 
         context.exit()
 
 
+stage_option = click.option(
+    "--stage",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder on a near disk: copy what the run needs there first.",
+)
+
+
 @click.command()
 @caches_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
@@ -76,11 +83,7 @@ def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> 
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")
-@click.option(
-    "--stage",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder on a near disk: copy what the run needs there first.",
-)
+@stage_option
 @click.option(
     "--set",
     "assignments",
@@ -116,6 +119,7 @@ def train(
     phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
     phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
+    from phistill.cache.counting import counted
     from phistill.cache.errors import UsageError
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
@@ -144,7 +148,7 @@ def train(
             stage_progress=lambda done, total: bar(done, total, f"staging {bytes_text(total)}"),
         )
     if result.resumed_from == result.num_steps:
-        click.echo(f"{out} is finished: {result.num_steps} steps, nothing to do.")
+        click.echo(f"{out} is finished: {counted(result.num_steps, 'step')}, nothing to do.")
     else:
         click.echo(
             f"{out}: steps {result.resumed_from} to {result.num_steps} in "
@@ -230,13 +234,19 @@ def export(run: Path, out: Path, which: str) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="TOML grid: settings, and a [grid] table of lists.",
 )
-def sweep(caches: tuple[str, ...], out: Path, grid: Path) -> None:
+@stage_option
+def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) -> None:
     """Train every setting of a grid in one pass.
 
     The students are equal to those of separate runs. Run it again to go on: finished cells are
     skipped. Several caches are drawn from with the grid's cache_weights.
+
+    \b
+    phistill sweep my.cache --config grid.toml --out runs/grid
+    phistill sweep /nfs/my.cache --config grid.toml --out runs/grid --stage /local/scratch
     """
-    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.cache.counting import counted
+    from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress
     from phistill.train.grid import read_grid
     from phistill.train.sweeping import sweep as run
@@ -246,10 +256,17 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path) -> None:
         def show(cell: str, at: Progress) -> None:
             bar(at.step, at.num_steps, cell)
 
-        result = run(caches, out, read_grid(grid), progress=show)
+        result = run(
+            caches,
+            out,
+            read_grid(grid),
+            stage=stage,
+            progress=show,
+            stage_progress=lambda done, total: bar(done, total, f"staging {bytes_text(total)}"),
+        )
     click.echo(
-        f"{out}: {result.num_trained} of {result.num_cells} cells trained in {result.num_passes} "
-        f"{'pass' if result.num_passes == 1 else 'passes'} over the cache, "
+        f"{out}: {result.num_trained} of {counted(result.num_cells, 'cell')} trained in "
+        f"{counted(result.num_passes, 'pass', 'passes')} over the cache, "
         f"{duration_text(result.seconds)}."
     )
     if result.table is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import cache as store
 from ..cache import Cache, names
+from ..cache.counting import counted
 from ..cache.errors import LockHeld
 from ..cache.files import Files, open_files
 from ..stats.cluster import connected, finished
@@ -152,7 +153,8 @@ def extract_on_cluster(
     say = on_notice or (lambda text: None)
     with connected(scheduler) as client:
         workers: dict[str, int] = client.nthreads()
-        say(f"{len(workers)} workers at {scheduler}, dashboard {client.dashboard_link or 'off'}")
+        dashboard = client.dashboard_link or "off"
+        say(f"{counted(len(workers), 'worker')} at {scheduler}, dashboard {dashboard}")
         if not workers:
             say("the cluster has no worker yet: waiting for one.")
         if max(workers.values(), default=1) > 1:

@@ -83,7 +83,8 @@ def extract(
     processes may do the same with other shares at once; with a scheduler its workers do the work.
     ``on_notice`` is told what is waited for. Raises CacheMismatch when the cache holds something
     else under a teacher's name, TooManyRejects when more rows are rejected than allowed,
-    SourceError when images cannot be read, LockHeld when another process writes here.
+    SourceError when images cannot be read, LockHeld when another process writes here, OutOfTime
+    when the time limit comes while another worker prepares the cache.
     """
     started = time.monotonic()
     if options is not None and options.scheduler is not None:
@@ -146,7 +147,7 @@ def _extract(
             prepared = prepare(request, built)
             shards = prepared.cache.info.shards()
             return prepared, extract_shards(request, prepared, shards, on_progress, started)
-    prepared = prepare_once(request)
+    prepared = prepare_once(request, started)
     shards = share.of(missing_shards(prepared.cache, request.teachers))
     with holding(prepared.cache, shards, REFUSE_AFTER_S):
         return prepared, extract_shards(request, prepared, shards, on_progress, started)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .runner import choose_device
 from .same_teacher import add_or_require
 from .settings import CacheSettings
 from .shard_pass import PassLimits, ShardPass
-from .sources import Source, open_source
+from .sources import Source, opened
 from .views import View
 
 MISSING = "not among the imported features"
@@ -75,23 +76,24 @@ def import_features(
     found = open_features(Path(features), ids)
     lines = ImageLines(found.table)
     teachers = _teachers(found, source, grids or {})
-    given = open_source(images) if isinstance(images, str | Path) else images
     files = open_files(cache)
-    if given is not None and PIXELS in found.arrays:
+    if images is not None and PIXELS in found.arrays:
         raise UsageError(f"{features} has pixels of its own; leave --images out, or pixels.npy.")
     if not store.exists(files):
         keep_out_of_the_way(files)
-    with files.writing():
+    with ExitStack() as stack:
+        given = None if images is None else stack.enter_context(opened(images))
+        stack.enter_context(files.writing())
         if store.exists(files):
-            opened = store.open(files)
-            (settings or CacheSettings()).check(opened.info, opened.location)
+            target = store.open(files)
+            (settings or CacheSettings()).check(target.info, target.location)
         else:
-            opened = _create(files, found, lines, teachers, given, settings or CacheSettings())
-        work = _Import(opened, found, lines, max_reject_frac, progress)
+            target = _create(files, found, lines, teachers, given, settings or CacheSettings())
+        work = _Import(target, found, lines, max_reject_frac, progress)
         for teacher in teachers:
             work.add(teacher)
         work.run([teacher.name for teacher in teachers], given)
-    return ImportReport(opened, work.num_shards, opened.index().num_rows, work.num_rejects)
+    return ImportReport(target, work.num_shards, target.index().num_rows, work.num_rejects)
 
 
 def _teachers(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, names
-from ..cache.errors import LockHeld, UsageError
+from ..cache.errors import LockHeld, OutOfTime, UsageError
 from ..cache.files import Files
 from ..cache.info import IMPORTED
 from ..cache.publish import TEMPORARY_SUFFIX
@@ -175,22 +175,29 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     return Prepared(cache, runners, facts=Facts(num_repaired, len(new)))
 
 
-def prepare_once(request: Request) -> Prepared:
+def prepare_once(request: Request, started: float) -> Prepared:
     """``prepare`` where several processes may come at once: one does it, the others wait.
 
-    Raises LockHeld when whoever writes has not finished within PREPARE_LIMIT_S.
+    ``started`` is when the run began (``time.monotonic``). Raises LockHeld when whoever writes has
+    not finished within PREPARE_LIMIT_S, OutOfTime when the run's own limit comes before.
     """
     deadline = time.monotonic() + PREPARE_LIMIT_S
+    limit_s = request.options.time_limit_s
     told = ""
     while (cache := if_prepared(request)) is None:
         try:
             with request.files.writing():
                 if if_prepared(request) is None:
                     return prepare(request)
-        except LockHeld:
+        except LockHeld as error:
             if time.monotonic() > deadline:
                 raise
             who = " and ".join(map(str, request.files.holders()))
+            if limit_s is not None and time.monotonic() - started > limit_s:
+                raise OutOfTime(
+                    f"The time limit is reached while {who or 'another process'} prepares "
+                    f"{request.files.location}; run the same command again to go on."
+                ) from error
             if who and who != told:
                 request.on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
                 told = who

@@ -7,13 +7,16 @@ worker, and one of a cache that has grown, finds the same shards again.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from ..cache.counting import counted
 from ..cache.errors import UsageError
 from ..cache.lock import Holder
+
+MAX_NAMED = 5
+"""Shards of a worker that are named, of those that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +105,22 @@ def _number(environ: Mapping[str, str], name: str) -> int:
         ) from error
 
 
-def who_misses(missing: Sequence[int], share: Share, writing: Sequence[Holder]) -> list[str]:
-    """A line for each worker that has not finished: how many shards, and who is at them."""
+def who_misses(
+    missing: Sequence[int], share: Share, writing: Sequence[Holder], command: str
+) -> list[str]:
+    """A line for each worker that has not finished: which shards are left, and who extracts them
+    or how ``command`` does."""
     lines = []
-    for index, number in sorted(Counter(shard % share.count for shard in missing).items()):
-        theirs = Share(index, share.count).of(missing)
-        found = [str(holder) for holder in writing if any(map(holder.may_hold, theirs))]
-        at_work = f"{' and '.join(found)} is at it" if found else "nobody is at it"
-        noun = "shard" if number == 1 else "shards"
-        lines.append(f"worker {index}/{share.count}: {number} {noun} missing, {at_work}")
+    for index in sorted({shard % share.count for shard in missing}):
+        worker = Share(index, share.count)
+        theirs = worker.of(missing)
+        them = "it" if len(theirs) == 1 else "them"
+        who = " and ".join(str(holder) for holder in writing if any(map(holder.may_hold, theirs)))
+        todo = (
+            f"{who} is extracting {them}."
+            if who
+            else (f"nobody is extracting {them}; run `{command} --worker {worker}`.")
+        )
+        named = ", ".join(map(str, theirs[:MAX_NAMED])) + (", ..." if theirs[MAX_NAMED:] else "")
+        lines.append(f"{counted(len(theirs), 'shard')} left of worker {worker} ({named}): {todo}")
     return lines

@@ -7,6 +7,8 @@ asked. Names from a source are only ever identifiers; nothing is written under t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +38,7 @@ __all__ = [
     "Source",
     "TarSource",
     "open_source",
+    "opened",
 ]
 
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -114,6 +117,19 @@ def _open_folder(path: Path) -> Source:
     if tars := sorted(path.glob("*.tar")):
         return TarSource(path, tars)
     return FolderSource(path)
+
+
+@contextmanager
+def opened(images: str | Path | Source, window_tars: int = WINDOW_TARS) -> Iterator[Source]:
+    """The source of what a caller gave; one that was opened here is closed in the end."""
+    if not isinstance(images, str | Path):
+        yield images
+        return
+    source = open_source(images, window_tars)
+    try:
+        yield source
+    finally:
+        getattr(source, "close", lambda: None)()  # only a source from afar keeps files
 
 
 class FolderSource:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ..cache import Cache, CommitRecord
 from ..cache import open as open_cache
+from ..cache.counting import counted
 from ..cache.errors import (
     CorruptCache,
     LockHeld,
@@ -249,7 +250,7 @@ def _hub(*, network: bool) -> Iterator[Finding]:
         return
     place = Path(constants.HF_HUB_CACHE)
     models = sorted(path.name for path in place.glob("models--*")) if place.is_dir() else []
-    yield Finding("hub", "ok", f"{len(models)} models downloaded to {place}")
+    yield Finding("hub", "ok", f"{counted(len(models), 'model')} downloaded to {place}")
     if constants.HF_HUB_OFFLINE:
         yield Finding(
             "hub", "note", "HF_HUB_OFFLINE is set: only downloaded weights can be used",
@@ -281,7 +282,7 @@ def _cache(location: Path | str) -> Iterator[Finding]:
     except PhistillError as error:
         yield Finding("cache", "problem", str(error))
         return
-    yield Finding("cache", "ok", f"{location}: {cache.index().num_rows:,} rows, teachers "
+    yield Finding("cache", "ok", f"{location}: {counted(cache.index().num_rows, 'row')}, teachers "
                                  f"{', '.join(cache.teachers) or 'none'}")  # fmt: skip
     yield from _writer(cache)
     rejected: set[int] = set()
@@ -297,7 +298,7 @@ def _cache(location: Path | str) -> Iterator[Finding]:
         if wrong:
             yield Finding(
                 "cache", "problem",
-                f"{owner}: {len(wrong)} files are gone or cut, {wrong[0]} first",
+                f"{owner}: gone or cut: {counted(len(wrong), 'file')}, {wrong[0]} first",
                 f"phistill extract IMAGES --cache {location} --repair",
             )  # fmt: skip
         rejected |= {r.start + slot for r in commits.values() for slot in r.reasons}
@@ -367,7 +368,9 @@ def _run(path: Path, cache_path: Path | str | None) -> Iterator[Finding]:
         yield Finding("run", "problem", f"{path}/config.json cannot be read: {error}")
         return
     steps = sorted((path / "checkpoints").glob("*.safetensors"))
-    yield Finding("run", "ok", f"{path}: teachers {', '.join(names)}, {len(steps)} checkpoints")
+    yield Finding(
+        "run", "ok", f"{path}: teachers {', '.join(names)}, {counted(len(steps), 'checkpoint')}"
+    )
     if cache_path is None:
         return
     try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import cache as store
 from ..cache import Cache, CommitRecord
+from ..cache.counting import counted
 from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
 from ..pipeline.licences import UNKNOWN
 from ..stats import load_row
@@ -93,11 +94,12 @@ def rejected_rows(cache: Cache) -> list[RejectedRow]:
 def render(description: Mapping[str, Any]) -> str:
     """The description for a terminal, no trailing newline."""
     facts, splits = description, description["splits"]
-    shape = "" if facts["rows"] == facts["images"] else f" in {facts['rows']:,} views"
+    shape = "" if facts["rows"] == facts["images"] else f" in {counted(facts['rows'], 'view')}"
     state = "complete" if facts["complete"] else "unfinished"
     lines = [
-        f"{facts['path']}: {state}, {facts['images']:,} images{shape}, "
-        f"{bytes_text(facts['bytes'])} in {facts['shards']:,} shards, format {facts['format']}",
+        f"{facts['path']}: {state}, {counted(facts['images'], 'image')}{shape}, "
+        f"{bytes_text(facts['bytes'])} in {counted(facts['shards'], 'shard')}, "
+        f"format {facts['format']}",
         f"usable rows: {splits['train']:,} for training, {splits['heldout']:,} held out",
         "",
         *_columns(
@@ -173,7 +175,9 @@ def _state(cache: Cache, teacher: str, kind: str) -> dict[str, Any]:
 def _statistics(kind: str, found: Mapping[str, Any]) -> str:
     if found["state"] != READY:
         return f"{kind}: {found['state']}"
-    return f"{kind}: phi {found['phi']:.4g} from {found['rows']:,} rows, {found['rotation']}"
+    return (
+        f"{kind}: phi {found['phi']:.4g} from {counted(found['rows'], 'row')}, {found['rotation']}"
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.counting import counted
 from ..cache.errors import SourceError, UsageError
 from ..cache.files import LocalFiles, open_files
 from ..pipeline.decoding import DecodedShard, ShardRows, decode_shards, num_cores
@@ -25,7 +26,7 @@ from ..pipeline.entries import Entry
 from ..pipeline.licences import licence_of, licences_text
 from ..pipeline.runner import TeacherRunner, choose_device
 from ..pipeline.settings import CacheSettings
-from ..pipeline.sources import Source, open_source
+from ..pipeline.sources import Source, opened
 from ..pipeline.teachers import TeacherSpec
 from ..pipeline.views import Rendering, View
 from .terminal import bytes_text, duration_text
@@ -164,41 +165,42 @@ def plan(
             f"student_rows_per_s={student_rows_per_s} and disk_bytes_per_s={disk_bytes_per_s} must "
             "be positive."
         )
-    source = open_source(images) if isinstance(images, str | Path) else images
     settings = settings or CacheSettings()
     say = say or (lambda text: None)
-    entries = source.entries()
-    views = settings.views or (View(),)
-    num_rows = len(entries) * len(views)
-    sample = _Sample(source, entries, settings, num_sample)
-    target = choose_device(device)
-    plans, renderings = [], []
-    for text in teachers:
-        spec = TeacherSpec.parse(text)
-        say(f"{spec.name}: building and running it on {sample.num_images} images")
-        teacher = spec.build()
-        runner = TeacherRunner(
-            spec.name, spec.text, teacher, target,
-            autocast=autocast, rows_per_forward=rows_per_forward,
-        )  # fmt: skip
-        seconds = _seconds_per_row(runner, sample.pixels(runner.rendering))
-        renderings.append(runner.rendering)
-        plans.append(
-            TeacherPlan(
-                name=spec.name,
-                spec=spec.text,
-                grid=runner.info.grid,
-                widths=dict(runner.info.widths),
-                row_bytes=runner.info.row_bytes,
-                total_bytes=runner.info.row_bytes * num_rows,
-                seconds_per_row=seconds,
-                hours=seconds * num_rows / 3600,
-                licence=licence_of(teacher),
+    with opened(images) as source:
+        entries = source.entries()
+        views = settings.views or (View(),)
+        num_rows = len(entries) * len(views)
+        sample = _Sample(source, entries, settings, num_sample)
+        target = choose_device(device)
+        plans, renderings = [], []
+        for text in teachers:
+            spec = TeacherSpec.parse(text)
+            say(f"{spec.name}: building and running it on {counted(sample.num_images, 'image')}")
+            teacher = spec.build()
+            runner = TeacherRunner(
+                spec.name, spec.text, teacher, target,
+                autocast=autocast, rows_per_forward=rows_per_forward,
+            )  # fmt: skip
+            seconds = _seconds_per_row(runner, sample.pixels(runner.rendering))
+            renderings.append(runner.rendering)
+            plans.append(
+                TeacherPlan(
+                    name=spec.name,
+                    spec=spec.text,
+                    grid=runner.info.grid,
+                    widths=dict(runner.info.widths),
+                    row_bytes=runner.info.row_bytes,
+                    total_bytes=runner.info.row_bytes * num_rows,
+                    seconds_per_row=seconds,
+                    hours=seconds * num_rows / 3600,
+                    licence=licence_of(teacher),
+                )
             )
-        )
-    side = 224 if settings.pixel_size is None else settings.pixel_size
-    if side:
-        renderings.append(Rendering((side, side), PIXEL_INTERPOLATION))
+        side = 224 if settings.pixel_size is None else settings.pixel_size
+        if side:
+            renderings.append(Rendering((side, side), PIXEL_INTERPOLATION))
+        decode_seconds = sample.decode_seconds(list(dict.fromkeys(renderings)))
     pixel_row_bytes = side * side * 3
     per_row = pixel_row_bytes + sum(found.row_bytes for found in plans)
     return Plan(
@@ -211,7 +213,7 @@ def plan(
         pixel_row_bytes=pixel_row_bytes,
         total_bytes=per_row * num_rows,
         free_bytes=None if cache is None else free_bytes(cache),
-        decode_seconds_per_row=sample.decode_seconds(list(dict.fromkeys(renderings))),
+        decode_seconds_per_row=decode_seconds,
         num_cores=num_cores(),
         device=target.type,
         epochs=epochs,
@@ -305,8 +307,9 @@ def _seconds_per_row(runner: TeacherRunner, pixels: np.ndarray[Any, np.dtype[np.
 def render(found: Plan) -> str:
     """The plan as text for a terminal."""
     lines = [
-        f"{found.num_images:,} images, {found.num_rows:,} rows; measured on {found.num_sample} "
-        f"images ({found.num_rejected} rejected), {bytes_text(found.image_bytes)} each.",
+        f"{counted(found.num_images, 'image')}, {counted(found.num_rows, 'row')}; measured on "
+        f"{counted(found.num_sample, 'image')} ({found.num_rejected} rejected), "
+        f"{bytes_text(found.image_bytes)} each.",
         "",
         f"{'teacher':<28} {'grid':>9} {'per row':>10} {'in all':>10} {'ms/row':>8} {'time':>10}",
     ]

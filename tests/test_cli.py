@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from phistill.cache import Cache
+from phistill.cache.counting import counted
 from phistill.cli import main
 
 CacheFactory = Callable[..., Cache]
@@ -103,6 +104,13 @@ def test_what_mends_a_damaged_cache_names_it(make_cache: CacheFactory, part: str
     assert "CACHE" not in err
     assert str(cache.path) in err
     assert (f"--cache {cache.path} --repair" in err) == (part != "zarr.json")
+
+
+def test_one_of_a_thing_is_said_in_the_singular(make_cache: CacheFactory) -> None:
+    assert [counted(n, "shard") for n in (0, 1, 2000)] == ["0 shards", "1 shard", "2,000 shards"]
+    assert counted(2, "pass", "passes") == "2 passes"
+    code, out, _ = run("remove-images", make_cache().path, "image-00003")
+    assert (code, "1 row removed" in out) == (0, True)
 
 
 def _shard_of(cache: Cache) -> str:

@@ -297,12 +297,14 @@ def as_table(lines: Sequence[EvalRow]) -> str:
     names = ("student", "teacher", "kind", "rows", "mse", "unexplained")
     head = "{:10} {:16} {:8} {:>6} {:>11} {:>17} cosine".format(*names)
     width = max(len(line.cache) for line in lines)
-    if not width:
-        return "\n".join([head, *(_line(line) for line in lines)])
-    width = max(width, len("cache"))
-    return "\n".join(
-        [f"{'cache':{width}} {head}", *(f"{line.cache:{width}} {_line(line)}" for line in lines)]
-    )
+    table = [head, *(_line(line) for line in lines)]
+    if width:
+        width = max(width, len("cache"))
+        first = ["cache", *(line.cache for line in lines)]
+        table = [f"{cell:{width}} {rest}" for cell, rest in zip(first, table, strict=True)]
+    if any("±" in line for line in table):
+        table.append("± is the 95 % confidence interval, over images.")
+    return "\n".join(table)
 
 
 def _line(line: EvalRow) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache import Cache
+from ..cache.counting import counted
 from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches
 from .config import TrainConfig
@@ -129,7 +130,7 @@ def plan_of(cache: Cache | JoinedCaches, config: TrainConfig) -> RowPlan | Mixed
         return make_mixed_plan(cache, config)
     if len(config.cache_weights) > 1:
         raise UsageError(
-            f"cache_weights={list(config.cache_weights)} are {len(config.cache_weights)} weights "
+            f"cache_weights={list(config.cache_weights)} has {len(config.cache_weights)} weights "
             "for one cache. Give as many caches, or leave the weights out."
         )
     return make_plan(cache, config)
@@ -146,8 +147,8 @@ def make_mixed_plan(joined: JoinedCaches, config: TrainConfig) -> MixedPlan:
     leaked = joined.leaked_rows(teachers)
     if number := sum(len(rows) for rows in leaked):
         warnings.warn(
-            f"{number} training rows show an image that another of the caches holds out; they are "
-            "left out. Caches with an equal --seed and --holdout agree on what is held out.",
+            f"Left out: {counted(number, 'training row')} of images that another of the caches "
+            "holds out. Caches with an equal --seed and --holdout agree on what is held out.",
             stacklevel=2,
         )
     parts = tuple(
@@ -175,7 +176,8 @@ def shares_of(
     """Weights divided by their sum; without weights every training image counts the same."""
     if weights and len(weights) != len(counts):
         raise UsageError(
-            f"cache_weights={list(weights)} are {len(weights)} weights for {len(counts)} caches, "
+            f"cache_weights={list(weights)} has {counted(len(weights), 'weight')} for "
+            f"{len(counts)} caches, "
             f"{joined.location}. Give one for each."
         )
     chosen = [float(weight) for weight in weights] or [float(count) for count in counts]

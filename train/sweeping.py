@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cache import Cache, publish
+from ..cache.copying import CopyProgress
 from ..cache.errors import UsageError
 from ..cache.joined import JoinedCaches
 from . import loop
@@ -29,6 +30,7 @@ from .grid import Cell
 from .lesson import make_source, prepare
 from .ranks import Ranks, resolve_device
 from .run import Progress, Run, stored_facts
+from .staging import stage_caches
 from .tables import publish_tables
 
 EVALUATION = "evaluation.json"
@@ -59,9 +61,13 @@ def sweep(
     out: Path | str,
     grid: Sequence[Cell],
     *,
+    stage: Path | str | None = None,
     progress: SweepProgress | None = None,
+    stage_progress: CopyProgress | None = None,
 ) -> SweepResult:
     """Train every cell below ``out`` and compare them on the held-out rows.
+
+    ``stage`` is a folder on a near disk that the rows are copied to first, as of ``train``.
 
     Under ``torchrun`` each rank trains its share of the cells and reads the rows once; the tables
     are then written by whichever call finds every cell finished. Raises what ``train`` raises.
@@ -75,9 +81,12 @@ def sweep(
     _refuse_changed_cells(folder, mine)
     num_trained = num_passes = 0
     for cells in _sharing(mine):
+        near = opened
+        if stage is not None and not all(read_evaluation(folder / cell.name) for cell in cells):
+            near = stage_caches(opened, stage, cells[0].config, progress=stage_progress)
         group = Ranks(device=resolve_device(cells[0].config.device, local))
         with contextlib.ExitStack() as stack:
-            trained = _one_pass(opened, folder, cells, group, progress, stack)
+            trained = _one_pass(opened, near, folder, cells, group, progress, stack)
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
     table = None
     lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
@@ -113,6 +122,7 @@ def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
 
 def _one_pass(
     cache: Cache | JoinedCaches,
+    near: Cache | JoinedCaches,
     folder: Path,
     cells: Sequence[Cell],
     group: Ranks,
@@ -121,7 +131,7 @@ def _one_pass(
 ) -> int:
     """Train and evaluate the unfinished ones of cells that share their rows; returns how many.
 
-    ``stack`` closes the runs, however this ends.
+    ``near`` is a copy of the cache to learn from; ``stack`` closes the runs, however this ends.
     """
     open_cells = [cell for cell in cells if not read_evaluation(folder / cell.name)]
     runs: list[Run] = []
@@ -139,7 +149,7 @@ def _one_pass(
     if waiting:
         # Cells may learn different token kinds; the source reads every one that any cell learns.
         widest = max((run.lesson for run in waiting), key=lambda lesson: len(lesson.targets))
-        loop.run_steps(waiting, make_source(widest, group), group, widest.targets)
+        loop.run_steps(waiting, make_source(widest, group, near), group, widest.targets)
     for run in runs:
         lines = evaluate(run.path, cache, untrained=False, device=run.config.device)
         text = json.dumps([line.to_dict() for line in lines], indent=1)

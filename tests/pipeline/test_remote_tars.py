@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from phistill.cache.errors import SourceError, UsageError
+from phistill.cli import main
 from phistill.pipeline import extract, open_source
 from phistill.pipeline.remote_files import shown
 from phistill.pipeline.remote_tar_source import RemoteTarSource
+from phistill.report.plan import plan
 from tests.pipeline.tar_server import IMAGES_PER_TAR, NUM_TARS, PATTERN, SETTINGS, TARS, Server
 
 
@@ -41,6 +44,17 @@ def test_a_text_file_may_list_tars_here_or_there(server: Server, local: Path) ->
     assert isinstance(source, RemoteTarSource)
     assert len(source.entries()) == 2 * IMAGES_PER_TAR
     source.close()
+
+
+def test_plan_and_verify_leave_no_downloaded_tar_open(
+    server: Server, tiny: str, tmp_path: Path
+) -> None:
+    """A file that nobody closed is a ResourceWarning, and so an error here."""
+    cache = extract(server.url(PATTERN), tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    arguments = ["verify", cache.location, server.url(PATTERN), "--live", "4"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    found = plan(server.url(PATTERN), [f"t={tiny}"], settings=SETTINGS, num_sample=4)
+    assert found.num_images == NUM_TARS * IMAGES_PER_TAR
 
 
 def test_an_extraction_from_afar_holds_the_features_of_its_own_images(

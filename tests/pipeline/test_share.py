@@ -75,7 +75,11 @@ def test_repair_is_refused_to_one_of_several_workers() -> None:
 
 def test_what_is_missing_is_told_with_who_is_at_it() -> None:
     writing = [Holder(7, "a", range(1, 11, 3))]
-    assert who_misses([2, 5, 7], Share(0, 3), writing) == [
-        "worker 1/3: 1 shard missing, process 7 on a is at it",
-        "worker 2/3: 2 shards missing, nobody is at it",
+    command = "phistill extract photos --cache c"
+    assert who_misses([2, 5, 7], Share(0, 3), writing, command) == [
+        "1 shard left of worker 1/3 (7): process 7 on a is extracting it.",
+        "2 shards left of worker 2/3 (2, 5): nobody is extracting them; "
+        "run `phistill extract photos --cache c --worker 2/3`.",
     ]
+    (line,) = who_misses(range(0, 30, 3), Share(1, 3), [], command)
+    assert line.startswith("10 shards left of worker 0/3 (0, 3, 6, 9, 12, ...): nobody is")

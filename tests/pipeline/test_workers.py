@@ -132,6 +132,18 @@ def test_a_worker_waits_until_another_has_prepared_the_cache(
     assert missing_shards(store.open(tmp_path / "c")) == [1, 3, 5, 7, 9]
 
 
+def test_the_time_limit_ends_the_wait_for_another_worker(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    arguments = [str(folder), "--cache", str(tmp_path / "c"), "--teacher", f"t={tiny}"]
+    arguments += ["--worker", "0/2", "--time-limit", "1s"]
+    with lock.writing(tmp_path / "c"):
+        result = CliRunner().invoke(main, ["extract", *arguments])
+    assert result.exit_code == 143
+    assert f"while process {os.getpid()} on " in result.stderr
+    assert "run the same command again to go on" in result.stderr
+
+
 def test_what_a_worker_killed_while_preparing_left_is_in_nobodys_way(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
@@ -186,7 +198,8 @@ def test_the_command_takes_its_share_from_torchrun_and_says_so(
     assert found.exit_code == 0
     assert "process 1 of 2 of torchrun: this is worker 1/2." in found.stderr
     assert "worker 1/2: 10 shards" in found.stdout
-    assert "worker 0/2: 6 shards missing, nobody is at it" in found.stdout
+    assert "6 shards left of worker 0/2 (0, 2, 4, 6, 8, ...): nobody is extracting" in found.stdout
+    assert f"`phistill extract {folder} --cache {tmp_path / 'c'} --worker 0/2`" in found.stdout
     assert "fit-stats" not in found.stdout
     monkeypatch.setenv("RANK", "0")
     found = CliRunner().invoke(main, [*map(str, arguments), "--worker", "0/1"])

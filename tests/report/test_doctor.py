@@ -49,7 +49,7 @@ def test_missing_shards_and_cut_files_are_found(make_cache: Any) -> None:
     first.write_bytes(first.read_bytes()[:-1])
     cache.forget_shard("b", 1)
     text = render(doctor(cache.path))
-    assert "a: 1 files are gone or cut" in text
+    assert "a: gone or cut: 1 file, " in text
     assert "--repair" in text
     assert "b: 1 of 4 shards are missing" in text
 

@@ -234,7 +234,7 @@ def test_a_teacher_that_one_cache_lacks_is_named_with_the_common_ones(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"cache_weights": (1.0,)}, "1 weights for 2 caches"),
+        ({"cache_weights": (1.0,)}, "1 weight for 2 caches"),
         ({"cache_weights": (1.0, 1e-9)}, "no row in an epoch"),
         ({"labels": ("nothing",)}, "leave no training row of .*first.cache"),
     ],

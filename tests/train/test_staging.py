@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import phistill.cache as store
-from phistill.cache import Cache
+from phistill.cache import Cache, growth
 from phistill.cli import main
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train
@@ -65,6 +65,22 @@ def test_the_rows_are_read_from_the_near_disk(
     with pytest.warns(UserWarning, match="another of the caches"):
         train([cache.path for cache in caches], tmp_path / "run", config, stage=tmp_path / "near")
     assert not list((tmp_path / "near").iterdir())
+
+
+def test_what_comes_next_is_fit_stats_while_statistics_are_missing_or_stale(
+    make_cache: Callable[..., Cache], tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=60)
+
+    def next_step(dest: str) -> str:
+        arguments = ["stage", str(cache.path), str(tmp_path / dest)]
+        return CliRunner().invoke(main, arguments).output.splitlines()[-1]
+
+    assert "Next: phistill fit-stats" in next_step("never")
+    fit_stats(cache, workers=1)
+    assert "Next: phistill train" in next_step("fitted")
+    growth.remove_images(cache, ["image-00007"])
+    assert "Next: phistill fit-stats" in next_step("stale")
 
 
 def test_the_command_stages_whole_caches_and_parts(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import phistill.cache as store
 from phistill.cache import ArrayReader, Cache
 from phistill.cache.errors import RunMismatch, UsageError
 from phistill.stats import fit_stats
@@ -61,6 +62,30 @@ def test_every_cell_is_bit_equal_to_a_run_of_its_own(
         for name, value in alone.tensors.items():
             assert torch.equal(value, ours.tensors[name]), (cell.name, name)
         assert alone.facts["losses"] == ours.facts["losses"]
+
+
+def test_a_staged_sweep_trains_the_same_students_from_the_near_disk(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    grid = cells(base(make_config, teachers=("a",)), {"seed": [0, 1]})
+    plain = sweep(fitted_cache, tmp_path / "plain", grid)
+    copied: list[int] = []
+    staged = sweep(
+        fitted_cache,
+        tmp_path / "staged",
+        grid,
+        stage=tmp_path / "near",
+        stage_progress=lambda done, total: copied.append(done),
+    )
+    assert copied
+    (near,) = (tmp_path / "near").iterdir()
+    assert store.open(near).teachers == ("a",)
+    assert plain.table is not None
+    assert staged.table is not None
+    assert staged.table.read_text() == plain.table.read_text()
+    near.rename(tmp_path / "away")  # a finished sweep reads nothing
+    sweep(fitted_cache, tmp_path / "staged", grid, stage=tmp_path / "near")
+    assert not near.exists()
 
 
 def test_targets_are_normalised_once_for_students_that_want_them_alike(
