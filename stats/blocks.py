@@ -55,7 +55,7 @@ class BlockSummer:
     """
 
     def __init__(self, width: int) -> None:
-        self._width = width
+        self.width = width
         self._products: dict[Real, Shaped[np.ndarray, "c c"]] = {}
         self._centred: dict[Real, Shaped[np.ndarray, "b c"]] = {}
 
@@ -64,8 +64,8 @@ class BlockSummer:
         stride = max(1, len(block) // PILOT_VECTORS)
         centred = self._memory(len(block), dtype)
         energies = np.empty(len(block), dtype)
-        total: Float[np.ndarray, " c"] = np.zeros(self._width)
-        tile_rows = max(1, TILE_VALUES // self._width)
+        total: Float[np.ndarray, " c"] = np.zeros(self.width)
+        tile_rows = max(1, TILE_VALUES // self.width)
         ones: Shaped[np.ndarray, " _"] = np.ones(tile_rows, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
             pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
@@ -86,10 +86,10 @@ class BlockSummer:
     def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
         """Room for a centred block, kept while blocks do not grow."""
         if dtype not in self._products:
-            self._products[dtype] = padded(self._width, dtype)
-            self._centred[dtype] = np.empty((0, self._width), dtype)
+            self._products[dtype] = padded(self.width, dtype)
+            self._centred[dtype] = np.empty((0, self.width), dtype)
         if len(self._centred[dtype]) < rows:
-            self._centred[dtype] = np.empty((rows, self._width), dtype)
+            self._centred[dtype] = np.empty((rows, self.width), dtype)
         return self._centred[dtype][:rows]
 
 

@@ -12,7 +12,7 @@ from ..cache import Cache
 from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
 from .fit import load_options, merged_path, normalizer_path, stored_options
 from .groups import plan_array
-from .partials import partial_path, stored_pieces
+from .partials import partial_path, stored_partial
 
 
 def carry_statistics(source: Cache, target: Cache) -> int:
@@ -36,7 +36,7 @@ def _carry_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     paths = [
         partial_path(plan.spec, group)
         for group in plan.groups
-        if stored_pieces(source.files, plan.spec, group)
+        if stored_partial(source.files, plan.spec, group).num_pieces
     ]
     for path in paths:
         target.files.publish(path, [source.files.read(path)])

@@ -63,8 +63,9 @@ class Moments:
         n = self.n + other.n
         delta = other.mean - self.mean  # (c,)
         mean = self.mean + delta * (other.n / n)
-        scatter = np.outer(delta, delta)  # (c, c); scaled afterwards, or it is not symmetric
-        scatter *= self.n * other.n / n
+        # (c, c); the weight goes in as a square root, or it is not symmetric to the bit
+        shift = delta * np.sqrt(self.n * other.n / n)
+        scatter = np.outer(shift, shift)
         scatter += self.scatter
         scatter += other.scatter
         return Moments(n, mean, scatter, max(self.eps, other.eps))

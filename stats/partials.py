@@ -2,11 +2,13 @@
 
 A partial lists the keys of the pieces it covers. If those are the pieces wanted now, it is used;
 if they are the first ones of them, the rest is added; otherwise it is computed again. Pieces are
-added from left to right, so all three ways give the same bits.
+added from left to right, so all three ways give the same bits, wherever the pieces were summed.
 """
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -34,46 +36,66 @@ def partial_path(spec: ArraySpec, group: Group) -> str:
     return f"{moments_folder(spec.teacher, spec.kind)}/{name}-{group.number:06d}.safetensors"
 
 
-def compute_partial(files: Files, spec: ArraySpec, group: Group) -> Summary:
-    """The summary of a group: read if it is stored, otherwise computed and stored.
+@dataclass(frozen=True, eq=False, slots=True)
+class Partial:
+    """The summary of the first num_pieces pieces of a group."""
 
-    Runs anywhere that sees the cache: it takes its files and plain values, and opens what it needs.
-    The first group also carries a sketch at every doubling of its pieces.
-    """
-    keys = [piece.key for piece in group.pieces]
-    done, summary = _stored(files, spec, group, keys)
-    if done == len(keys):
-        return summary
-    reader = _reader(files, spec.teacher, spec.kind, spec.key)
-    device = spec.options.device
-    take = BlockSummer(spec.width) if device == "cpu" else _torch_sums(device)
-    with one_blas_thread():
-        for position, piece in enumerate(group.pieces[done:], start=done):
-            if group.number == 0 and position and position & (position - 1) == 0:
-                summary = summary.sketched()
-            summary = summary + _piece_summary(reader, spec, piece, take)
-    data = Stored(summary, {"pieces": keys}).to_bytes()
-    files.publish(partial_path(spec, group), [data])
-    return summary
+    num_pieces: int
+    summary: Summary
 
 
-def stored_pieces(files: Files, spec: ArraySpec, group: Group) -> int:
-    """How many of a group's pieces its stored partial covers."""
-    return _stored(files, spec, group, [piece.key for piece in group.pieces])[0]
-
-
-def _stored(files: Files, spec: ArraySpec, group: Group, keys: list[str]) -> tuple[int, Summary]:
-    """Number of pieces that need no computing, and their summary."""
-    nothing = 0, Summary.zero(spec.width)
+def stored_partial(files: Files, spec: ArraySpec, group: Group) -> Partial:
+    """What needs no computing: the stored summary of a group's first pieces, or of none."""
+    nothing = Partial(0, Summary.zero(spec.width))
     path = partial_path(spec, group)
     try:
         stored = Stored.from_bytes(files.read(path), files.where(path))
     except (FileNotFoundError, CorruptCache):
         return nothing  # computed again: a partial is never the only copy of anything
     covered = stored.facts.get("pieces")
+    keys = _keys(group)
     if not isinstance(covered, list) or covered != keys[: len(covered)]:
         return nothing
-    return len(covered), stored.summary
+    return Partial(len(covered), stored.summary)
+
+
+def piece_summary(
+    files: Files, spec: ArraySpec, piece: Piece, position: int, num_stored: int
+) -> Summary | None:
+    """The summary of a group's piece at position; None for the num_stored first, which are stored.
+
+    Runs anywhere that sees the cache: it takes its files and plain values, and opens what it needs.
+    """
+    if position < num_stored:
+        return None
+    reader = _reader(files, spec.teacher, spec.kind, spec.key)
+    with one_blas_thread():
+        return _summarise(reader, spec, piece, _take_block(spec))
+
+
+def extended(group_number: int, partial: Partial, piece: Summary | None) -> Partial:
+    """Add the next piece. Group 0 also carries a sketch at every doubling of its pieces."""
+    if piece is None:
+        return partial
+    position, summary = partial.num_pieces, partial.summary
+    if group_number == 0 and position and position & (position - 1) == 0:
+        with one_blas_thread():
+            summary = summary.sketched()
+    return Partial(position + 1, summary + piece)
+
+
+def publish_partial(
+    files: Files, spec: ArraySpec, group: Group, partial: Partial, num_stored: int
+) -> Summary:
+    """Store a group's partial unless it is stored already; returns its summary."""
+    if partial.num_pieces > num_stored:
+        data = Stored(partial.summary, {"pieces": _keys(group)}).to_bytes()
+        files.publish(partial_path(spec, group), [data])
+    return partial.summary
+
+
+def _keys(group: Group) -> list[str]:
+    return [piece.key for piece in group.pieces]
 
 
 @lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
@@ -87,7 +109,7 @@ def forget_readers() -> None:
     _reader.cache_clear()
 
 
-def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
+def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
     """Read the rows of a piece block by block; memory does not depend on the piece."""
     accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
     tokens = int(np.prod(reader.row_shape[:-1]))
@@ -109,10 +131,23 @@ def _piece_summary(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: Tak
     return Summary(len(piece.rows), accumulator.moments(), accumulator.energies)
 
 
-def _torch_sums(device: str) -> TakeBlock:
-    from .device import torch_sums  # torch is large, and only this way needs it
+class _Kept(threading.local):
+    """What a thread keeps from piece to piece: the memory its blocks are summed in."""
 
-    return torch_sums(device)
+    summer: BlockSummer | None = None
+
+
+_kept = _Kept()
+
+
+def _take_block(spec: ArraySpec) -> TakeBlock:
+    if spec.options.device != "cpu":
+        from .device import torch_sums  # torch is large, and only this way needs it
+
+        return torch_sums(spec.options.device)
+    if _kept.summer is None or _kept.summer.width != spec.width:
+        _kept.summer = BlockSummer(spec.width)
+    return _kept.summer
 
 
 def _blame(

@@ -1,7 +1,8 @@
 """Running the passes with dask: threads here, processes here, or any distributed cluster.
 
-One task per partial, then a tree of additions. Which groups are added in which order depends on
-the list of groups alone, so every scheduler gives the same bits. Groups 0, 1, 2-3, 4-7, ... are
+One task per piece, its sums added to the partial of its group, then a tree of additions over the
+groups. What is added in which order depends on the plan alone, so every scheduler gives the same
+bits. Groups 0, 1, 2-3, 4-7, ... are
 added as blocks, and between blocks a sketch is taken: the state after each doubling of the data.
 """
 
@@ -21,9 +22,10 @@ import dask.threaded
 
 from ..cache.errors import UsageError
 from ..cache.files import Files
+from .blas import one_blas_thread
 from .cluster import connected, finished
-from .groups import ArrayPlan, ArraySpec
-from .partials import compute_partial
+from .groups import ArrayPlan, ArraySpec, Group
+from .partials import Partial, extended, piece_summary, publish_partial, stored_partial
 from .row import StatsRow
 from .summary import Summary
 
@@ -38,7 +40,7 @@ class FitProgress:
     """How far fit_stats is, over all arrays."""
 
     array: str
-    """The array of the group that was finished last, "teacher kind"."""
+    """The array of the piece that was finished last, "teacher kind"."""
     done_bytes: int
     total_bytes: int
     """Bytes of features whose statistics are wanted, those of stored partials included."""
@@ -76,7 +78,7 @@ def run(
             return list(_dask.compute(*results, scheduler=local, num_workers=workers))
         # A pool of our own, which ends here: after an error dask leaves its threads running, and
         # they would go on writing to a cache whose lock is free again.
-        with ThreadPoolExecutor(_num_cores()) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(_num_cores()) as pool:
             return list(_dask.compute(*results, scheduler=_dask.threaded.get, pool=pool))
 
 
@@ -111,13 +113,7 @@ def _array_graph(files: Files, plan: ArrayPlan, finish: Finish, meter: _Meter) -
     spec = plan.spec
     # A name that never repeats: a cluster would otherwise hand out results of an earlier run.
     token = uuid.uuid4().hex
-    parts = []
-    for group in plan.groups:
-        key = f"partial-{token}-{group.number}"
-        # partial() keeps dask from looking for tasks inside the arguments.
-        call = _dask.delayed(partial(compute_partial, files, spec, group), name=f"f-{key}")
-        parts.append(call(dask_key_name=key))
-        meter.expect(parts[-1], spec.name, group.num_rows * spec.row_bytes)
+    parts = [partial_task(files, spec, group, token, meter.expect) for group in plan.groups]
     total = parts[0]
     start = 1
     while start < len(parts):
@@ -125,6 +121,36 @@ def _array_graph(files: Files, plan: ArrayPlan, finish: Finish, meter: _Meter) -
         total = _dask.delayed(_extend)(total, block)
         start *= 2
     return _dask.delayed(partial(finish, files, spec), name=f"finish-{token}")(total)
+
+
+def partial_task(
+    files: Files, spec: ArraySpec, group: Group, token: str, expect: Callable[[Any, str, int], None]
+) -> Any:
+    """The delayed Summary of one group: its pieces one task each, added as they come in.
+
+    Tasks as small as a piece keep all cores busy to the end. expect hears of each piece's task,
+    its array and the bytes it reads.
+    """
+
+    def task(work: Callable[..., Any], *given: Any, name: str) -> Any:
+        # partial() keeps dask from looking for tasks inside the arguments.
+        key = f"{name}-{token}-{group.number}"
+        return _dask.delayed(work, name=f"f-{key}")(*given, dask_key_name=key)
+
+    stored = task(partial(stored_partial, files, spec, group), name="stored")
+    num_stored = task(_num_pieces, stored, name="num-stored")
+    total = stored
+    for position, piece in enumerate(group.pieces):
+        work = partial(piece_summary, files, spec, piece, position)
+        summary = task(work, num_stored, name=f"piece-{position}")
+        expect(summary, spec.name, len(piece.rows) * spec.row_bytes)
+        total = task(partial(extended, group.number), total, summary, name=f"to-piece-{position}")
+    publish = partial(publish_partial, files, spec, group)
+    return task(publish, total, num_stored, name="partial")
+
+
+def _num_pieces(partial: Partial) -> int:
+    return partial.num_pieces
 
 
 def _tree(parts: list[Any]) -> Any:

@@ -21,7 +21,7 @@ from phistill.pipeline.entries import Entry
 from phistill.pipeline.views import View
 from phistill.stats import fit_stats, load_moments
 from phistill.stats.groups import PassOptions, plan_array
-from phistill.stats.partials import stored_pieces
+from phistill.stats.partials import stored_partial
 from phistill.train import TrainConfig
 from phistill.train.plan import make_plan
 from tests.conftest import facts, random_features
@@ -119,7 +119,7 @@ def covered_groups(cache: Cache) -> list[int]:
     return [
         group.number
         for group in plan.groups
-        if stored_pieces(cache.files, plan.spec, group) == len(group.pieces)
+        if stored_partial(cache.files, plan.spec, group).num_pieces == len(group.pieces)
     ]
 
 

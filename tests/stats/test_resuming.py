@@ -27,8 +27,10 @@ from phistill.stats import (
     load_row,
     stored_rows,
 )
-from phistill.stats.groups import Group, PassOptions, plan_array
-from phistill.stats.partials import compute_partial, forget_readers, stored_pieces
+from phistill.stats.groups import ArraySpec, Group, PassOptions, plan_array
+from phistill.stats.partials import forget_readers, stored_partial
+from phistill.stats.schedule import partial_task
+from phistill.stats.summary import Summary
 from tests.stats.conftest import ARRAYS, TEACHERS, CacheFactory, copy_of, statistics, vectors
 
 _KILLED = """
@@ -98,6 +100,12 @@ def test_adding_a_teacher_reads_only_the_new_one(make_cache: CacheFactory) -> No
     assert both[3].teacher == "b"
 
 
+def summarised(cache: Cache, spec: ArraySpec, group: Group) -> Summary:
+    task = partial_task(cache.files, spec, group, "token", lambda *_: None)
+    summary: Summary = task.compute(scheduler="synchronous")
+    return summary
+
+
 def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None:
     """What growing a cache costs: the first pieces are not read again, and no bit differs."""
     plan = plan_array(cache, "a", "patches", PassOptions())
@@ -105,16 +113,16 @@ def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None
     assert len(plan.groups) > 3
     group = max(plan.groups, key=lambda group: len(group.pieces))
     assert teacher.num_tokens * len(group.pieces) >= 4
-    at_once = compute_partial(cache.files, plan.spec, group)
+    at_once = summarised(cache, plan.spec, group)
     shutil.rmtree(cache.path / "teachers/a/moments")
     begun = Group(group.number, group.pieces[:-1])
-    compute_partial(cache.files, plan.spec, begun)
+    summarised(cache, plan.spec, begun)
     for piece in begun.pieces:
         for shard in {int(row) // 16 for row in piece.rows}:
             (cache.path / f"teachers/a/patches/c/{shard}/0/0").unlink()
     forget_readers()
-    assert stored_pieces(cache.files, plan.spec, group) == len(begun.pieces)
-    extended = compute_partial(cache.files, plan.spec, group)
+    assert stored_partial(cache.files, plan.spec, group).num_pieces == len(begun.pieces)
+    extended = summarised(cache, plan.spec, group)
     assert extended.moments.scatter.tobytes() == at_once.moments.scatter.tobytes()
     assert extended.moments.mean.tobytes() == at_once.moments.mean.tobytes()
     assert extended.num_rows == at_once.num_rows
