@@ -10,7 +10,7 @@ b rows of a block, c width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Shaped
@@ -43,6 +43,9 @@ class BlockSums(NamedTuple):
 
 Real = type[np.float32] | type[np.float64]
 
+Widen = Callable[[Shaped[np.ndarray, "b c"], Shaped[np.ndarray, "b c"]], None]
+"""Writes its second argument into its first, of a wider type."""
+
 TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Real], BlockSums]
 """Sums of one block (b, c), its products taken in the given type."""
 
@@ -62,26 +65,41 @@ class BlockSummer:
     def __call__(self, block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
         """Centre on a pilot, and sum: pilot and offset in float64, the rest in dtype."""
         stride = max(1, len(block) // PILOT_VECTORS)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
+            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
+            centred, mean, energies = self._centre(block, pilot)
+            products = gram(centred, out=self._products[dtype])
+            offset: Float[np.ndarray, " c"] = mean.astype(dtype)
+            # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
+            energies += offset @ offset - 2 * (centred @ offset)
+        return BlockSums(pilot.astype(np.float64), mean, products, np.maximum(energies, 0))
+
+    def _centre(
+        self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
+    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"]]:
+        """x - pilot, the mean of that in float64, and the square of each of its rows."""
+        if can_shift(block.dtype, pilot.dtype):
+            sums = self._centre_by(shift, block, pilot)
+            if _surely_finite(pilot, sums[2]) or np.isfinite(block).all():
+                return sums
+        return self._centre_by(np.copyto, block, pilot)
+
+    def _centre_by(
+        self, widen: Widen, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
+    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"]]:
+        dtype = pilot.dtype.type
         centred = self._memory(len(block), dtype)
         energies = np.empty(len(block), dtype)
         total: Float[np.ndarray, " c"] = np.zeros(self.width)
         tile_rows = max(1, TILE_VALUES // self.width)
         ones: Shaped[np.ndarray, " _"] = np.ones(tile_rows, dtype)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
-            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            for start in range(0, len(block), tile_rows):
-                tile = centred[start : start + tile_rows]
-                widen(block[start : start + tile_rows], tile)
-                tile -= pilot
-                total += np.matmul(ones[: len(tile)], tile)
-                np.einsum("bc,bc->b", tile, tile, out=energies[start : start + tile_rows])
-            products = gram(centred, out=self._products[dtype])
-            offset: Float[np.ndarray, " c"] = (total / len(block)).astype(dtype)
-            # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
-            energies += offset @ offset - 2 * (centred @ offset)
-        return BlockSums(
-            pilot.astype(np.float64), total / len(block), products, np.maximum(energies, 0)
-        )
+        for start in range(0, len(block), tile_rows):
+            tile = centred[start : start + tile_rows]
+            widen(tile, block[start : start + tile_rows])
+            tile -= pilot
+            total += np.matmul(ones[: len(tile)], tile)
+            np.vecdot(tile, tile, out=energies[start : start + tile_rows])
+        return centred, total / len(block), energies
 
     def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
         """Room for a centred block, kept while blocks do not grow."""
@@ -103,27 +121,18 @@ def gram(x: Float[np.ndarray, "b c"], *, out: Float[np.ndarray, "c c"]) -> Float
     return np.matmul(x.T, x, out=out)
 
 
-def widen(x: Shaped[np.ndarray, "b c"], out: Float[np.ndarray, "b c"]) -> None:
-    """out[...] = x. NumPy's own cast, but for float16 to float32 at a third of its cost."""
-    if x.dtype == np.float16 and out.dtype == np.float32 and _can_shift(x):
-        _shift(x, out)
-    else:
-        np.copyto(out, x)
-
-
-def _can_shift(x: Float16[np.ndarray, "b c"]) -> bool:
-    """Whether all of x is finite, and this thread does not read subnormal float32 as 0.
-
-    torch and code that gcc made with -ffast-math can set a thread to do that.
+def can_shift(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Whether shift() may widen these types: float16 to float32, in a thread that reads subnormal
+    float32 as they are. torch and code that gcc made with -ffast-math can set a thread to read 0.
     """
     subnormals = np.float32(2.0**-136) * np.float32(2.0**112) != 0
-    largest = np.max(x.view(np.int16), initial=0), np.max(x.view(np.uint16), initial=0)
-    return bool(subnormals and largest[0] < 0x7C00 and largest[1] < 0xFC00)
+    return bool(subnormals and source == np.float16 and target == np.float32)
 
 
-def _shift(x: Float16[np.ndarray, "b c"], out: Float32[np.ndarray, "b c"]) -> None:
-    """Moved 13 bits to the left, a finite float16 is a float32 whose exponent is 112 too small.
+def shift(out: Float32[np.ndarray, "b c"], x: Float16[np.ndarray, "b c"]) -> None:
+    """out[...] = x at half the cost of NumPy's cast; NaN and infinity become numbers >= 65536.
 
+    Moved 13 bits to the left, a finite float16 is a float32 whose exponent is 112 too small.
     Widening repeats the sign in bits 28 to 30 of the result, where the mask clears it.
     """
     bits = out.view(np.int32)
@@ -131,3 +140,12 @@ def _shift(x: Float16[np.ndarray, "b c"], out: Float32[np.ndarray, "b c"]) -> No
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
     np.multiply(out, np.float32(2.0**112), out=out)
+
+
+def _surely_finite(pilot: Float32[np.ndarray, " c"], squares: Float32[np.ndarray, " b"]) -> bool:
+    """Whether squares of shift(x) - pilot are too small for any of x to have been NaN or infinite.
+
+    False says nothing; nor can a NaN, in either argument, compare as small.
+    """
+    nearest = 65536 - np.max(np.abs(pilot))
+    return bool(np.max(squares) < 0.99 * nearest**2)

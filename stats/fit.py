@@ -162,7 +162,7 @@ def _describe(cache: Cache, spec: ArraySpec, summary: Summary, fitted: Normalize
         std_min=float(std.min()),
         std_max=float(std.max()),
         phi=fitted.scale,
-        effective_rank=effective_rank(np.linalg.eigvalsh(moments.covariance)),
+        effective_rank=effective_rank(moments.spectrum[0]),
         rotation=fitted.rotation or "",
         num_rows=summary.num_rows,
         outlier_share=summary.energies.top_share(),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -88,6 +89,16 @@ class Moments:
         if self.n < 1:
             raise UsageError("The variance of n=0 vectors does not exist. Give at least one.")
         return np.diagonal(self.scatter) / self.n
+
+    @cached_property
+    def spectrum(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, "c c"]]:
+        """Eigenvalues, ascending, and eigenvectors in columns, of the covariance.
+
+        Kept, because every normalizer begins with them and nothing in a fit takes longer.
+        """
+        with one_blas_thread():  # or the last bits depend on the number of cores
+            values, vectors = np.linalg.eigh(self.covariance)
+        return values, vectors
 
     @classmethod
     def zero(cls, width: int) -> Moments:

@@ -302,7 +302,7 @@ def eigenbasis(moments: Moments) -> tuple[Vector, Matrix]:
     negative by no more than C eps max(l) is rounding and becomes 0; below that the scatter is no
     scatter and DegenerateMoments is raised.
     """
-    values, u = np.linalg.eigh(moments.covariance)
+    values, u = moments.spectrum
     values, u = values[::-1], u[:, ::-1]
     lowest = -moments.width * moments.eps * values[0]
     if values[-1] < lowest:

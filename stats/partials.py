@@ -114,10 +114,14 @@ def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlo
     accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
     tokens = int(np.prod(reader.row_shape[:-1]))
     per_block = max(1, BLOCK_VECTORS // min(tokens, spec.options.tokens_per_image or tokens))
-    buffer = np.empty((min(per_block, len(piece.rows)), *reader.row_shape), reader.dtype)
+    shape = (per_block, *reader.row_shape)
+    if (_kept.buffer.shape, _kept.buffer.dtype) != (shape, reader.dtype):
+        _kept.buffer = np.empty(shape, reader.dtype)
     for start in range(0, len(piece.rows), per_block):
         rows = piece.rows[start : start + per_block]
-        values = reader.read(rows, out=buffer[: len(rows)]).reshape(len(rows), tokens, spec.width)
+        values = reader.read(rows, out=_kept.buffer[: len(rows)]).reshape(
+            len(rows), tokens, spec.width
+        )
         chosen = sample_tokens(rows, tokens, spec.options)
         if chosen is not None:
             values = np.take_along_axis(values, chosen[:, :, None], axis=1)
@@ -132,9 +136,10 @@ def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlo
 
 
 class _Kept(threading.local):
-    """What a thread keeps from piece to piece: the memory its blocks are summed in."""
+    """What a thread keeps from piece to piece: the memory its blocks are read and summed in."""
 
     summer: BlockSummer | None = None
+    buffer: Shaped[np.ndarray, "*shape"] = np.empty(0)
 
 
 _kept = _Kept()

@@ -8,50 +8,61 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.stats.blocks import BlockSummer, gram, padded, widen
+from phistill.stats.blocks import BlockSummer, can_shift, gram, padded, shift
 
 EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
 
 
-def test_widening_is_numpys_cast_for_every_finite_float16() -> None:
+def test_shifting_is_numpys_cast_for_every_finite_float16() -> None:
     x = EVERY_HALF[np.isfinite(EVERY_HALF)].reshape(62, 1024)
     out = np.empty(x.shape, np.float32)
-    widen(x, out)
+    assert can_shift(x.dtype, out.dtype)
+    shift(out, x)
     assert out.tobytes() == x.astype(np.float32).tobytes()
 
 
+def test_shifting_takes_what_is_not_finite_beyond_every_finite_float16() -> None:
+    x = EVERY_HALF[~np.isfinite(EVERY_HALF)].reshape(1, -1)
+    out = np.empty(x.shape, np.float32)
+    shift(out, x)
+    assert np.all(np.abs(out) >= 65536)
+
+
+@pytest.mark.parametrize("level", [0.0, 60_000.0], ids=["small", "near the largest float16"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
-def test_widening_keeps_what_is_not_finite(value: float) -> None:
-    x = np.full((2, 3), value, np.float16)
-    x[1, 2] = 4
-    out = np.empty(x.shape, np.float32)
-    widen(x, out)
-    assert np.array_equal(out, x.astype(np.float32), equal_nan=True)
+def test_a_block_that_is_not_finite_is_summed_as_numpy_would(value: float, level: float) -> None:
+    x = (np.random.default_rng(2).normal(size=(300, 6)) + level).astype(np.float16)
+    x[7, 2] = value  # no row of the pilot, which takes every fourth
+    sums = BlockSummer(6)(x, np.float32)
+    assert not np.isfinite(sums.products[2, 2])
+    assert not np.isfinite(sums.energies[7])
+    assert np.isfinite(sums.products[1, 1])
 
 
-def test_widening_keeps_subnormals_where_the_thread_drops_those_of_float32() -> None:
-    x = EVERY_HALF[1:1024].reshape(1, -1)  # all subnormal
-    out = np.empty(x.shape, np.float32)
-    dropped = []
+def test_large_finite_values_are_not_mistaken_for_others() -> None:
+    x = np.full((300, 3), 65_504, np.float16)
+    x[::2] = -65_504
+    plain = BlockSummer(3)(x.astype(np.float32), np.float32)
+    for one, two in zip(BlockSummer(3)(x, np.float32), plain, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_nothing_is_shifted_where_the_thread_drops_subnormal_float32() -> None:
+    seen = []
 
     def flush() -> None:
         torch.set_flush_denormal(True)  # of this thread alone
-        dropped.append(np.float32(1e-40) * np.float32(1e30) == 0)
-        widen(x, out)
+        seen.append(can_shift(np.dtype(np.float16), np.dtype(np.float32)))
 
     thread = threading.Thread(target=flush)
     thread.start()
     thread.join()
-    assert dropped == [True]
-    assert out.tobytes() == x.astype(np.float32).tobytes()
+    assert seen == [False]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
-def test_other_types_are_cast_by_numpy(dtype: type[np.number]) -> None:
-    x = np.arange(6).reshape(2, 3).astype(dtype)
-    out = np.empty(x.shape, np.float64)
-    widen(x, out)
-    assert np.array_equal(out, x)
+@pytest.mark.parametrize("types", [(np.float32, np.float32), (np.float16, np.float64)])
+def test_only_float16_to_float32_is_shifted(types: tuple[type, type]) -> None:
+    assert not can_shift(*map(np.dtype, types))
 
 
 @pytest.mark.parametrize("width", [1, 7, 64])

@@ -37,13 +37,11 @@ _KILLED = """
 import os, signal, sys
 import phistill.cache as store
 from phistill.stats import fit_stats
-left = int(sys.argv[2])
+cache = store.open(sys.argv[1])
 def stop(progress):
-    global left
-    left -= 1
-    if left == 0:
+    if len(list(cache.path.glob("teachers/*/moments/*/part-*[0-9].safetensors"))) >= int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-fit_stats(store.open(sys.argv[1]), progress=stop)
+fit_stats(cache, progress=stop)
 """
 
 
