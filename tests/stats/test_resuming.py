@@ -39,7 +39,8 @@ import phistill.cache as store
 from phistill.stats import fit_stats
 cache = store.open(sys.argv[1])
 def stop(progress):
-    if len(list(cache.path.glob("teachers/*/moments/*/part-*[0-9].safetensors"))) >= int(sys.argv[2]):
+    stored = cache.path.glob("teachers/*/moments/*/part-*[0-9].safetensors")
+    if len(list(stored)) >= int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 fit_stats(cache, progress=stop)
 """
