@@ -27,6 +27,8 @@ def no_cache(files: Files) -> UsageError:
             f"{what}it has parts of one, but no {names.ROOT}. If it was being made or copied, run "
             f"the same command again; otherwise put {names.ROOT} back."
         )
+    if found >= {"config.json", "checkpoints"}:
+        return UsageError(f"{what}it is a run. Give the cache that it was trained on.")
     return UsageError(f"{what}it has no {names.ROOT}. {_images_elsewhere(files)}")
 
 

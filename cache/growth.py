@@ -115,6 +115,8 @@ def merge(target: Cache, source: Cache) -> int:
     copies what is new. Raises CacheMismatch naming the first difference, and CorruptCache for a
     shard of ``source`` that is damaged.
     """
+    if source.files.absolute == target.files.absolute:
+        raise UsageError(f"{source.location} is the cache itself. Merge another into it.")
     _refuse_differences(target, source)
     starts = _starts(target, source)
     shared = {segment.start for segment in source.info.segments if segment.start in starts}

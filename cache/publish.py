@@ -7,6 +7,7 @@ cut can leave a name that points at nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,9 +57,19 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         _forget(temporary)
         raise PublishError(
             f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
-            "Free some space or check the disk, then run the same command again: "
-            "it goes on where it stopped."
+            f"{_cure(error)}"
         ) from error
+
+
+def _cure(error: OSError) -> str:
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return "Choose another path."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Make the place writable, or choose another."
+    return (
+        "Free some space or check the disk, then run the same command again: "
+        "it goes on where it stopped."
+    )
 
 
 def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:

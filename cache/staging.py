@@ -24,6 +24,7 @@ from .copying import (
     refuse_other_content,
     require_own_place,
 )
+from .counting import counted
 from .errors import CacheMismatch, LockHeld, UsageError
 from .files import Files, open_files
 from .info import DTYPES, FIXED, CacheInfo
@@ -204,7 +205,7 @@ def _grown(
     wanted = [(part.start, len(part.rows)) for part in layout]
     if rows != wanted[: len(rows)]:
         raise CacheMismatch(
-            f"{found.location} was staged with {sum(n for _, n in rows):,} rows, and "
+            f"{found.location} was staged with {counted(sum(n for _, n in rows), 'row')}, and "
             f"{sum(n for _, n in wanted):,} of them, or others, are asked for now. {cure}"
         )
     refuse_other_content(source, found, layout, cure)

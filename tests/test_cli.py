@@ -113,6 +113,18 @@ def test_one_of_a_thing_is_said_in_the_singular(make_cache: CacheFactory) -> Non
     assert (code, "1 row removed" in out) == (0, True)
 
 
+def test_a_folder_in_the_place_of_a_file_is_no_full_disk(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    cache = make_cache()
+    assert run("fit-stats", cache.path)[0] == 0
+    (tmp_path / "here").mkdir()
+    code, _, err = run("export-normalizer", cache.path, "a", tmp_path / "here")
+    assert code == 1
+    assert "Choose another path" in err
+    assert "Free some space" not in err
+
+
 def _shard_of(cache: Cache) -> str:
     return next(p for p in cache.commits("a")[1].files if "patches" in p)
 
@@ -211,7 +223,10 @@ EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
         (["verify", "CACHE", "--live", "3"], 2, "needs the images"),
         (["train", "CACHE", "--out", "NEW", "--teachers", ""], 2, "names no teacher"),
         (["train", "CACHE", "--out", "NEW", "--config", "GRID"], 2, "phistill sweep"),
-        (["evaluate", "CACHE"], 2, "no checkpoint"),
+        (["evaluate", "CACHE"], 2, "no checkpoint: it is a cache"),
+        (["evaluate", "NOWHERE"], 2, "no checkpoint: nothing is there"),
+        (["inspect", "RUN"], 2, "it is a run"),
+        (["merge", "CACHE", "CACHE"], 2, "is the cache itself"),
         (["export", "NOWHERE", "NEW", "--checkpoint", "5"], 2, "--checkpoint"),
         (["demo", "--out", "IMAGES"], 2, "not an empty folder"),
         (["report", "NOWHERE"], 2, "is not a cache"),
@@ -224,6 +239,9 @@ def test_a_mistake_gets_an_explanation_and_no_traceback(
     places = {"CACHE": make_cache().path, "NEW": tmp_path / "new", "NOWHERE": tmp_path / "nowhere"}
     places |= {"IMAGES": tmp_path / "images", "FILE": tmp_path / "FILE", "LIST": tmp_path / "list"}
     places["GRID"] = tmp_path / "grid.toml"
+    places["RUN"] = tmp_path / "run"
+    (places["RUN"] / "checkpoints").mkdir(parents=True)
+    (places["RUN"] / "config.json").write_text("{}")
     places["GRID"].write_text("[grid]\nseed = [0, 1]\n")
     places["IMAGES"].mkdir()
     (places["IMAGES"] / "x.png").write_bytes(b"x")

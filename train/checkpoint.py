@@ -18,6 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from .. import cache as store
 from ..cache import publish
 from ..cache.document import parse, seal, unseal
 from ..cache.errors import CorruptCache, CorruptCheckpoint, UsageError
@@ -120,14 +121,24 @@ def load_best(run: Path) -> Checkpoint:
 
 
 def nothing_in(run: Path) -> UsageError:
-    """The error for a folder without a checkpoint: a sweep's holds runs, but is none."""
+    """The error for what has no checkpoint, by what it is: a sweep's folder holds runs but is none,
+    and a cache is easily given in the place of a run."""
     cells = sorted(path.parent.name for path in run.glob("*/config.json"))
     if cells and not (run / "config.json").exists():
         return UsageError(
             f"{run} is not a run but holds {len(cells)} of them; give one, such as "
             f"{run / cells[0]}."
         )
-    return UsageError(f"{run} has no checkpoint. Train it with `phistill train`.")
+    what = f"{run} has no checkpoint"
+    if store.exists(run):
+        return UsageError(
+            f"{what}: it is a cache. Train a student on it with `phistill train {run} --out RUN`, "
+            "and give RUN."
+        )
+    if (run / "config.json").exists():
+        return UsageError(f"{what} yet. Run its `phistill train` again to go on.")
+    why = "it is no run" if run.exists() else "nothing is there"
+    return UsageError(f"{what}: {why}. Make one with `phistill train CACHE --out {run}`.")
 
 
 def prune(run: Path, keep: int) -> None:
