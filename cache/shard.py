@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import google_crc32c
 import numpy as np
+from awscrt.checksums import crc32c
 from numpy.typing import NDArray
 
 from .errors import CorruptCache
@@ -53,7 +53,7 @@ def encode_shard(rows: NDArray[np.generic], shard_rows: int) -> list[memoryview]
 
 def _checksum(data: NDArray[np.uint8]) -> memoryview:
     """crc32c of ``data`` (b,) as its four little-endian bytes."""
-    return memoryview(google_crc32c.value(data).to_bytes(CRC_BYTES, "little"))
+    return memoryview(crc32c(data).to_bytes(CRC_BYTES, "little"))
 
 
 def decode_index(
@@ -74,7 +74,7 @@ def decode_index(
     if tail.size != index_bytes(shard_rows):
         raise CorruptCache(f"{what} has {file_bytes:,} bytes, too few for its index.{cure}")
     stored = int(tail[-CRC_BYTES:].view("<u4")[0])
-    if google_crc32c.value(tail[:-CRC_BYTES]) != stored:
+    if crc32c(tail[:-CRC_BYTES]) != stored:
         raise CorruptCache(f"{what}: the shard index does not match its checksum.{cure}")
     entries = tail[:-CRC_BYTES].view("<u8").reshape(shard_rows, 2)
     present = entries[:, 0] != ABSENT
@@ -92,7 +92,7 @@ def decode_index(
 
 def matches(row: NDArray[np.uint8], checksum: int) -> bool:
     """Whether a row's bytes (b,) have this crc32c."""
-    return bool(google_crc32c.value(row) == checksum)
+    return bool(crc32c(row) == checksum)
 
 
 def sha256_of(buffers: Sequence[memoryview]) -> str:

@@ -40,7 +40,7 @@ from .terminal import bytes_text
 State = Literal["ok", "note", "problem"]
 NEEDED = (
     *("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "pillow", "pyarrow"),
-    *("dask", "safetensors", "google-crc32c"),
+    *("dask", "safetensors", "awscrt"),
 )
 EXTRAS = {
     "matplotlib": ("reports", "report"),
