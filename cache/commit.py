@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Self, get_type_hints
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .document import RESTORE, canonical, conforms, parse, seal, unseal
+from .document import RESTORE, canonical, conforms, field_types, parse, seal, unseal
 from .errors import CacheMismatch, CorruptCache
 
 Box = tuple[int, int, int, int]
@@ -131,8 +131,9 @@ class CommitRecord:
             record = cls(**content)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CorruptCache(f"{what} does not have the fields of a commit record.") from error
-        for part in (record, record.images):
-            for field, hint in get_type_hints(type(part)).items():
+        parts: tuple[tuple[type, Any], ...] = (cls, record), (ImageFacts, record.images)
+        for kind, part in parts:
+            for field, hint in field_types(kind).items():
                 if not conforms(getattr(part, field), hint):
                     raise CorruptCache(f"{what}: {field} is not {hint}.")
         return record

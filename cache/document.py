@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import CorruptCache
 
@@ -91,25 +92,48 @@ def _deeper_than(value: object, limit: int) -> bool:
     return True
 
 
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass as types, put together once."""
+    return get_type_hints(cls)
+
+
 def conforms(value: object, hint: Any) -> bool:
     """Whether a parsed JSON value has the type that a field's annotation says.
 
     Knows Any, None, int, float, str, unions, ``dict[X, Y]`` and tuples, which JSON holds as lists;
     a dataclass is left to its own ``from_dict``.
     """
+    return _check_of(hint)(value)
+
+
+Check = Callable[[object], bool]
+
+
+@cache
+def _check_of(hint: Any) -> Check:
+    """The check of one annotation, taken apart once: a record has it for each of its rows."""
     origin, inside = get_origin(hint), get_args(hint)
     if hint is Any or is_dataclass(hint):
-        return True
+        return lambda value: True
     if origin in (Union, UnionType):
-        return any(conforms(value, choice) for choice in inside)
+        choices = [_check_of(choice) for choice in inside]
+        return lambda value: any(check(value) for check in choices)
     if origin is dict:
-        return isinstance(value, Mapping) and all(
-            conforms(key, inside[0]) and conforms(item, inside[1]) for key, item in value.items()
+        key_of, item_of = map(_check_of, inside)
+        return lambda value: (
+            isinstance(value, Mapping)
+            and all(key_of(key) and item_of(item) for key, item in value.items())
         )
+    if origin is tuple and inside[-1] is Ellipsis:
+        each = _check_of(inside[0])
+        return lambda value: isinstance(value, list | tuple) and all(map(each, value))
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        hints = [inside[0]] * len(value) if inside[-1] is Ellipsis else list(inside)
-        return len(value) == len(hints) and all(map(conforms, value, hints))
+        checks = [_check_of(part) for part in inside]
+        return lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == len(checks)
+            and all(check(item) for check, item in zip(checks, value, strict=True))
+        )
     wanted = (int, float) if hint is float else hint  # None's hint is NoneType
-    return isinstance(value, wanted) and not isinstance(value, bool)
+    return lambda value: isinstance(value, wanted) and not isinstance(value, bool)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self
 
 import numpy as np
 
 from . import names
-from .document import conforms
+from .document import conforms, field_types
 from .errors import CorruptCache, UsageError
 
 FORMAT = 1
@@ -49,7 +49,7 @@ def _checked(
             f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
             "it was written by another version of phistill, or is damaged."
         )
-    for key, hint in get_type_hints(cls).items():
+    for key, hint in field_types(cls).items():
         if key in record and not conforms(record[key], hint):
             raise CorruptCache(f"{what}: {key} is {record[key]!r:.80}, which is not {hint}.")
     return dict(record)
