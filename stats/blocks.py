@@ -9,6 +9,7 @@ b rows of a block, c width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,25 @@ class BlockSums(NamedTuple):
     """Mean of the block minus pilot, float64."""
     products: Float[np.ndarray, "c c"]
     energies: Float[np.ndarray, " b"]
+    split: bool = False
+    """Whether products has the even channels before the odd ones, as shift() leaves them."""
+
+    @property
+    def squares(self) -> Float[np.ndarray, " c"]:
+        """The diagonal of the products, by channel."""
+        diagonal = np.diagonal(self.products)
+        return _joined(diagonal) if self.split else diagonal
+
+    def add_products_to(self, total: Float[np.ndarray, "c c"]) -> None:
+        """total += products, by channel."""
+        if not self.split:
+            total += self.products
+            return
+        half = len(total) // 2
+        parts = (slice(0, None, 2), slice(0, half)), (slice(1, None, 2), slice(half, None))
+        for rows, from_rows in parts:
+            for columns, from_columns in parts:
+                total[rows, columns] += self.products[from_rows, from_columns]
 
 
 Real = type[np.float32] | type[np.float64]
@@ -67,22 +87,29 @@ class BlockSummer:
         stride = max(1, len(block) // PILOT_VECTORS)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
             pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            centred, mean, energies = self._centre(block, pilot)
+            centred, mean, energies, split = self._centre(block, pilot)
             products = gram(centred, out=self._products[dtype])
             offset: Float[np.ndarray, " c"] = mean.astype(dtype)
             # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
             energies += offset @ offset - 2 * (centred @ offset)
-        return BlockSums(pilot.astype(np.float64), mean, products, np.maximum(energies, 0))
+        return BlockSums(
+            pilot.astype(np.float64),
+            _joined(mean) if split else mean,
+            products,
+            np.maximum(energies, 0),
+            split,
+        )
 
     def _centre(
         self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
-    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"]]:
-        """x - pilot, the mean of that in float64, and the square of each of its rows."""
-        if can_shift(block.dtype, pilot.dtype):
-            sums = self._centre_by(shift, block, pilot)
+    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"], bool]:
+        """x - pilot, the mean of that in float64, and the square of each of its rows; then whether
+        even channels come before odd ones in the first two."""
+        if can_shift(block, pilot.dtype):
+            sums = self._centre_by(shift, block, np.concatenate([pilot[0::2], pilot[1::2]]))
             if _surely_finite(pilot, sums[2]) or np.isfinite(block).all():
-                return sums
-        return self._centre_by(np.copyto, block, pilot)
+                return *sums, True
+        return *self._centre_by(np.copyto, block, pilot), False
 
     def _centre_by(
         self, widen: Widen, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
@@ -121,25 +148,37 @@ def gram(x: Float[np.ndarray, "b c"], *, out: Float[np.ndarray, "c c"]) -> Float
     return np.matmul(x.T, x, out=out)
 
 
-def can_shift(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
-    """Whether shift() may widen these types: float16 to float32, in a thread that reads subnormal
-    float32 as they are. torch and code that gcc made with -ffast-math can set a thread to read 0.
+def can_shift(x: Shaped[np.ndarray, "b c"], target: np.dtype[Any]) -> bool:
+    """Whether shift() may widen x to this type: pairs of float16 to float32, in a thread that reads
+    subnormal float32 as they are. torch and code that gcc made with -ffast-math can set it to 0.
     """
+    pairs = x.dtype == "<f2" and x.flags.c_contiguous and x.shape[-1] % 2 == 0
     subnormals = np.float32(2.0**-136) * np.float32(2.0**112) != 0
-    return bool(subnormals and source == np.float16 and target == np.float32)
+    return bool(pairs and subnormals and target == np.float32 and sys.byteorder == "little")
 
 
 def shift(out: Float32[np.ndarray, "b c"], x: Float16[np.ndarray, "b c"]) -> None:
-    """out[...] = x at half the cost of NumPy's cast; NaN and infinity become numbers >= 65536.
+    """Write x into out, the even channels before the odd ones, at a third of NumPy's cost for a
+    cast; NaN and infinity become numbers >= 65536.
 
-    Moved 13 bits to the left, a finite float16 is a float32 whose exponent is 112 too small.
-    Widening repeats the sign in bits 28 to 30 of the result, where the mask clears it.
+    With its sign left in bit 31 and all else moved 13 bits to the left, a finite float16 is a
+    float32 whose exponent is 112 too small. Two neighbours are moved as one int32: in its upper
+    half for the odd channel, after a shift for the even one; moving back to the right by 3 repeats
+    the sign in bits 28 to 30, and the mask clears those and what is left of the neighbour.
     """
-    bits = out.view(np.int32)
-    np.copyto(bits, x.view(np.int16))
-    np.left_shift(bits, 13, out=bits)
+    pairs, bits = x.view(np.int32), out.view(np.int32)
+    half = pairs.shape[1]
+    even, odd = bits[:, :half], bits[:, half:]
+    np.left_shift(pairs, 16, out=even)
+    np.right_shift(even, 3, out=even)
+    np.right_shift(pairs, 3, out=odd)
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
     np.multiply(out, np.float32(2.0**112), out=out)
+
+
+def _joined(halves: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """By channel, what has the even channels before the odd ones."""
+    return halves.reshape(2, -1).T.reshape(-1)
 
 
 def _surely_finite(pilot: Float32[np.ndarray, " c"], squares: Float32[np.ndarray, " b"]) -> bool:

@@ -169,12 +169,12 @@ class Accumulator:
             sums = self._take(block, np.float32)
             if _left_float32(block, sums):
                 sums = self._take(block, np.float64)
-        if not np.isfinite(np.diagonal(sums.products)).all():
+        if not np.isfinite(sums.squares).all():
             raise DegenerateMoments(_where_not_finite(block))
         self._counts.append(len(block))
         self._means.append(sums.pilot + sums.offset)
         self._offsets.append(sums.offset)
-        self._products += sums.products
+        sums.add_products_to(self._products)
         self._eps = max(self._eps, float(np.finfo(sums.products.dtype).eps))
         self.energies = self.energies + Energies.of(sums.energies)
 
@@ -197,7 +197,7 @@ class Accumulator:
 
 def _left_float32(block: Shaped[np.ndarray, "b c"], sums: BlockSums) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
-    squares = np.diagonal(sums.products)
+    squares = sums.squares
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
     finite = np.isfinite(squares).all() and np.isfinite(sums.energies).all()
     return not finite or bool(np.any(block[:, tiny] != sums.pilot[tiny]))

@@ -99,14 +99,23 @@ def _keys(group: Group) -> list[str]:
 
 
 @lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
-def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
-    """One reader per array and state of the cache: making one reads every commit record."""
+def _opened(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
     return store.open(files).reader(teacher, kind)
+
+
+_opening = threading.Lock()
+
+
+def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
+    """One reader per array and state of the cache: making one reads every commit record, so
+    threads that begin together wait for the first."""
+    with _opening:
+        return _opened(files, teacher, kind, key)
 
 
 def forget_readers() -> None:
     """Close the files that partials were computed from."""
-    _reader.cache_clear()
+    _opened.cache_clear()
 
 
 def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
