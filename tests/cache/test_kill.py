@@ -112,17 +112,19 @@ def test_killed_at_any_time_and_run_again_it_ends_the_same(
 ) -> None:
     assert server.write(tmp_path / "whole")[0] == 0
     digest = Cache(tmp_path / "whole").digest()
-    seconds = sorted(server.write(tmp_path / f"again-{k}")[1] for k in range(5))[2]
     generator = np.random.default_rng(0)
-    killed = 0
-    for trial in range(RANDOM_KILLS):
+    killed = trial = 0
+    while killed < RANDOM_KILLS:
+        assert trial < 10 * RANDOM_KILLS, "the kills come too late"
+        if trial % 10 == 0:  # a run takes longer or shorter as the machine is busy
+            seconds = server.write(tmp_path / f"timed-{trial}")[1]
         path = tmp_path / f"killed-{trial}"
         status, _ = server.write(path, kill_after=float(generator.uniform(0, seconds)))
         killed += status == -signal.SIGKILL
         assert server.write(path)[0] == 0, path.with_suffix(".error").read_text()
         assert Cache(path).digest() == digest
         assert not list(path.rglob("*.partial"))
-    assert killed > RANDOM_KILLS / 2, "the kills came too late to prove anything"
+        trial += 1
     record_property("G1", f"SIGKILL at {killed} random times: same digest, nothing left over")
 
 

@@ -143,10 +143,11 @@ def test_two_teachers_need_two_names(folder: Path, tiny: str, tmp_path: Path) ->
 def test_an_extraction_stopped_half_way_ends_as_an_uninterrupted_one(
     number: signal.Signals, code: int, folder: Path, tiny: str, tmp_path: Path
 ) -> None:
-    whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
+    slow = f"t={tiny}?pause=0.1"  # or the run may be over before the signal comes
+    whole = extract(folder, tmp_path / "whole", [slow], settings=SETTINGS).cache
     target = tmp_path / "stopped"
     command = [sys.executable, "-m", "phistill", "extract", str(folder), "--cache", str(target)]
-    command += ["--teacher", f"t={tiny}", "--pixel-size", "16", "--shard-rows", "8", "--seed", "1"]
+    command += ["--teacher", slow, "--pixel-size", "16", "--shard-rows", "8", "--seed", "1"]
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
@@ -165,7 +166,7 @@ def test_an_extraction_stopped_half_way_ends_as_an_uninterrupted_one(
     if code > 0:
         assert "run the same command again to go on" in said
     assert len(store.open(target).missing_shards("t")) > 0
-    resumed = extract(folder, target, [f"t={tiny}"], settings=SETTINGS)
+    resumed = extract(folder, target, [slow], settings=SETTINGS)
     assert resumed.cache.digest() == whole.digest()
     assert not list(target.rglob("*.partial"))
 
