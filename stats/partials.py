@@ -24,6 +24,9 @@ from .groups import ArraySpec, Group, Piece, sample_tokens
 from .moments import Accumulator
 from .summary import Stored, Summary
 
+READ_BYTES = 64 * 2**20
+"""Most that a thread reads at once, or --tokens-per-image 1 would read thousands of whole rows."""
+
 
 def moments_folder(teacher: str, kind: str) -> str:
     """Where an array's partials and merged moments lie, relative to the cache."""
@@ -122,7 +125,8 @@ def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlo
     """Read the rows of a piece block by block; memory does not depend on the piece."""
     accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
     tokens = int(np.prod(reader.row_shape[:-1]))
-    per_block = max(1, BLOCK_VECTORS // min(tokens, spec.options.tokens_per_image or tokens))
+    taken = min(tokens, spec.options.tokens_per_image or tokens)
+    per_block = max(1, min(BLOCK_VECTORS // taken, READ_BYTES // reader.row_bytes))
     shape = (per_block, *reader.row_shape)
     if (_kept.buffer.shape, _kept.buffer.dtype) != (shape, reader.dtype):
         _kept.buffer = np.empty(shape, reader.dtype)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
+import pytest
 
 from phistill.cache import Cache, TeacherInfo
+from phistill.pipeline.decoding import num_cores
 from phistill.stats import (
     fit_stats,
     load_moments,
     load_row,
+    partials,
 )
 from phistill.stats.groups import PassOptions, plan_array
 from tests.stats.conftest import ARRAYS, CacheFactory
@@ -55,3 +59,20 @@ def test_sampled_tokens_are_a_fair_choice(make_cache: CacheFactory) -> None:
     mean = load_moments(cache, "a", "patches").mean[0]
     # 1,600 draws from 0 .. 63 (std 18.5) have a standard error of 0.46; four of them
     assert abs(mean - 31.5) < 1.85
+
+
+def test_one_token_of_each_image_does_not_bring_all_images_into_memory(
+    make_cache: CacheFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = TeacherInfo(name="a", grid=(16, 16), widths={"patches": 64})  # 32 KiB a row
+    cache = make_cache(num_rows=400, teachers=[teacher], holdout=0.0)
+    monkeypatch.setattr(partials, "READ_BYTES", 2**20)
+    tracemalloc.start()
+    try:
+        fit_stats(cache, tokens_per_image=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert load_row(cache, "a", "patches").num_vectors == 400
+    # 12.5 MiB of features; a block of 1 MiB for each thread, and what a fit of width 64 takes
+    assert peak < 1.5 * 2**20 * (num_cores() + 1)
