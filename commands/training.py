@@ -26,7 +26,7 @@ from .arguments import (
 @click.option("--max-images", type=int, help="Training images taken; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
 @click.option(
-    "--trim", type=float, default=0.0, help="Leave out this share of tokens, the farthest."
+    "--trim", type=float, default=0.0, help="Leave out up to this share of tokens, the farthest."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device: cuda.")
 @click.option("--workers", type=int, help="Processes; a thread per core by default.")

@@ -75,9 +75,9 @@ class FeatureFiles:
     def teachers(self) -> dict[str, list[str]]:
         """Kinds by teacher."""
         found: dict[str, list[str]] = {}
-        for name, kind in self.arrays:
-            if name != names.PIXELS:
-                found.setdefault(name, []).append(kind)
+        for field in self.arrays:
+            if field != PIXELS:
+                found.setdefault(field[0], []).append(field[1])
         return found
 
 

@@ -100,6 +100,8 @@ def _teachers(
     found: FeatureFiles, source: str, grids: Mapping[str, tuple[int, int]]
 ) -> list[TeacherInfo]:
     """What each teacher is: shapes from the arrays, identity from what is stated."""
+    if not found.teachers:
+        raise UsageError(f"{found.path} holds pixels alone; a teacher's features are NAME.patches.")
     if unknown := sorted(set(grids) - set(found.teachers)):
         raise UsageError(
             f"--grid names {unknown[0]!r}; the features are of {', '.join(found.teachers)}."
@@ -275,6 +277,7 @@ class _Import:
 
     def run(self, teachers: Sequence[str], images: Source | None) -> None:
         """Pixels first, because they say what the images are; then each teacher."""
+        self._budget.check()
         cache = self._cache
         owners = [owner for owner in cache.owners if owner == names.PIXELS or owner in teachers]
         missing = {owner: cache.missing_shards(owner) for owner in owners}

@@ -42,17 +42,21 @@ class RejectBudget:
         return len(self._reasons)
 
     def spend(self, record: CommitRecord) -> None:
-        """Count again after a shard with rejects, those of other workers too; TooManyRejects when
-        there are more than allowed."""
+        """Count again after a shard with rejects, those of other workers too; errors as check."""
         if record.reasons:
             self._reasons = _reasons(self._cache)
-        if record.reasons and self.num_rejects > self._allowed:
+            self.check()
+
+    def check(self) -> None:
+        """TooManyRejects when there are more than allowed, whichever run met them: a queue that
+        repeats the command must not turn a refusal into a success."""
+        if self.num_rejects > self._allowed:
             common = Counter(self._reasons.values()).most_common(3)
             listed = "; ".join(f"{reason} ({count})" for reason, count in common)
             raise TooManyRejects(
                 f"{self.num_rejects} of {self._total} rows were rejected, more than the allowed "
-                f"{self._allowed:.0f}: {listed}. Mend them, or allow more "
-                "with --max-reject-frac; the work so far is kept."
+                f"{self._allowed:.0f}: {listed}. Allow more with --max-reject-frac; the work so "
+                "far is kept. Or mend them and begin a new cache: a rejected row stays rejected."
             )
 
 

@@ -89,6 +89,7 @@ class ShardPass:
 
     def run(self) -> None:
         """Decode, run, write: stages that overlap."""
+        self._budget.check()
         shards = sorted(set().union(*self._missing.values()))
         if not shards:
             return

@@ -22,9 +22,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..cache import Cache, publish
+from ..cache.errors import UsageError
 from .fit import fitted
 from .normalizer import Normalizer
 
@@ -56,7 +58,20 @@ def export_normalizer(
     method: str = "phi-s",
     **options: float,
 ) -> Normalizer:
-    """Write one array's normalizer to the file `out`; returns it. Errors as stats.fitted."""
+    """Write one array's normalizer to the file `out`; returns it. Errors as stats.fitted.
+
+    An earlier export is replaced; UsageError when `out` is any other file.
+    """
+    if out.is_file() and not _is_export(out):
+        raise UsageError(f"{out} exists and is no exported normalizer. Choose another path.")
     normalizer = fitted(cache, teacher, kind, method, **options)
     publish.publish_bytes(out, export_bytes(normalizer, teacher=teacher, kind=kind))
     return normalizer
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with safe_open(path, "numpy") as file:
+            return "formula" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False

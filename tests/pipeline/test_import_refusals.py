@@ -39,6 +39,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no patches": ({"t__summary": normal(40, 3)}, {}, "has summary and no patches"),
     "no source": ({"t__patches": normal(40, 4, 3)}, {"source": ""}, "--source"),
     "bad name": ({"patches": normal(40, 4, 3)}, {}, "is not named NAME.KIND.npy"),
+    "a teacher named pixels": ({"pixels__patches": normal(40, 4, 3)}, {}, "and not 'pixels'"),
+    "pixels alone": ({"pixels": normal(40, 8, 8, 3)}, {}, "holds pixels alone"),
     "nothing": ({}, {}, "must hold npy files"),
     "pixels": (
         {"t__patches": normal(40, 4, 3), "pixels": normal(40, 8, 8, 3)},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import MissingMoments
+from phistill.cache.errors import MissingMoments, UsageError
 from phistill.stats import export as export_module
 from phistill.stats import fit_stats, fitted
 from phistill.stats.export import export_normalizer
@@ -53,6 +53,18 @@ def test_the_documented_lines_load_and_apply_it(
         # float32 against float64 matrices
         assert np.allclose(arrays["y"], fitted(cache, "b", "patches").transform(x), atol=1e-5)
         assert np.allclose(arrays["x"], x, atol=1e-5)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(cache: Cache, tmp_path: Path) -> None:
+    fit_stats(cache)
+    out = tmp_path / "n.safetensors"
+    export_normalizer(cache, "b", out)
+    export_normalizer(cache, "b", out, method="standardize")
+    for taken in (cache.path / "zarr.json", *cache.path.rglob("normalizer.safetensors")):
+        before = taken.read_bytes()
+        with pytest.raises(UsageError, match="is no exported normalizer"):
+            export_normalizer(cache, "b", taken)
+        assert taken.read_bytes() == before
 
 
 def test_nothing_is_exported_before_statistics_exist(
