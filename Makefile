@@ -21,7 +21,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # The full sizes of the kill, fault and fuzz tests, without a network, and a table of what passed;
-# about an hour on two cores. The table in docs/guarantees.md is its output.
+# a quarter of an hour on two quiet cores. The table in docs/guarantees.md is its output.
 torture: setup
 	OMP_NUM_THREADS=1 PHISTILL_FULL=1 tests/without_network.sh $(BIN)/python -m pytest -n auto --timeout 0
 
