@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,13 @@ import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.index import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
+
+
+def pytest_configure() -> None:
+    """A job in a shell's background is started with Ctrl-C ignored, and so would be every run that
+    the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def small_index(num_rows: int) -> pa.Table:
