@@ -21,7 +21,7 @@ BLOCK_VECTORS = 8192
 short enough that a float32 block of width 1024 is 32 MiB and its rounding stays near 1e-7."""
 
 PILOT_VECTORS = 64
-"""Rows whose mean is the pilot; any pilot within some standard deviations of the mean will do."""
+"""Rows that a pilot comes from, about."""
 
 TILE_VALUES = 2**17
 """Values of one tile: 512 KiB of float32, a part of any core's second-level cache."""
@@ -34,31 +34,12 @@ entry, and at widths such as 1024 all entries of a column would share a few line
 class BlockSums(NamedTuple):
     """What one block contributes, products and energies in the type they were taken in."""
 
-    pilot: Float[np.ndarray, " c"]
-    """What the block was centred on, float64."""
     offset: Float[np.ndarray, " c"]
-    """Mean of the block minus pilot, float64."""
+    """Mean of the block minus the pilot, float64."""
     products: Float[np.ndarray, "c c"]
+    """Of the block minus the pilot with itself."""
     energies: Float[np.ndarray, " b"]
-    split: bool = False
-    """Whether products has the even channels before the odd ones, as shift() leaves them."""
-
-    @property
-    def squares(self) -> Float[np.ndarray, " c"]:
-        """The diagonal of the products, by channel."""
-        diagonal = np.diagonal(self.products)
-        return _joined(diagonal) if self.split else diagonal
-
-    def add_products_to(self, total: Float[np.ndarray, "c c"]) -> None:
-        """total += products, by channel."""
-        if not self.split:
-            total += self.products
-            return
-        half = len(total) // 2
-        parts = (slice(0, None, 2), slice(0, half)), (slice(1, None, 2), slice(half, None))
-        for rows, from_rows in parts:
-            for columns, from_columns in parts:
-                total[rows, columns] += self.products[from_rows, from_columns]
+    """Squared distances to the mean of the block."""
 
 
 Real = type[np.float32] | type[np.float64]
@@ -66,8 +47,32 @@ Real = type[np.float32] | type[np.float64]
 Widen = Callable[[Shaped[np.ndarray, "b c"], Shaped[np.ndarray, "b c"]], None]
 """Writes its second argument into its first, of a wider type."""
 
-TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Real], BlockSums]
-"""Sums of one block (b, c), its products taken in the given type."""
+TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Float[np.ndarray, " c"], Real], BlockSums]
+"""Sums of one block (b, c) about a pilot (c,), its products taken in the given type."""
+
+
+class Pilot(NamedTuple):
+    """What blocks are centred on, float64: any value will do that is not far from their mean."""
+
+    mean: Float[np.ndarray, " c"]
+    """Of a few rows, rounded to what float32 holds too."""
+    std: Float[np.ndarray, " c"]
+    """Of the same rows."""
+
+    @classmethod
+    def of(cls, block: Shaped[np.ndarray, "b c"]) -> Pilot:
+        """From rows that are spread over a block."""
+        with np.errstate(over="ignore", invalid="ignore"):  # Accumulator looks at the sums
+            rows = block[:: max(1, len(block) // PILOT_VECTORS)].astype(np.float64)
+            mean = np.matmul(np.full(len(rows), 1 / len(rows)), rows)
+            rows -= mean
+            variance = np.einsum("rc,rc->c", rows, rows) / len(rows)
+            rounded = mean.astype(np.float32).astype(np.float64)
+        return cls(np.where(np.isfinite(rounded), rounded, mean), np.sqrt(variance))
+
+    def near(self, other: Pilot) -> bool:
+        """Whether no channel's means lie further apart than their standard deviations, added."""
+        return bool(np.all(np.abs(self.mean - other.mean) <= self.std + other.std))
 
 
 class BlockSummer:
@@ -82,34 +87,27 @@ class BlockSummer:
         self._products: dict[Real, Shaped[np.ndarray, "c c"]] = {}
         self._centred: dict[Real, Shaped[np.ndarray, "b c"]] = {}
 
-    def __call__(self, block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
-        """Centre on a pilot, and sum: pilot and offset in float64, the rest in dtype."""
-        stride = max(1, len(block) // PILOT_VECTORS)
+    def __call__(
+        self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"], dtype: Real
+    ) -> BlockSums:
+        """Centre on the pilot, and sum: the offset in float64, the rest in dtype."""
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
-            pilot = np.asarray(np.mean(block[::stride], axis=0, dtype=np.float64)).astype(dtype)
-            centred, mean, energies, split = self._centre(block, pilot)
+            centred, mean, energies = self._centre(block, pilot.astype(dtype))
             products = gram(centred, out=self._products[dtype])
             offset: Float[np.ndarray, " c"] = mean.astype(dtype)
             # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
             energies += offset @ offset - 2 * (centred @ offset)
-        return BlockSums(
-            pilot.astype(np.float64),
-            _joined(mean) if split else mean,
-            products,
-            np.maximum(energies, 0),
-            split,
-        )
+        return BlockSums(mean, products, np.maximum(energies, 0))
 
     def _centre(
         self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
-    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"], bool]:
-        """x - pilot, the mean of that in float64, and the square of each of its rows; then whether
-        even channels come before odd ones in the first two."""
+    ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"]]:
+        """x - pilot, the mean of that in float64, and the square of each of its rows."""
         if can_shift(block, pilot.dtype):
-            sums = self._centre_by(shift, block, np.concatenate([pilot[0::2], pilot[1::2]]))
+            sums = self._centre_by(shift, block, pilot)
             if _surely_finite(pilot, sums[2]) or np.isfinite(block).all():
-                return *sums, True
-        return *self._centre_by(np.copyto, block, pilot), False
+                return sums
+        return self._centre_by(np.copyto, block, pilot)
 
     def _centre_by(
         self, widen: Widen, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
@@ -149,36 +147,26 @@ def gram(x: Float[np.ndarray, "b c"], *, out: Float[np.ndarray, "c c"]) -> Float
 
 
 def can_shift(x: Shaped[np.ndarray, "b c"], target: np.dtype[Any]) -> bool:
-    """Whether shift() may widen x to this type: pairs of float16 to float32, in a thread that reads
+    """Whether shift() may widen x to this type: float16 to float32, in a thread that reads
     subnormal float32 as they are. torch and code that gcc made with -ffast-math can set it to 0.
     """
-    pairs = x.dtype == "<f2" and x.flags.c_contiguous and x.shape[-1] % 2 == 0
-    subnormals = np.float32(2.0**-136) * np.float32(2.0**112) != 0
-    return bool(pairs and subnormals and target == np.float32 and sys.byteorder == "little")
+    halves = x.dtype == "<f2" and target == np.float32 and sys.byteorder == "little"
+    return bool(halves and np.float32(2.0**-136) * np.float32(2.0**112) != 0)
 
 
 def shift(out: Float32[np.ndarray, "b c"], x: Float16[np.ndarray, "b c"]) -> None:
-    """Write x into out, the even channels before the odd ones, at a third of NumPy's cost for a
-    cast; NaN and infinity become numbers >= 65536.
+    """Write x into out at a third of NumPy's cost for a cast; NaN and infinity become numbers
+    >= 65536.
 
     With its sign left in bit 31 and all else moved 13 bits to the left, a finite float16 is a
-    float32 whose exponent is 112 too small. Two neighbours are moved as one int32: in its upper
-    half for the odd channel, after a shift for the even one; moving back to the right by 3 repeats
-    the sign in bits 28 to 30, and the mask clears those and what is left of the neighbour.
+    float32 whose exponent is 112 too small. Widened as an integer, it repeats its sign in bits 28
+    to 30 after that move, and the mask clears those.
     """
-    pairs, bits = x.view(np.int32), out.view(np.int32)
-    half = pairs.shape[1]
-    even, odd = bits[:, :half], bits[:, half:]
-    np.left_shift(pairs, 16, out=even)
-    np.right_shift(even, 3, out=even)
-    np.right_shift(pairs, 3, out=odd)
-    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+    bits = out.view(np.int32)
+    np.copyto(bits, x.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
     np.multiply(out, np.float32(2.0**112), out=out)
-
-
-def _joined(halves: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
-    """By channel, what has the even channels before the odd ones."""
-    return halves.reshape(2, -1).T.reshape(-1)
 
 
 def _surely_finite(pilot: Float32[np.ndarray, " c"], squares: Float32[np.ndarray, " b"]) -> bool:

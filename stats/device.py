@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from ..cache.errors import UsageError
-from .blocks import PILOT_VECTORS, BlockSums, Real, TakeBlock
+from .blocks import BlockSums, Real, TakeBlock
 
 
 @lru_cache(maxsize=4)
@@ -29,20 +29,19 @@ def torch_sums(device: str) -> TakeBlock:
             "float64, such as cuda."
         ) from error
 
-    def take(block: Shaped[np.ndarray, "b c"], dtype: Real) -> BlockSums:
+    def take(
+        block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"], dtype: Real
+    ) -> BlockSums:
         # For the process, and every time: TF32 or bfloat16 products, which others may have asked
         # for since, would leave three digits.
         torch.set_float32_matmul_precision("highest")
         kind = torch.float32 if dtype is np.float32 else torch.float64
         x = torch.from_numpy(np.ascontiguousarray(block)).to(place)
-        stride = max(1, len(block) // PILOT_VECTORS)
-        pilot = x[::stride].double().mean(dim=0).to(kind)
-        centred = x.to(kind) - pilot
+        centred = x.to(kind) - torch.from_numpy(pilot).to(place, kind)
         offset = centred.sum(dim=0, dtype=torch.float64) / len(block)
         products = centred.T @ centred
         energies = (centred - offset.to(kind)).square().sum(dim=1)
         return BlockSums(
-            pilot.double().cpu().numpy(),
             offset.cpu().numpy(),
             ((products + products.T) / 2).cpu().numpy(),  # symmetric to the bit, as SYRK is
             energies.cpu().numpy(),

@@ -37,7 +37,7 @@ from .groups import (
 )
 from .moments import Moments
 from .normalizer import Normalizer
-from .partials import forget_readers, moments_folder
+from .partials import lending, moments_folder
 from .row import StatsRow, convergence, effective_rank
 from .schedule import ProgressCallback, run
 from .summary import Stored, Summary, moments_digest
@@ -87,15 +87,13 @@ def fit_stats(
                 cache.files.delete(finding.path)
         done = {array: _current_row(cache, *array, _for_kind(array, options)) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
-        try:
+        with lending(cache):
             plain = replace(options, trim=0.0)
             first = [_plan(cache, *array, plain) for array in missing]
             rows = where(first, finish)
             if trim:
                 second = [_trimmed(cache, *array, options) for array in missing if _trims(array)]
                 rows += where(second, finish)
-        finally:
-            forget_readers()
     fresh = {(row.teacher, row.kind): row for row in rows}
     return [row if (row := done[array]) is not None else fresh[array] for array in arrays]
 

@@ -1,14 +1,15 @@
 """Count, mean and scatter of feature vectors: sums that merge exactly.
 
-Vectors come in blocks. A block is centred on a pilot, the mean of a few of its own rows, before
-its second moments are taken, because the product of uncentred float32 features loses everything
-when the mean is large. Block products are float32 (or float64 when exact), sums over blocks are
-float64. With m_k the mean of block k, d_k its distance from the pilot and m the total mean,
+Vectors come in blocks. A block is centred on a pilot, the mean of a few rows, before its second
+moments are taken, because the product of uncentred float32 features loses everything when the mean
+is large. Block products are float32 (or float64 when exact), sums over blocks are float64. Blocks
+share the pilot of the first of them for as long as their own would lie near it; then the next run
+begins. With m_k the mean of run k, n_k its vectors, d_k = m_k - pilot_k, and m the total mean,
 
-    scatter = sum_k P_k - sum_k n_k d_k d_k^T + sum_k n_k (m_k - m)(m_k - m)^T
+    scatter = sum_k (P_k - n_k d_k d_k^T) + sum_k n_k (m_k - m)(m_k - m)^T
 
-where P_k = sum (x - pilot_k)(x - pilot_k)^T: no pilot has to be good, and none is shared, so a
-block gives the same numbers wherever and whenever it is processed.
+where P_k = sum (x - pilot_k)(x - pilot_k)^T: no pilot has to be good, and none goes further than
+from block to block of one Accumulator.
 
 n vectors, c width, b rows of a block.
 """
@@ -24,7 +25,7 @@ from jaxtyping import Float, Shaped
 
 from ..cache.errors import DegenerateMoments, UsageError
 from .blas import one_blas_thread
-from .blocks import BLOCK_VECTORS, BlockSummer, BlockSums, TakeBlock, gram, padded
+from .blocks import BLOCK_VECTORS, BlockSummer, BlockSums, Pilot, TakeBlock
 from .energies import Energies
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
@@ -148,11 +149,8 @@ class Accumulator:
         self.exact = exact
         self._take: TakeBlock = BlockSummer(width) if take is None else take
         self.energies = Energies.zero()
-        self._counts: list[int] = []
-        self._means: list[Float[np.ndarray, " c"]] = []
-        self._offsets: list[Float[np.ndarray, " c"]] = []
-        self._products = np.zeros((width, width))
-        self._eps = FLOAT64_EPS
+        self._before = Moments.zero(width)
+        self._run: _Run | None = None
 
     def add(self, block: Shaped[np.ndarray, "b c"]) -> None:
         """Add one block of finite vectors of any float or integer type.
@@ -163,44 +161,67 @@ class Accumulator:
             raise UsageError(f"A block of shape {block.shape} must be (b, {self.width}).")
         if len(block) == 0:
             return
-        if self.exact or block.dtype.itemsize > 4:
-            sums = self._take(block, np.float64)
-        else:
-            sums = self._take(block, np.float32)
-            if _left_float32(block, sums):
-                sums = self._take(block, np.float64)
-        if not np.isfinite(sums.squares).all():
-            raise DegenerateMoments(_where_not_finite(block))
-        self._counts.append(len(block))
-        self._means.append(sums.pilot + sums.offset)
-        self._offsets.append(sums.offset)
-        sums.add_products_to(self._products)
-        self._eps = max(self._eps, float(np.finfo(sums.products.dtype).eps))
+        pilot = Pilot.of(block)
+        if self._run is None or not pilot.near(self._run.pilot):
+            self._before = self.moments()
+            self._run = _Run(pilot)
+        sums = self._sums(block, self._run.pilot.mean)
+        self._run.add(len(block), sums)
         self.energies = self.energies + Energies.of(sums.energies)
+
+    def _sums(self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]) -> BlockSums:
+        if not self.exact and block.dtype.itemsize <= 4:
+            sums = self._take(block, pilot, np.float32)
+            if not _left_float32(block, pilot, sums):
+                return sums
+        sums = self._take(block, pilot, np.float64)
+        if not np.isfinite(np.diagonal(sums.products)).all():
+            raise DegenerateMoments(_where_not_finite(block))
+        return sums
 
     def moments(self) -> Moments:
         """Moments of everything added so far."""
-        n = sum(self._counts)
-        if n == 0:
-            return Moments.zero(self.width)
-        counts = np.array(self._counts, dtype=np.float64)[:, None]
-        means = np.stack(self._means)
-        mean = means[0] + np.sum(counts * (means - means[0]), axis=0) / n
-        # Weights go in as square roots: a gram matrix is symmetric to the bit.
-        between = np.sqrt(counts) * (means - mean)
-        offsets = np.sqrt(counts) * np.stack(self._offsets)
-        room = padded(self.width, np.float64)
-        scatter = self._products + gram(between, out=room)
-        scatter -= gram(offsets, out=room)
-        return Moments(n, mean, scatter, self._eps)
+        return self._before if self._run is None else self._before + self._run.moments()
 
 
-def _left_float32(block: Shaped[np.ndarray, "b c"], sums: BlockSums) -> bool:
+class _Run:
+    """Sums of blocks about one pilot."""
+
+    def __init__(self, pilot: Pilot) -> None:
+        self.pilot = pilot
+        self._n = 0
+        self._offsets: Float[np.ndarray, " c"] = np.zeros(len(pilot.mean))
+        self._products: Float[np.ndarray, "c c"] | None = None
+        self._eps = FLOAT64_EPS
+
+    def add(self, n: int, sums: BlockSums) -> None:
+        self._n += n
+        self._offsets += n * sums.offset
+        if self._products is None:
+            self._products = sums.products.astype(np.float64)
+        else:
+            self._products += sums.products
+        self._eps = max(self._eps, float(np.finfo(sums.products.dtype).eps))
+
+    def moments(self) -> Moments:
+        if self._products is None:
+            return Moments.zero(len(self.pilot.mean))
+        offset = self._offsets / self._n
+        # The weight goes in as a square root, or it is not symmetric to the bit.
+        between = np.sqrt(self._n) * offset
+        scatter = np.multiply.outer(between, between)
+        np.subtract(self._products, scatter, out=scatter)
+        return Moments(self._n, self.pilot.mean + offset, scatter, self._eps)
+
+
+def _left_float32(
+    block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"], sums: BlockSums
+) -> bool:
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
-    squares = sums.squares
+    squares = np.diagonal(sums.products)
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
     finite = np.isfinite(squares).all() and np.isfinite(sums.energies).all()
-    return not finite or bool(np.any(block[:, tiny] != sums.pilot[tiny]))
+    return not finite or bool(np.any(block[:, tiny] != pilot[tiny]))
 
 
 def _where_not_finite(block: Shaped[np.ndarray, "b c"]) -> str:

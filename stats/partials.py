@@ -8,6 +8,8 @@ added from left to right, so all three ways give the same bits, wherever the pie
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from .. import cache as store
-from ..cache import ArrayReader
+from ..cache import ArrayReader, Cache
 from ..cache.errors import CorruptCache, DegenerateMoments
 from ..cache.files import Files
 from .blas import one_blas_thread
@@ -101,9 +103,25 @@ def _keys(group: Group) -> list[str]:
     return [piece.key for piece in group.pieces]
 
 
+_lent: dict[Files, Cache] = {}
+
+
+@contextmanager
+def lending(cache: Cache) -> Iterator[None]:
+    """Tasks of this process read through a cache that is open and knows its commit records, of
+    which there may be thousands. At the end the files they opened are closed."""
+    _lent[cache.files] = cache
+    try:
+        yield
+    finally:
+        del _lent[cache.files]
+        _opened.cache_clear()
+
+
 @lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
 def _opened(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
-    return store.open(files).reader(teacher, kind)
+    cache = _lent[files] if files in _lent else store.open(files)
+    return cache.reader(teacher, kind)
 
 
 _opening = threading.Lock()
@@ -114,11 +132,6 @@ def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
     threads that begin together wait for the first."""
     with _opening:
         return _opened(files, teacher, kind, key)
-
-
-def forget_readers() -> None:
-    """Close the files that partials were computed from."""
-    _opened.cache_clear()
 
 
 def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phistill.cache.errors import DegenerateMoments, UsageError
+from phistill.stats.blocks import BLOCK_VECTORS
 from phistill.stats.moments import Accumulator, Moments, merge
 
 DEFAULT_TOLERANCE = 2e-6  # N1: float32 products
@@ -69,6 +70,25 @@ def test_blocks_whose_mean_drifts_keep_their_figure() -> None:
     x = features(40_000, 8, ratio=10.0, std=1.0)
     x = (x + np.linspace(0, 500, len(x), dtype=np.float32)[:, None]).astype(np.float32)
     assert error(Moments.of(x), x) < DEFAULT_TOLERANCE
+
+
+@pytest.mark.parametrize("far", [1.0, 3.0, 300.0, 1e5])
+def test_a_first_block_far_from_the_rest_keeps_its_figure(far: float) -> None:
+    """The others must not be centred on its pilot unless they lie near it."""
+    x = features(4 * BLOCK_VECTORS, 8, ratio=0.0, std=1.0)
+    x[:BLOCK_VECTORS] += np.float32(far)
+    assert error(Moments.of(x), x) < DEFAULT_TOLERANCE
+    assert error(Moments.of(x, exact=True), x) < EXACT_TOLERANCE
+
+
+def test_blocks_of_every_type_can_share_a_pilot() -> None:
+    """A block that leaves float32 is taken again in float64, about the same pilot."""
+    x = features(9_000, 6, ratio=1e4, std=1.0)
+    wide = np.concatenate([x.astype(np.float64), 1e25 * x[:2_000].astype(np.float64)])
+    accumulator = Accumulator(6)
+    for block in (x[:3_000], x[3_000:].astype(np.float64), (1e25 * x[:2_000]).astype(np.float32)):
+        accumulator.add(block)
+    assert error(accumulator.moments(), wide) < DEFAULT_TOLERANCE
 
 
 def test_squares_outside_float32_are_taken_in_float64() -> None:

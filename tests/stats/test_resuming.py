@@ -28,7 +28,7 @@ from phistill.stats import (
     stored_rows,
 )
 from phistill.stats.groups import ArraySpec, Group, PassOptions, plan_array
-from phistill.stats.partials import forget_readers, stored_partial
+from phistill.stats.partials import lending, stored_partial
 from phistill.stats.schedule import partial_task
 from phistill.stats.summary import Summary
 from tests.stats.conftest import ARRAYS, TEACHERS, CacheFactory, copy_of, statistics, vectors
@@ -101,7 +101,8 @@ def test_adding_a_teacher_reads_only_the_new_one(make_cache: CacheFactory) -> No
 
 def summarised(cache: Cache, spec: ArraySpec, group: Group) -> Summary:
     task = partial_task(cache.files, spec, group, "token", lambda *_: None)
-    summary: Summary = task.compute(scheduler="synchronous")
+    with lending(cache):
+        summary: Summary = task.compute(scheduler="synchronous")
     return summary
 
 
@@ -119,7 +120,6 @@ def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None
     for piece in begun.pieces:
         for shard in {int(row) // 16 for row in piece.rows}:
             (cache.path / f"teachers/a/patches/c/{shard}/0/0").unlink()
-    forget_readers()
     assert stored_partial(cache.files, plan.spec, group).num_pieces == len(begun.pieces)
     extended = summarised(cache, plan.spec, group)
     assert extended.moments.scatter.tobytes() == at_once.moments.scatter.tobytes()
