@@ -73,7 +73,7 @@ def drop_removed(
             refuse_other_content(source, found, layout, "Choose another place.")
             return CopyReport(found, 0, 0)
         raise UsageError(f"{files.location} is another cache already. Choose another place.")
-    require_own_place(files)
+    require_own_place(files, source)
     with source.writing(), files.writing():
         return copy_rows(source, files, info, layout, workers=workers, progress=progress)
 

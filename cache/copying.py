@@ -359,8 +359,11 @@ def refuse_other_content(source: Cache, found: Cache, layout: Sequence[Part], cu
     )
 
 
-def require_own_place(files: Files) -> None:
-    """UsageError when a place without a cache holds anything but an unfinished copy."""
+def require_own_place(files: Files, source: Cache) -> None:
+    """UsageError when a place without a cache is no place for a copy of ``source``: inside it, or
+    with anything there but an unfinished copy."""
+    if files.absolute.startswith(source.files.absolute.rstrip("/") + "/"):
+        raise UsageError(f"{files.location} lies inside {source.location}. Choose a path outside.")
     found = files.names_in("")
     if names.COMMITS in found and MARK not in found:
         raise UsageError(

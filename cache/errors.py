@@ -85,5 +85,6 @@ def repair_text(location: str) -> str:
     """What mends a shard of the cache at ``location``."""
     return (
         f"Run `phistill verify {location}` to see what else is damaged, then extract that shard "
-        f"again with `phistill extract IMAGES --cache {location} --repair`."
+        f"again with `phistill extract IMAGES --cache {location} --repair`, or with "
+        "import-features and --repair where it was imported."
     )

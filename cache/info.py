@@ -229,6 +229,11 @@ class TeacherInfo:
         return tuple(kind for kind in names.KINDS if kind in self.widths)
 
     @property
+    def is_imported(self) -> bool:
+        """Whether its features came from elsewhere, so that nobody here can compute them."""
+        return bool(self.identity.get("source") == IMPORTED)
+
+    @property
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 

@@ -103,6 +103,8 @@ def stage(
         segments=(),
         removed=removed if selection.split == "all" else (),
     )
+    if not exists(files):
+        require_own_place(files, source)  # before a lock is left there
     while True:
         try:
             with files.writing():
@@ -184,8 +186,6 @@ def _fill(
 ) -> StageReport:
     if exists(files):
         info = _grown(source, Cache(files), info, layout, selection)
-    else:
-        require_own_place(files)
     report: CopyReport = copy_rows(source, files, info, layout, workers=workers, progress=progress)
     copied = _copy_statistics(source, report.cache) if selection.is_whole else 0
     return StageReport(report.cache, report.num_shards, report.num_bytes, copied)
@@ -205,8 +205,8 @@ def _grown(
     wanted = [(part.start, len(part.rows)) for part in layout]
     if rows != wanted[: len(rows)]:
         raise CacheMismatch(
-            f"{found.location} was staged with {counted(sum(n for _, n in rows), 'row')}, and "
-            f"{sum(n for _, n in wanted):,} of them, or others, are asked for now. {cure}"
+            f"{found.location} holds {counted(sum(n for _, n in rows), 'row')}, and "
+            f"{sum(n for _, n in wanted):,}, or others, are asked for now. {cure}"
         )
     refuse_other_content(source, found, layout, cure)
     kept = {*found.teachers, *info.teachers}

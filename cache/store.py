@@ -27,7 +27,7 @@ from .document import MAX_DOCUMENT_BYTES, RESTORE
 from .errors import CorruptCache, IncompleteCache, UsageError, repair_text
 from .files import Files, LocalFiles, open_files
 from .index import image_id, publish_index, read_index
-from .info import DTYPES, IMPORTED, CacheInfo, Segment, TeacherInfo
+from .info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .reader import ArrayReader
 from .shard import encode_shard, sha256_of
 from .split import Split
@@ -229,7 +229,7 @@ class Cache:
             if missing := len(self.missing_shards(owner)):
                 total = len(self.info.shards())
                 teacher = owner if owner in self.teachers else next(iter(self.teachers), "")
-                imported = teacher and self.teacher(teacher).identity.get("source") == IMPORTED
+                imported = teacher and self.teacher(teacher).is_imported
                 command = "import-features FEATURES" if imported else "extract IMAGES"
                 raise IncompleteCache(
                     f"{self.location} is unfinished: {owner} has {total - missing} of {total} "

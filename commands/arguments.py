@@ -62,7 +62,7 @@ def seconds_of(text: str | None) -> float | None:
 
 
 def names_of(text: str | None) -> list[str] | None:
-    """``a,b`` as a list; None stays None. UsageError for a text without a name.
+    """``a,b`` as a list without repeats; None stays None. UsageError for a text without a name.
 
     An empty text comes from a shell variable that is not set, and must not mean "all".
     """
@@ -73,7 +73,7 @@ def names_of(text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UsageError(f"--teachers {text!r} names no teacher. Leave it out to take all of them.")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def numbers_of(option: str, text: str) -> list[float]:

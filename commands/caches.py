@@ -56,10 +56,9 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
 
     if live is not None and images is None:
         raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
+    opened = store.open(cache)
     with progress_bar("verify") as bar:
-        report = check(
-            store.open(cache), progress=lambda done, total: bar(done, total, bytes_text(total))
-        )
+        report = check(opened, progress=lambda done, total: bar(done, total, bytes_text(total)))
     for finding in report.findings:
         click.echo(str(finding))
     checked = f"{counted(report.num_files, 'file')}, {bytes_text(report.num_bytes)} checked"
@@ -75,8 +74,15 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
         )
     elif report.damaged:
         click.echo(f"{len(report.damaged)} damaged; {checked}.")
-        if not all(finding.statistics for finding in report.damaged):
+        features = {finding.owner for finding in report.damaged if not finding.statistics}
+        imported = {name for name in opened.teachers if opened.teacher(name).is_imported}
+        if features - imported:
             click.echo(f"Mend it with: phistill extract IMAGES --cache {cache} --repair")
+        if features & imported:
+            click.echo(
+                f"Mend {', '.join(sorted(features & imported))} with: phistill import-features "
+                f"FEATURES --cache {cache} --repair"
+            )
         if any(finding.statistics for finding in report.damaged):
             click.echo(f"Mend statistics with: phistill fit-stats {cache} --repair")
     else:
@@ -90,7 +96,6 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
 def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
-    from phistill.cache.info import IMPORTED
     from phistill.pipeline.extract import stored_runner
     from phistill.pipeline.live import compare_live, sample_rows
     from phistill.pipeline.sources import opened
@@ -99,7 +104,7 @@ def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> 
     found, agree = store.open(cache), True
     with opened(images) as source:
         for name in found.teachers:
-            if found.teacher(name).identity.get("source") == IMPORTED:
+            if found.teacher(name).is_imported:
                 click.echo(f"{name}: imported, so there is nothing to run again.")
                 continue
             rows = sample_rows(found, name, num_rows)

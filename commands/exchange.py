@@ -114,6 +114,7 @@ def _has_statistics(cache: Cache) -> bool:
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
 @click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
 @click.option("--max-reject-frac", type=float, help="As of extract.  [default: 0.01]")
+@click.option("--repair", is_flag=True, help="Check every byte; import damaged shards again.")
 def import_features(
     features: Path,
     cache: str,
@@ -123,6 +124,7 @@ def import_features(
     grids: tuple[str, ...],
     views: tuple[str, ...],
     max_reject_frac: float | None,
+    repair: bool,
     **settings: Any,
 ) -> None:
     """Make a cache of features that something else computed.
@@ -152,8 +154,11 @@ def import_features(
             images=images,
             settings=CacheSettings(views=parsed, **settings),
             max_reject_frac=max_reject_frac,
+            repair=repair,
             progress=lambda done, total: bar(done, total, "rows"),
         )
+    if report.num_repaired:
+        click.echo(f"Damaged, and imported again: {counted(report.num_repaired, 'shard')}.")
     if report.num_shards:
         click.echo(f"{cache}: {counted(report.num_shards, 'shard')} written.")
     else:

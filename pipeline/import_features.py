@@ -6,9 +6,7 @@ matched by id; what has no features, or some that cannot be stored, is a reject 
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,27 +15,20 @@ from typing import Any
 import numpy as np
 
 from .. import cache as store
-from ..cache import Cache, ImageFacts, TeacherInfo, names
-from ..cache.errors import CacheMismatch, UsageError
+from ..cache import Cache, TeacherInfo, names
+from ..cache.errors import UsageError
 from ..cache.files import Files, open_files
-from ..cache.info import DTYPES, IMPORTED
+from ..cache.info import IMPORTED
+from ..cache.verify import discard, verify
 from .entries import Entry, split_of
 from .feature_files import PIXELS, FeatureFiles, grid_of, open_features
-from .feature_lines import ImageLines, stored_as
+from .feature_lines import ImageLines
+from .import_pass import ImportPass, ImportProgress
 from .index import build_index
 from .prepare import keep_out_of_the_way
-from .rejects import RejectBudget
-from .runner import choose_device
-from .same_teacher import add_or_require
 from .settings import CacheSettings
-from .shard_pass import PassLimits, ShardPass
 from .sources import Source, opened
 from .views import View
-
-MISSING = "not among the imported features"
-
-ImportProgress = Callable[[int, int], None]
-"""Called with the rows done and the rows there are, over all owners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +41,8 @@ class ImportReport:
     num_rows: int
     num_rejects: int
     """Rows of the cache that an imported teacher has no value for."""
+    num_repaired: int
+    """Shards that were damaged and were imported again."""
 
 
 def import_features(
@@ -62,6 +55,7 @@ def import_features(
     images: Path | str | Source | None = None,
     settings: CacheSettings | None = None,
     max_reject_frac: float | None = None,
+    repair: bool = False,
     progress: ImportProgress | None = None,
 ) -> ImportReport:
     """Make a cache of the features in a folder, or add them to one that has the same images.
@@ -70,8 +64,9 @@ def import_features(
     becomes the teachers' identity; an export of phistill states it itself. ``grids`` gives (h, w)
     by teacher where the shape does not tell. The student's pixels come from ``images``, matched by
     id, or from pixels.npy; without either the cache holds none. A call that was stopped goes on
-    when repeated. Raises UsageError for shapes, dtypes and ids that do not fit, CacheMismatch where
-    the cache holds something else, TooManyRejects beyond ``max_reject_frac``.
+    when repeated; ``repair`` checks every byte first and imports damaged shards again. Raises
+    UsageError for shapes, dtypes and ids that do not fit, CacheMismatch where the cache holds
+    something else, TooManyRejects beyond ``max_reject_frac``.
     """
     found = open_features(Path(features), ids)
     lines = ImageLines(found.table)
@@ -89,11 +84,21 @@ def import_features(
             (settings or CacheSettings()).check(target.info, target.location)
         else:
             target = _create(files, found, lines, teachers, given, settings or CacheSettings())
-        work = _Import(target, found, lines, max_reject_frac, progress)
+        work = ImportPass(target, found, lines, max_reject_frac, progress)
         for teacher in teachers:
             work.add(teacher)
-        work.run([teacher.name for teacher in teachers], given)
-    return ImportReport(target, work.num_shards, target.index().num_rows, work.num_rejects)
+        imported = [teacher.name for teacher in teachers]
+        num_repaired = _discard_damaged(target, imported) if repair else 0
+        work.run(imported, given)
+    num_rows = target.index().num_rows
+    return ImportReport(target, work.num_shards, num_rows, work.num_rejects, num_repaired)
+
+
+def _discard_damaged(cache: Cache, teachers: Sequence[str]) -> int:
+    """Make damaged shards of these teachers missing, and say how many."""
+    found = verify(cache)
+    ours = tuple(finding for finding in found.findings if finding.owner in ("", *teachers))
+    return discard(cache, replace(found, findings=ours))
 
 
 def _teachers(
@@ -241,124 +246,3 @@ def _entries(found: FeatureFiles, lines: ImageLines, images: Source | None) -> l
             )
         )
     return entries
-
-
-class _Import:
-    """One pass over the shards that miss something."""
-
-    def __init__(
-        self,
-        cache: Cache,
-        found: FeatureFiles,
-        lines: ImageLines,
-        max_reject_frac: float | None,
-        progress: ImportProgress | None,
-    ) -> None:
-        self._cache, self._found, self._lines = cache, found, lines
-        self._max_reject_frac, self._progress = max_reject_frac, progress
-        self._budget = RejectBudget(cache, max_reject_frac)
-        self.num_shards = self.num_rejects = 0
-        index: Any = cache.index()
-        self._rows = index["row"].to_numpy()
-        self._ids, self._views = index["id"].to_pylist(), index["view"].to_pylist()
-        known = zip(self._ids, self._views, strict=True)
-        self._position = np.array([lines.line.get(pair, -1) for pair in known], np.int64)
-        if (self._position < 0).all():
-            raise CacheMismatch(
-                f"none of the ids is in {cache.location}, whose ids look like {self._ids[0]!r}; "
-                f"the features have {lines.ids[0]!r}."
-            )
-
-    def add(self, teacher: TeacherInfo) -> None:
-        """Add a teacher; refuse another one under its name."""
-        add_or_require(
-            self._cache, teacher, "Name the files differently, or import into another cache."
-        )
-
-    def run(self, teachers: Sequence[str], images: Source | None) -> None:
-        """Pixels first, because they say what the images are; then each teacher."""
-        self._budget.check()
-        cache = self._cache
-        owners = [owner for owner in cache.owners if owner == names.PIXELS or owner in teachers]
-        missing = {owner: cache.missing_shards(owner) for owner in owners}
-        if missing.get(names.PIXELS):
-            if images is not None:
-                self._decode(images)
-            elif PIXELS in self._found.arrays:
-                for shard in missing[names.PIXELS]:
-                    self._commit(names.PIXELS, (names.PIXELS,), shard)
-            else:
-                raise UsageError(
-                    f"{cache.location} misses pixels of {len(missing[names.PIXELS])} shards. "
-                    "Finish it with --images, or with `phistill extract`."
-                )
-        total = sum(map(len, missing.values())) * cache.info.shard_rows
-        for name in teachers:
-            for shard in missing[name]:
-                self._commit(name, cache.teacher(name).kinds, shard)
-                if self._progress is not None:
-                    self._progress(min(total, self.num_shards * cache.info.shard_rows), total)
-
-    def _decode(self, images: Source) -> None:
-        limits = PassLimits(None, "auto", self._max_reject_frac, None)
-        device = choose_device("cpu")
-        shards = set(self._cache.info.shards())
-        work = ShardPass(self._cache, images, {}, device, limits, None, time.monotonic(), shards)
-        work.run()
-        self.num_shards += work.num_shards
-
-    def _commit(self, owner: str, kinds: Sequence[str], shard: int) -> None:
-        start, stop = self._cache.info.shard_range(shard)
-        first = int(np.searchsorted(self._rows, start))
-        places = slice(first, first + stop - start)
-        positions = self._position[places]
-        reasons = dict.fromkeys(np.flatnonzero(positions < 0).tolist(), MISSING)
-        arrays = {}
-        for kind in kinds:
-            shape = self._cache.shapes(owner)[kind]
-            values = np.zeros((stop - start, *shape), self._found.arrays[owner, kind].dtype)
-            there = np.flatnonzero(positions >= 0)
-            if there.size:
-                read = self._found.arrays[owner, kind].read(positions[there])
-                values[there] = read.reshape(there.size, *shape)
-            arrays[kind], bad = stored_as(values, DTYPES[kind])
-            for slot, why in bad.items():
-                reasons.setdefault(slot, f"{owner}/{kind} {why}")
-        for values in arrays.values():
-            values[list(reasons)] = np.nan if values.dtype.kind == "f" else 0
-        record = self._cache.commit_shard(
-            owner, shard, arrays, images=self._facts(shard), reasons=reasons, environment={}
-        )
-        self.num_shards += 1
-        self.num_rejects += len(reasons)
-        self._budget.spend(record)
-
-    def _facts(self, shard: int) -> ImageFacts:
-        """What the shard's images are: as another owner says, or as the table does."""
-        stated = [self._lines.image(int(self._position[line])) for line in self._shard_lines(shard)]
-        for owner in self._cache.owners:
-            record = self._cache.commits(owner).get(shard)
-            if record is None:
-                continue
-            for slot, (sha256, _, _) in enumerate(stated):
-                known = record.images.sha256[slot]
-                if sha256 is not None and known is not None and sha256 != known:
-                    raise CacheMismatch(
-                        f"row {record.start + slot}: the features are of an image with sha256 "
-                        f"{sha256}, {owner} was extracted from {known}."
-                    )
-            return record.images
-        lines = self._shard_lines(shard)
-        return ImageFacts(
-            sha256=tuple(
-                sha256 or hashlib.sha256(self._ids[line].encode()).hexdigest()
-                for (sha256, _, _), line in zip(stated, lines, strict=True)
-            ),
-            size=tuple(size for _, size, _ in stated),
-            box=tuple(box for _, _, box in stated),
-        )
-
-    def _shard_lines(self, shard: int) -> range:
-        start, stop = self._cache.info.shard_range(shard)
-        first = int(np.searchsorted(self._rows, start))
-        return range(first, first + stop - start)

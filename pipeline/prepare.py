@@ -18,7 +18,6 @@ from .. import cache as store
 from ..cache import Cache, TeacherInfo, growth, names
 from ..cache.errors import LockHeld, OutOfTime, UsageError
 from ..cache.files import Files
-from ..cache.info import IMPORTED
 from ..cache.publish import TEMPORARY_SUFFIX
 from ..cache.verify import discard, verify
 from .add_views import add_views, missing_views
@@ -256,7 +255,7 @@ def build_runners(
     given = {spec.name: spec for spec in specs}
     runners = {}
     for name in teachers:
-        if name not in given and cache.teacher(name).identity.get("source") == IMPORTED:
+        if name not in given and cache.teacher(name).is_imported:
             raise UsageError(
                 f"teacher {name!r} of {cache.location} was imported and cannot be run. Import its "
                 f"features of the rows it misses: phistill import-features FEATURES --cache "

@@ -72,12 +72,18 @@ class CacheSettings:
         for field, value in asked.items():
             found = getattr(info, field)
             if value is not None and value != found:
+                if field == "views":
+                    found, value = (", ".join(map(_view_text, views)) for views in (found, value))
                 option = OPTIONS.get(field, f"--{field.replace('_', '-')}")
                 more = "add further views with --add-views, " if field == "views" else ""
                 raise CacheMismatch(
                     f"{where} was made with {field}={found!r}, but this run asks for {value!r}. "
                     f"Leave {option} out, {more}or extract into another cache."
                 )
+
+
+def _view_text(record: dict[str, Any]) -> str:
+    return str(View.from_dict(record))
 
 
 def default_shard_rows(*, num_rows: int, row_bytes: int) -> int:

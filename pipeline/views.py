@@ -146,6 +146,17 @@ class View:
                 record[entry.name] = list(value) if isinstance(value, tuple) else value
         return record
 
+    def __str__(self) -> str:
+        """As parse() reads it."""
+        options = self.to_dict()
+        kind = str(options.pop("kind"))
+        texts = (
+            ",".join(map(repr, value)) if isinstance(value, list) else str(value)
+            for value in options.values()
+        )
+        query = "&".join(f"{name}={text}" for name, text in zip(options, texts, strict=True))
+        return f"{kind}?{query}" if query else kind
+
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
         values: dict[str, Any] = {

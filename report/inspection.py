@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from ..cache import Cache, CommitRecord
 from ..cache.counting import counted
 from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
 from ..pipeline.licences import UNKNOWN
-from ..stats import load_row
+from ..stats import PassOptions, load_options, load_row
 from .terminal import bytes_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
 """State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""
+
+_USUAL = asdict(PassOptions())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,14 +171,23 @@ def _state(cache: Cache, teacher: str, kind: str) -> dict[str, Any]:
         return {"state": STALE}
     except CorruptCache:
         return {"state": DAMAGED}
-    return {"state": READY, "phi": row.phi, "rows": row.num_rows, "rotation": row.rotation}
+    options = asdict(load_options(cache, teacher, kind))
+    return {
+        "state": READY,
+        "phi": row.phi,
+        "rows": row.num_rows,
+        "rotation": row.rotation,
+        "options": {name: value for name, value in options.items() if value != _USUAL[name]},
+    }
 
 
 def _statistics(kind: str, found: Mapping[str, Any]) -> str:
     if found["state"] != READY:
         return f"{kind}: {found['state']}"
+    taken = "".join(f", {name} {_plain(value)}" for name, value in found["options"].items())
     return (
         f"{kind}: phi {found['phi']:.4g} from {counted(found['rows'], 'row')}, {found['rotation']}"
+        f"{taken}"
     )
 
 

@@ -10,7 +10,8 @@ True
 """
 
 from .export import export_normalizer
-from .fit import fit_stats, fitted, load_moments, load_row, stored_rows
+from .fit import fit_stats, fitted, load_moments, load_options, load_row, stored_rows
+from .groups import PassOptions
 from .moments import Moments
 from .normalizer import METHODS, Normalizer
 from .row import StatsRow
@@ -21,11 +22,13 @@ __all__ = [
     "FitProgress",
     "Moments",
     "Normalizer",
+    "PassOptions",
     "StatsRow",
     "export_normalizer",
     "fit_stats",
     "fitted",
     "load_moments",
+    "load_options",
     "load_row",
     "stored_rows",
 ]

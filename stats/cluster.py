@@ -22,6 +22,11 @@ def connected(scheduler: str) -> Iterator[Any]:
             f"scheduler={scheduler!r} needs dask.distributed. Install phistill[distributed]."
         ) from error
     api: Any = distributed
+    if not scheduler.endswith(".json") and ":" not in scheduler:
+        raise UsageError(
+            f"scheduler={scheduler!r} is neither an address such as tcp://host:8786 nor the .json "
+            "file of a scheduler."
+        )
     where = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
     try:
         client = api.Client(**where, set_as_default=False)

@@ -19,6 +19,7 @@ conditions any encoder's output, a vision-language model's say, and needs ten li
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from .normalizer import Normalizer
 
 
 def export_bytes(normalizer: Normalizer, *, teacher: str = "", kind: str = "") -> bytes:
-    """The file as bytes; the metadata says what it was fitted to."""
+    """The file as bytes, always the same ones; the metadata says what it was fitted to."""
     arrays = {
         "mean": normalizer.mean,
         "W": normalizer.forward,
@@ -46,7 +47,17 @@ def export_bytes(normalizer: Normalizer, *, teacher: str = "", kind: str = "") -
         "formula": "y = W (x - mean); x = Theta y + mean",
     }
     tensors = {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in arrays.items()}
-    return save(tensors, metadata=metadata)
+    return _in_order(save(tensors, metadata=metadata))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted, which safetensors writes in random order."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def export_normalizer(

@@ -8,7 +8,7 @@ is refused by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -67,7 +67,7 @@ def fit_stats(
     is cpu (NumPy) or a torch device for the products. workers and scheduler say where it runs; see
     schedule.run. repair reads every stored file first and makes damaged ones again. Raises
     IncompleteCache while shards are missing, DegenerateMoments naming teacher and shard for NaN or
-    features without spread.
+    features without spread; what was stored before is then left as it was.
     """
     options = PassOptions(
         exact=exact,
@@ -80,7 +80,9 @@ def fit_stats(
     chosen = cache.teachers if teachers is None else tuple(teachers)
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.require_complete(chosen)
-    where = partial(run, cache.files, workers=workers, scheduler=scheduler, progress=progress)
+    where = partial(
+        run, cache.files, finish=finish, workers=workers, scheduler=scheduler, progress=progress
+    )
     with cache.writing():
         if repair:
             for finding in damaged_statistics(cache, chosen):
@@ -89,13 +91,17 @@ def fit_stats(
         missing = [array for array in arrays if done[array] is None]
         with lending(cache):
             plain = replace(options, trim=0.0)
-            first = [_plan(cache, *array, plain) for array in missing]
-            rows = where(first, finish)
+            passed = where([_plan(cache, *array, plain) for array in missing])
+            made = dict(zip(missing, passed, strict=True))
             if trim:
-                second = [_trimmed(cache, *array, options) for array in missing if _trims(array)]
-                rows += where(second, finish)
-    fresh = {(row.teacher, row.kind): row for row in rows}
-    return [row if (row := done[array]) is not None else fresh[array] for array in arrays]
+                again = [array for array in missing if _trims(array)]
+                plans = [_trimmed(cache, *array, options, made[array]) for array in again]
+                made |= zip(again, where(plans), strict=True)
+        # All of them or none: statistics that lie side by side were taken with the same options.
+        for array, fit in made.items():
+            cache.write_small(normalizer_path(*array), fit.normalizer)
+            cache.write_small(merged_path(*array), fit.moments)
+    return [done[array] or made[array].row for array in arrays]
 
 
 def _trims(array: tuple[str, str]) -> bool:
@@ -106,9 +112,11 @@ def _for_kind(array: tuple[str, str], options: PassOptions) -> PassOptions:
     return options if _trims(array) else replace(options, trim=0.0)
 
 
-def _trimmed(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
-    """The second pass over an array whose first is stored: without its farthest tokens."""
-    summary = _load(cache, teacher, kind).summary
+def _trimmed(
+    cache: Cache, teacher: str, kind: str, options: PassOptions, first: Fitted
+) -> ArrayPlan:
+    """The second pass over an array: without the tokens that were farthest in the first."""
+    summary = Stored.from_bytes(first.moments, f"the first pass over {teacher} {kind}").summary
     limit = summary.energies.limit(options.trim)
     return plan_array(cache, teacher, kind, options, Trim(summary.moments.mean, limit))
 
@@ -123,24 +131,31 @@ def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayP
     return plan
 
 
-def finish(files: Files, spec: ArraySpec, summary: Summary) -> StatsRow:
-    """Fit PHI-S, describe the array, and publish the normalizer and then the merged moments."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Fitted:
+    """What is stored of one array, and the row that describes it."""
+
+    row: StatsRow
+    normalizer: bytes
+    """The file of the PHI-S normalizer."""
+    moments: bytes
+    """The file of the merged moments."""
+
+
+def finish(files: Files, spec: ArraySpec, summary: Summary) -> Fitted:
+    """Fit PHI-S and describe the array. Nothing is stored yet."""
     moments = summary.moments
-    digest = moments_digest(moments)
     cache = store.open(files)
     try:
-        fitted = Normalizer.fit(moments, method="phi-s", moments_digest=digest)
+        fitted = Normalizer.fit(moments, method="phi-s", moments_digest=moments_digest(moments))
     except DegenerateMoments as error:
         shards = sorted(cache.commits(spec.teacher))
         where = f"teacher {spec.teacher}, {spec.kind}, shards {shards[0]} to {shards[-1]}"
         raise DegenerateMoments(f"{where}: {error}") from error
     with one_blas_thread():
         row = _describe(cache, spec, summary, fitted)
-    cache.write_small(normalizer_path(spec.teacher, spec.kind), fitted.to_bytes())
     facts = {"key": spec.key, "options": asdict(spec.options), "row": row.to_dict()}
-    stored = Stored(summary, facts)
-    cache.write_small(merged_path(spec.teacher, spec.kind), stored.to_bytes())
-    return row
+    return Fitted(row, fitted.to_bytes(), Stored(summary, facts).to_bytes())
 
 
 def _describe(cache: Cache, spec: ArraySpec, summary: Summary, fitted: Normalizer) -> StatsRow:

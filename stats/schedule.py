@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import dask.callbacks
 import dask.multiprocessing
@@ -26,13 +26,14 @@ from .blas import one_blas_thread
 from .cluster import connected, finished
 from .groups import ArrayPlan, ArraySpec, Group
 from .partials import Partial, extended, piece_summary, publish_partial, stored_partial
-from .row import StatsRow
 from .summary import Summary
 
 _dask: Any = dask
 """dask without its partial annotations, which stop at every call."""
 
-Finish = Callable[[Files, ArraySpec, Summary], StatsRow]
+Result = TypeVar("Result")
+
+Finish = Callable[[Files, ArraySpec, Summary], Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,12 @@ ProgressCallback = Callable[[FitProgress], None]
 def run(
     files: Files,
     plans: Sequence[ArrayPlan],
-    finish: Finish,
     *,
+    finish: Finish[Result],
     workers: int | None,
     scheduler: str | None,
     progress: ProgressCallback | None,
-) -> list[StatsRow]:
+) -> list[Result]:
     """Compute every array's summary and hand it to `finish`, which runs as a task too.
 
     workers=None uses threads of this process, workers=N that many processes, scheduler an address
@@ -108,8 +109,8 @@ class _Meter:
             self._progress(FitProgress(array, self._done, self._total))
 
 
-def _array_graph(files: Files, plan: ArrayPlan, finish: Finish, meter: _Meter) -> Any:
-    """The delayed StatsRow of one array."""
+def _array_graph(files: Files, plan: ArrayPlan, finish: Finish[Any], meter: _Meter) -> Any:
+    """What is made of one array, delayed."""
     spec = plan.spec
     # A name that never repeats: a cluster would otherwise hand out results of an earlier run.
     token = uuid.uuid4().hex
@@ -170,9 +171,9 @@ def _extend(prefix: Summary, block: Summary) -> Summary:
     return prefix.sketched() + block
 
 
-def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[StatsRow]:
+def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[Any]:
     with connected(address) as client:
-        rows = client.compute(results)
-        for future in finished(client, [*client.compute(meter.tasks), *rows]):
+        made = client.compute(results)
+        for future in finished(client, [*client.compute(meter.tasks), *made]):
             meter.finished(future.key)
-        return list(client.gather(rows))
+        return list(client.gather(made))

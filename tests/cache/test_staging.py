@@ -184,7 +184,7 @@ def test_a_place_that_holds_something_else_is_refused(
     with pytest.raises(CacheMismatch, match="teacher 'b' is not in the latter"):
         stage(same_name, source.path)
     stage(source, tmp_path / "few", Selection(num_rows=20))
-    with pytest.raises(CacheMismatch, match="staged with 20 rows"):
+    with pytest.raises(CacheMismatch, match="holds 20 rows, and 60, or others, are asked"):
         stage(source, tmp_path / "few")
     for number, chosen in enumerate(
         (Selection(), Selection(num_rows=20), Selection(split="train"))
@@ -198,6 +198,13 @@ def test_a_place_that_holds_something_else_is_refused(
         assert store.open(tmp_path / f"rivals-{number}").digest() == before
     with pytest.raises(UsageError, match="is the cache itself"):
         stage(source, source.path)
+    with pytest.raises(UsageError, match="lies inside"):
+        stage(source, source.path / "teachers" / "copy")
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"other things \(thesis.tex"):
+        stage(source, tmp_path / "things")
+    assert [path.name for path in (tmp_path / "things").iterdir()] == ["thesis.tex"]
     with pytest.raises(UsageError, match="no teacher 'c'"):
         stage(source, tmp_path / "dest", Selection(teachers=("c",)))
     source.forget_shard("b", 0)

@@ -125,6 +125,11 @@ def test_a_center_crop_keeps_proportions(folder: Path, tiny: str, tmp_path: Path
         for size, box in zip(record.images.size, record.images.box, strict=True):
             if size is not None and box is not None:
                 assert box[2] - box[0] == box[3] - box[1] == min(size)
+    other = CacheSettings(views=(View("resize"), View("center-crop", flip="yes")))
+    with pytest.raises(
+        CacheMismatch, match=r"views='center-crop', .*'resize, center-crop\?flip=yes'"
+    ):
+        extract(folder, tmp_path / "c", settings=other)
 
 
 def test_a_second_writer_is_refused_naming_the_first(

@@ -75,6 +75,35 @@ def test_a_further_teacher_is_added_by_id_to_a_cache_that_was_extracted(
         import_features(feats, tmp_path / "c", source="another")
 
 
+def test_other_values_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    """Features computed anew with the same words about them: the cache must not pass for them."""
+    values = normal(40, 4, 3)
+    folder = write(tmp_path / "feats", t__patches=values)
+    settings = CacheSettings(shard_rows=16)
+    cache = import_features(folder, tmp_path / "c", source="s", settings=settings).cache
+    write(tmp_path / "feats", t__patches=values + 1)
+    with pytest.raises(CacheMismatch, match=r"other patches of t .*remove-teacher"):
+        import_features(folder, tmp_path / "c", source="s")
+    cache.forget_shard("t", 1)
+    with pytest.raises(CacheMismatch, match="other patches of t"):
+        import_features(folder, tmp_path / "c", source="s")
+    assert cache.missing_shards("t") == [1], "a cache of both would be neither"
+
+
+def test_damaged_shards_are_imported_again(tmp_path: Path) -> None:
+    folder = write(tmp_path / "feats", t__patches=normal(40, 4, 3), u__patches=normal(40, 4, 3))
+    settings = CacheSettings(shard_rows=16)
+    cache = import_features(folder, tmp_path / "c", source="s", settings=settings).cache
+    whole = {path: path.read_bytes() for path in (tmp_path / "c").rglob("c/*/0/0")}
+    for path in list(whole)[:2]:
+        path.write_bytes(b"\0" + whole[path][1:])
+    report = import_features(folder, tmp_path / "c", source="s", repair=True)
+    assert (report.num_repaired, report.num_shards) == (2, 2)
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert verify(store.open(cache.path)).findings == ()
+    assert import_features(folder, tmp_path / "c", source="s", repair=True).num_repaired == 0
+
+
 def test_images_give_the_pixels_and_the_hashes(folder: Path, tmp_path: Path) -> None:
     ids = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*g"))
     feats = tmp_path / "feats"

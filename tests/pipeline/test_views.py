@@ -89,10 +89,11 @@ def test_the_fixed_views_depend_on_the_size_alone(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["resize", "center-crop?flip=yes", "random-resized-crop?scale=0.4,1&ratio=1,1&flip=random"],
+    ["resize", "center-crop?flip=yes", "random-resized-crop?scale=0.4,1&ratio=0.7,1.1&flip=random"],
 )
-def test_a_view_survives_its_dict(text: str) -> None:
+def test_a_view_survives_its_dict_and_its_text(text: str) -> None:
     view = View.parse(text)
+    assert View.parse(str(view)) == view
     assert View.from_dict(view.to_dict()) == view
     assert "?" not in text or view != View(view.kind)
 

@@ -43,6 +43,15 @@ def test_a_row_that_every_owner_rejects_is_one_row(make_cache: Callable[..., Cac
     assert "2 x invented" in render(found)
 
 
+def test_statistics_say_what_they_were_taken_with(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache()
+    fit_stats(cache, tokens_per_image=2, trim=0.1)
+    found = describe(cache)["teachers"]["a"]["statistics"]
+    assert found["patches"]["options"] == {"tokens_per_image": 2, "trim": 0.1}
+    assert found["summary"]["options"] == {"tokens_per_image": 2}, "summaries stay whole"
+    assert ", tokens_per_image 2, trim 0.1\n" in render(describe(cache))
+
+
 def test_missing_and_stale_statistics_and_shards_are_said(
     make_cache: Callable[..., Cache],
 ) -> None:

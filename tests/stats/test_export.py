@@ -59,6 +59,10 @@ def test_an_export_replaces_an_export_and_nothing_else(cache: Cache, tmp_path: P
     fit_stats(cache)
     out = tmp_path / "n.safetensors"
     export_normalizer(cache, "b", out)
+    first = out.read_bytes()
+    for _ in range(8):
+        export_normalizer(cache, "b", out)
+        assert out.read_bytes() == first
     export_normalizer(cache, "b", out, method="standardize")
     for taken in (cache.path / "zarr.json", *cache.path.rglob("normalizer.safetensors")):
         before = taken.read_bytes()

@@ -43,6 +43,11 @@ def test_an_unfinished_cache_is_refused_with_the_command_that_finishes_it(cache:
     assert [row.teacher for row in fit_stats(unfinished, teachers=["a"])] == ["a"] * 3
 
 
+def test_a_scheduler_that_is_no_address_is_refused_at_once(cache: Cache) -> None:
+    with pytest.raises(UsageError, match="neither an address such as tcp://host:8786 nor"):
+        fit_stats(cache, scheduler="foo")
+
+
 def test_nan_names_teacher_shard_and_row(make_cache: CacheFactory) -> None:
     def poison(name: str, kind: str, start: int, values: Any) -> Any:
         if (name, kind) == ("a", "registers") and start == 64:
@@ -67,6 +72,28 @@ def test_a_constant_teacher_is_an_error_that_names_it(make_cache: CacheFactory) 
         DegenerateMoments, match=r"teacher b, patches, shards 0 to 6: All .* are the same"
     ):
         fit_stats(cache)
+
+
+@pytest.mark.parametrize("options", [{}, {"trim": 0.05}, {"workers": 2}], ids=str)
+def test_statistics_of_a_refused_call_are_not_stored_in_part(
+    make_cache: CacheFactory, options: dict[str, Any]
+) -> None:
+    """Arrays side by side must not have been taken with different options."""
+
+    def constant(name: str, _kind: str, _start: int, values: Any) -> Any:
+        return np.full_like(values, 0.3) if name == "b" else values
+
+    cache = make_cache(num_rows=100, teachers=TEACHERS, features=constant)
+    fit_stats(cache, teachers=["a"])
+    before = published(cache)
+    with pytest.raises(DegenerateMoments, match="are the same"):
+        fit_stats(cache, tokens_per_image=2, **options)
+    assert published(cache) == before
+
+
+def published(cache: Cache) -> dict[str, bytes]:
+    """The statistics that count, without the partials they were put together from."""
+    return {path: data for path, data in statistics(cache).items() if "/part-" not in path}
 
 
 def test_a_single_summary_is_too_few(make_cache: CacheFactory) -> None:
