@@ -67,6 +67,11 @@ def _notes(row: StatsRow) -> list[str]:
         stable = row.stable_after
         state = f"stable to {STABLE:.1%} after {stable:,} rows" if stable else "not yet stable"
         notes.append(f"{moved}; {state}.")
+    if row.num_vectors <= row.width:
+        notes.append(
+            f"{name}: warning: {row.num_vectors:,} vectors span fewer directions than its "
+            f"{row.width:,} channels, and in the others nothing is known; take more images."
+        )
     if row.dispersion is not None:
         notes.append(f"{name}: angular dispersion {row.dispersion:.3f}.")
     if row.has_outliers:

@@ -74,6 +74,11 @@ def test_histograms_merge_exactly_and_bound_the_share(a: int, b: int, fraction: 
     assert np.mean(values > whole.limit(fraction)) <= fraction
 
 
+def test_fewer_vectors_than_channels_are_a_warning() -> None:
+    assert "12 vectors span fewer" in "".join(render_notes([row(width=12, num_vectors=12)]))
+    assert "span fewer" not in "".join(render_notes([row(width=12, num_vectors=13)]))
+
+
 def test_a_handful_of_vectors_raises_no_warning() -> None:
     assert row(outlier_share=0.3).has_outliers
     assert not row(outlier_share=0.3, num_vectors=1_000).has_outliers
