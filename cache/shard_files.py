@@ -2,10 +2,13 @@
 
 zarr's own indexing reads shuffled rows at a few percent of the disk's speed, so a row of a local
 shard is one ``preadv`` into its place in the batch, its checksum into a scratch buffer beside it.
+The kernel copies page by page, though. Who waives the checksums gets rows that are in the page
+cache from a map of the file, a fifth faster; its pages count as resident memory of the process.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +79,7 @@ class LocalShard:
         self._offsets: list[int] = decode_index(
             tail, shard_rows, size, row_bytes, str(path), cure
         ).tolist()
+        self._map: NDArray[np.uint8] | None = None
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -92,14 +96,37 @@ class LocalShard:
         scratch = np.empty(CRC_BYTES, np.uint8)
         stored = scratch.view("<u4")
         descriptor, offsets, whole = self._descriptor, self._offsets, self._row_bytes + CRC_BYTES
+        mapped = None if check else self._mapped()
         for slot, position in zip(slots, positions, strict=True):
             row, offset = out[position], offsets[slot]
             if offset < 0:
                 raise BadRow(slot)
+            end = offset + self._row_bytes
+            if mapped is not None and self._is_in_memory(end, scratch):
+                np.copyto(row, mapped[offset:end])
+                continue
             if os.preadv(descriptor, [row.data, scratch.data], offset) != whole:
                 self._read_again(row, scratch, slot)
             if check and not matches(row, int(stored[0])):
                 raise BadRow(slot)
+
+    def _mapped(self) -> NDArray[np.uint8] | None:
+        """The file as an array; None where the system cannot say what of it is in memory."""
+        if self._map is None and hasattr(os, "RWF_NOWAIT"):
+            whole = mmap.mmap(self._descriptor, self._num_bytes, prot=mmap.PROT_READ)
+            self._map = np.frombuffer(whole, np.uint8)
+        return self._map
+
+    def _is_in_memory(self, end: int, scratch: NDArray[np.uint8]) -> bool:
+        """Whether the row that ends here can be copied from the map now.
+
+        Its checksum is read without waiting for a disk. Through a map a row from the disk would
+        come in pages of 4 KiB, and one of a file that was cut would end the process.
+        """
+        try:
+            return os.preadv(self._descriptor, [scratch.data], end, os.RWF_NOWAIT) == CRC_BYTES
+        except OSError:  # it would have to wait, or this file system cannot be asked
+            return False
 
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         stride = self._row_bytes + CRC_BYTES
