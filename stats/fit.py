@@ -80,7 +80,7 @@ def fit_stats(
     chosen = cache.teachers if teachers is None else tuple(teachers)
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.require_complete(chosen)
-    where = partial(
+    compute = partial(
         run, cache.files, finish=finish, workers=workers, scheduler=scheduler, progress=progress
     )
     with cache.writing():
@@ -91,12 +91,12 @@ def fit_stats(
         missing = [array for array in arrays if done[array] is None]
         with lending(cache):
             plain = replace(options, trim=0.0)
-            passed = where([_plan(cache, *array, plain) for array in missing])
+            passed = compute([_plan(cache, *array, plain) for array in missing])
             made = dict(zip(missing, passed, strict=True))
             if trim:
                 again = [array for array in missing if _trims(array)]
                 plans = [_trimmed(cache, *array, options, made[array]) for array in again]
-                made |= zip(again, where(plans), strict=True)
+                made |= zip(again, compute(plans), strict=True)
         # All of them or none: statistics that lie side by side were taken with the same options.
         for array, fit in made.items():
             cache.write_small(normalizer_path(*array), fit.normalizer)
