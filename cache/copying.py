@@ -359,11 +359,16 @@ def refuse_other_content(source: Cache, found: Cache, layout: Sequence[Part], cu
     )
 
 
+def require_outside(place: str, cache: Cache) -> None:
+    """UsageError for an absolute path or URL inside a cache: it would become a part of it."""
+    if place.startswith(cache.files.absolute.rstrip("/") + "/"):
+        raise UsageError(f"{place} lies inside {cache.location}. Choose a path outside.")
+
+
 def require_own_place(files: Files, source: Cache) -> None:
     """UsageError when a place without a cache is no place for a copy of ``source``: inside it, or
     with anything there but an unfinished copy."""
-    if files.absolute.startswith(source.files.absolute.rstrip("/") + "/"):
-        raise UsageError(f"{files.location} lies inside {source.location}. Choose a path outside.")
+    require_outside(files.absolute, source)
     found = files.names_in("")
     if names.COMMITS in found and MARK not in found:
         raise UsageError(

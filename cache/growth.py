@@ -55,7 +55,8 @@ def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]
 
 
 def remove_images(cache: Cache, ids: Sequence[str]) -> int:
-    """Take down images by id: their rows are never given out again. Returns how many rows.
+    """Take down images by id: their rows are never given out again. Returns how many rows that is,
+    without those that were removed before.
 
     The bytes stay in their shards. Statistics that used the rows become stale.
     """
@@ -69,9 +70,11 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
         )
     chosen = index["row"].to_numpy()[[name in wanted for name in known]]
     hidden = removed_rows(cache.info)
+    num_new = int(np.count_nonzero(~hidden[chosen]))
     hidden[chosen] = True
-    cache.publish_root(replace(cache.info, removed=_spans(hidden)))
-    return int(chosen.size)
+    if num_new:
+        cache.publish_root(replace(cache.info, removed=_spans(hidden)))
+    return num_new
 
 
 def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:

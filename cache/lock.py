@@ -68,6 +68,10 @@ def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
+        if not (root / names.ROOT).exists():
+            raise PhistillError(
+                f"{root} cannot be made or written ({error.strerror}). Choose another place."
+            ) from error
         raise PhistillError(
             f"{root} cannot be written ({error.strerror}), and this changes it. Make it writable, "
             f"or work on a copy: `phistill stage {root} DEST`."

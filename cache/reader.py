@@ -86,6 +86,9 @@ class ArrayReader:
         row that is not committed or was rejected, CorruptCache naming teacher, shard and row when
         the bytes are not those written.
         """
+        rows = np.asarray(rows)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise ValueError(f"rows are {rows.dtype}, must be whole numbers.")
         rows = np.ascontiguousarray(rows, np.int64)
         self._require(rows)
         if not rows.size:

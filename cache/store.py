@@ -228,13 +228,17 @@ class Cache:
         for owner in (*self.owners,) if teachers is None else (*self._pixels, *teachers):
             if missing := len(self.missing_shards(owner)):
                 total = len(self.info.shards())
-                teacher = owner if owner in self.teachers else next(iter(self.teachers), "")
-                imported = teacher and self.teacher(teacher).is_imported
-                command = "import-features FEATURES" if imported else "extract IMAGES"
                 raise IncompleteCache(
                     f"{self.location} is unfinished: {owner} has {total - missing} of {total} "
-                    f"shards. Finish it with `phistill {command} --cache {self.location}`."
+                    f"shards. Finish it with `{self.finishing(owner)}`."
                 )
+
+    def finishing(self, owner: str) -> str:
+        """The command that makes the missing shards of an owner."""
+        teacher = owner if owner in self.teachers else next(iter(self.teachers), "")
+        imported = teacher and self.teacher(teacher).is_imported
+        command = "import-features FEATURES" if imported else "extract IMAGES"
+        return f"phistill {command} --cache {self.location}"
 
     def rows(
         self, teachers: Sequence[str] | None = None, split: Split = "train"

@@ -87,9 +87,10 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
             click.echo(f"Mend statistics with: phistill fit-stats {cache} --repair")
     else:
         click.echo(
-            f"Nothing is damaged; unfinished: {counted(len(report.findings), 'shard')}. {checked}. "
-            f"Finish with: phistill extract IMAGES --cache {cache}"
+            f"Nothing is damaged; unfinished: {counted(len(report.findings), 'shard')}. {checked}."
         )
+        for command in dict.fromkeys(opened.finishing(f.owner) for f in report.findings):
+            click.echo(f"Finish with: {command}")
     sys.exit(1)
 
 

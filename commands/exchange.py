@@ -164,6 +164,8 @@ def import_features(
     else:
         click.echo(f"{cache} is complete: nothing to do.")
     click.echo(f"{counted(report.num_rows, 'row')}, teachers {', '.join(report.cache.teachers)}.")
+    if report.num_unknown:
+        click.echo(f"{report.num_unknown:,} of the rows given are of images it does not have.")
     if report.num_rejects:
         click.echo(f"{report.num_rejects} rejected: phistill inspect {cache} --rejects")
     click.echo(f"Next: phistill fit-stats {cache}")

@@ -23,10 +23,13 @@ from .arguments import (
 @click.option("--teachers", help="Comma-separated; all by default.")
 @click.option("--exact", is_flag=True, help="Float64 products: error 1e-12, not 2e-6.")
 @click.option("--tokens-per-image", type=int, help="Tokens taken of each image; all by default.")
-@click.option("--max-images", type=int, help="Training images taken; all by default.")
+@click.option("--max-images", type=int, help="Training rows taken; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
 @click.option(
-    "--trim", type=float, default=0.0, help="Leave out up to this share of tokens, the farthest."
+    "--trim",
+    type=float,
+    default=0.0,
+    help="Leave out up to this share of tokens, the farthest; summaries stay whole.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device: cuda.")
 @click.option("--workers", type=int, help="Processes; a thread per core by default.")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..cache import Cache, names, publish
+from ..cache.copying import require_outside
 from ..cache.errors import IncompleteCache, UsageError
 from ..cache.new_folder import MARK, filling
 from ..cache.split import HELDOUT, TRAIN, Split
@@ -65,9 +66,11 @@ def export_features(
     rows = cache.rows(chosen, split)
     if not rows.size:
         raise IncompleteCache(
-            f"{cache.location} has no {split} row that every one of {', '.join(chosen)} committed."
+            f"{cache.location} has no {'' if split == 'all' else split + ' '}row that every one of "
+            f"{', '.join(chosen)} committed and nobody removed."
         )
     folder = Path(out)
+    require_outside(str(folder.resolve()), cache)
     if (folder / FACTS).exists() and not (folder / MARK).exists():
         raise UsageError(f"{folder} holds exported features already. Choose another folder.")
     table = _table(cache, chosen, rows)

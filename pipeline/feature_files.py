@@ -159,8 +159,13 @@ def read_ids(path: Path) -> pa.Table:
             lines = data.decode().splitlines()
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is neither parquet nor text in UTF-8.") from error
+        while lines and not lines[-1].strip():
+            lines.pop()
         return pa.table({"id": pa.array(lines, pa.string())})
-    table = read_table(data)
+    try:
+        table = read_table(data)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path} is not a readable parquet table: {error}") from error
     if "id" not in table.column_names:
         raise UsageError(f"{path} has no column 'id'; it has {', '.join(table.column_names)}.")
     return table.set_column(table.column_names.index("id"), "id", table["id"].cast(pa.string()))

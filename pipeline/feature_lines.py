@@ -16,13 +16,18 @@ class ImageLines:
     """The table of the features' rows, found by (id, view)."""
 
     def __init__(self, table: pa.Table) -> None:
+        if "id" not in table.column_names or not table.num_rows:
+            raise UsageError("the features have no rows.")
+        if table["id"].null_count:
+            raise UsageError(f"{table['id'].null_count} of the rows have no id.")
         self.ids = [str(name) for name in table["id"].to_pylist()]
         self.views = [0] * len(self.ids)
         if "view" in table.column_names:
-            self.views = [int(view) for view in table["view"].to_pylist()]
+            column = table["view"]
+            if not pa.types.is_integer(column.type) or column.null_count:
+                raise UsageError("view must be a whole number in every row of the table.")
+            self.views = column.to_pylist()
         self.columns = {name: table[name].to_pylist() for name in table.column_names}
-        if not self.ids:
-            raise UsageError("the features have no rows.")
         pairs = list(zip(self.ids, self.views, strict=True))
         if "" in self.ids or min(self.views) < 0:
             raise UsageError("an id is empty, or a view below 0.")
@@ -57,8 +62,8 @@ def _is_sha256(text: object) -> bool:
 def _whole(value: Any, count: int) -> tuple[int, ...] | None:
     if value is None:
         return None
-    numbers = tuple(int(number) for number in value)
-    if len(numbers) != count:
+    numbers = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(numbers) != count or not all(type(number) is int for number in numbers):
         raise UsageError(f"{value!r} must be {count} whole numbers.")
     return numbers
 

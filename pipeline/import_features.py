@@ -7,16 +7,16 @@ matched by id; what has no features, or some that cannot be stored, is a reject 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import cache as store
-from ..cache import Cache, TeacherInfo, names
-from ..cache.errors import UsageError
+from ..cache import Cache, CommitRecord, TeacherInfo, names
+from ..cache.errors import CorruptCache, UsageError
 from ..cache.files import Files, open_files
 from ..cache.info import IMPORTED
 from ..cache.verify import discard, verify
@@ -41,6 +41,8 @@ class ImportReport:
     num_rows: int
     num_rejects: int
     """Rows of the cache that an imported teacher has no value for."""
+    num_unknown: int
+    """Rows of the features whose images the cache does not have; nothing becomes of them."""
     num_repaired: int
     """Shards that were damaged and were imported again."""
 
@@ -84,21 +86,48 @@ def import_features(
             (settings or CacheSettings()).check(target.info, target.location)
         else:
             target = _create(files, found, lines, teachers, given, settings or CacheSettings())
-        work = ImportPass(target, found, lines, max_reject_frac, progress)
+        imported = [teacher.name for teacher in teachers]
+        replaced = Replaced()
+        if repair:
+            ours = imported + ([names.PIXELS] if given or PIXELS in found.arrays else [])
+            replaced = _discard_damaged(target, ours)
+        work = ImportPass(target, found, lines, replaced.records, max_reject_frac, progress)
         for teacher in teachers:
             work.add(teacher)
-        imported = [teacher.name for teacher in teachers]
-        num_repaired = _discard_damaged(target, imported) if repair else 0
         work.run(imported, given)
-    num_rows = target.index().num_rows
-    return ImportReport(target, work.num_shards, num_rows, work.num_rejects, num_repaired)
+    return ImportReport(
+        cache=target,
+        num_shards=work.num_shards,
+        num_rows=target.index().num_rows,
+        num_rejects=work.num_rejects,
+        num_unknown=work.num_unknown,
+        num_repaired=replaced.num_shards,
+    )
 
 
-def _discard_damaged(cache: Cache, teachers: Sequence[str]) -> int:
-    """Make damaged shards of these teachers missing, and say how many."""
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Damaged shards that are to be written again."""
+
+    num_shards: int = 0
+    records: Mapping[tuple[str, int], CommitRecord] = field(default_factory=dict)
+    """What was committed, by owner and shard, where the record itself is whole."""
+
+
+def _discard_damaged(cache: Cache, owners: Sequence[str]) -> Replaced:
+    """Make damaged shards of these owners missing, and those of others whose record is damaged:
+    with it a shard is lost to everybody."""
     found = verify(cache)
-    ours = tuple(finding for finding in found.findings if finding.owner in ("", *teachers))
-    return discard(cache, replace(found, findings=ours))
+    damaged = [finding for finding in found.damaged if finding.shard is not None]
+    records = {}
+    for finding in damaged:
+        assert finding.shard is not None
+        with suppress(CorruptCache):
+            record = cache.read_commit(finding.owner, finding.shard)
+            records[finding.owner, finding.shard] = record
+    lost = {f.path for f in damaged if (f.owner, f.shard) not in records}
+    ours = tuple(f for f in found.damaged if f.owner in ("", *owners) or f.path in lost)
+    return Replaced(discard(cache, replace(found, findings=ours)), records)
 
 
 def _teachers(
@@ -129,9 +158,12 @@ def _teachers(
         exported = facts.get("grid")
         grid = grids.get(name) or (tuple(exported) if exported else None)
         registers = shapes.get("registers", (0,))
+        given = facts.get("identity", {})
         identity = {"source": IMPORTED, "model": stated}
-        if not source:
-            identity["stated"] = facts["identity"]
+        if not source and given.get("source") == IMPORTED:
+            identity = dict(given)  # the export of an import says of itself what the import did
+        elif not source:
+            identity["stated"] = given
         infos.append(
             TeacherInfo(
                 name=name,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..cache import Cache, ImageFacts, TeacherInfo, names
+from ..cache import Cache, CommitRecord, ImageFacts, TeacherInfo, names
 from ..cache.errors import CacheMismatch, UsageError
 from ..cache.info import DTYPES
 from .feature_files import PIXELS, FeatureFiles
@@ -34,10 +34,13 @@ class ImportPass:
         cache: Cache,
         found: FeatureFiles,
         lines: ImageLines,
+        replaced: Mapping[tuple[str, int], CommitRecord],
         max_reject_frac: float | None,
         progress: ImportProgress | None,
     ) -> None:
+        """``replaced`` are the records of damaged shards, which must be imported as they were."""
         self._cache, self._found, self._lines = cache, found, lines
+        self._replaced = replaced
         self._max_reject_frac, self._progress = max_reject_frac, progress
         self._budget = RejectBudget(cache, max_reject_frac)
         self.num_shards = self.num_rejects = 0
@@ -46,6 +49,7 @@ class ImportPass:
         self._ids, self._views = index["id"].to_pylist(), index["view"].to_pylist()
         known = zip(self._ids, self._views, strict=True)
         self._position = np.array([lines.line.get(pair, -1) for pair in known], np.int64)
+        self.num_unknown = len(lines.ids) - len(np.unique(self._position[self._position >= 0]))
         if (self._position < 0).all():
             raise CacheMismatch(
                 f"none of the ids is in {cache.location}, whose ids look like {self._ids[0]!r}; "
@@ -140,6 +144,13 @@ class ImportPass:
         record = self._cache.commit_shard(
             owner, shard, arrays, images=self._facts(shard), reasons=reasons, environment={}
         )
+        before = self._replaced.get((owner, shard))
+        if before and before.files != record.files and not self._cache.info.compression:
+            self._cache.forget_shard(owner, shard)
+            raise CacheMismatch(
+                f"shard {shard} of {owner} was damaged, and these are not the features that it was "
+                "imported from: the bytes would differ. It is missing now; import the right ones."
+            )
         self.num_shards += 1
         self.num_rejects += len(reasons)
         self._budget.spend(record)

@@ -153,7 +153,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     runners = dict(built) if built and stored is None else _runners(request, stored)
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
-    num_repaired = discard(cache, verify(cache)) if request.options.repair else 0
+    num_repaired = _repair(cache) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views, request.entries)
     new = _new_entries(cache, request.entries) if listed else []
@@ -172,6 +172,20 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     for runner in runners.values():
         add_or_require(cache, runner.info, ANOTHER_NAME)
     return Prepared(cache, runners, facts=Facts(num_repaired, len(new)))
+
+
+def _repair(cache: Cache) -> int:
+    """Make damaged shards missing, unless nobody here can make one of them again."""
+    report = verify(cache)
+    features = {finding.owner for finding in report.damaged if not finding.statistics}
+    imported = [name for name in cache.teachers if cache.teacher(name).is_imported]
+    if lost := [name for name in imported if name in features]:
+        raise UsageError(
+            f"{', '.join(lost)} of {cache.location} is damaged, and was imported. Mend that first: "
+            f"phistill import-features FEATURES --cache {cache.location} --repair (or "
+            "remove-teacher). Nothing was changed."
+        )
+    return discard(cache, report)
 
 
 def prepare_once(request: Request, started: float) -> Prepared:

@@ -56,7 +56,8 @@ class RejectBudget:
             raise TooManyRejects(
                 f"{self.num_rejects} of {self._total} rows were rejected, more than the allowed "
                 f"{self._allowed:.0f}: {listed}. Allow more with --max-reject-frac; the work so "
-                "far is kept. Or mend them and begin a new cache: a rejected row stays rejected."
+                "far is kept. Or mend them and begin a new cache (imported features: "
+                "remove-teacher, and import again): a rejected row stays rejected."
             )
 
 

@@ -40,10 +40,10 @@ class RejectedRow:
 def describe(cache: Cache | Path | str) -> dict[str, Any]:
     """Everything about a cache that is not a feature, as JSON values.
 
-    path, format, rows, images, shards, shard_rows; splits: usable train and heldout rows; owners:
-    by name committed and total shards, bytes, kinds with shapes, rejected rows; rejects: number
-    of rows and count by reason; settings; teachers: spec, fingerprint, statistics by kind. An
-    unfinished cache is described as far as it is.
+    path, format, rows, images, shards, shard_rows; finish: the commands that make missing shards;
+    splits: usable train and heldout rows; owners: by name committed and total shards, bytes, kinds
+    with shapes, rejected rows; rejects: number of rows and count by reason; settings; teachers:
+    spec, fingerprint, statistics by kind. An unfinished cache is described as far as it is.
     """
     opened = cache if isinstance(cache, Cache) else store.open(cache)
     index = opened.index()
@@ -62,6 +62,9 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
         "shards": len(shards),
         "bytes": sum(_bytes(records.values()) for records in commits.values()),
         "complete": all(len(records) == len(shards) for records in commits.values()),
+        "finish": sorted(
+            {opened.finishing(o) for o, records in commits.items() if len(records) < len(shards)}
+        ),
         "splits": {name: int(opened.rows(split=name).size) for name in ("train", "heldout")},
         "owners": {
             owner: _owner(opened, owner, records, len(shards)) for owner, records in commits.items()
@@ -120,7 +123,7 @@ def render(description: Mapping[str, Any]) -> str:
         ),
     ]
     if not facts["complete"]:
-        lines += ["", f"Finish it with `phistill extract IMAGES --cache {facts['path']}`."]
+        lines += ["", *(f"Finish it with `{command}`." for command in facts["finish"])]
     if facts["rejects"]["rows"]:
         lines += ["", f"{facts['rejects']['rows']:,} rejected rows:"]
         lines += [f"  {count:,} x {why}" for why, count in facts["rejects"]["reasons"].items()]

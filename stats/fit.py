@@ -78,6 +78,8 @@ def fit_stats(
         device=device,
     )
     chosen = cache.teachers if teachers is None else tuple(teachers)
+    if not chosen:
+        raise UsageError(f"{cache.location} has no teacher to take statistics of.")
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.require_complete(chosen)
     compute = partial(
@@ -126,7 +128,7 @@ def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayP
     if not plan.groups:
         raise DegenerateMoments(
             f"teacher {teacher}, {kind}: no row is left to take statistics of. All "
-            f"{cache.num_rows} rows are rejected or held out; extract more images."
+            f"{cache.num_rows} rows are rejected, removed or held out; extract more images."
         )
     return plan
 
@@ -151,7 +153,9 @@ def finish(files: Files, spec: ArraySpec, summary: Summary) -> Fitted:
     except DegenerateMoments as error:
         shards = sorted(cache.commits(spec.teacher))
         where = f"teacher {spec.teacher}, {spec.kind}, shards {shards[0]} to {shards[-1]}"
-        raise DegenerateMoments(f"{where}: {error}") from error
+        others = ",".join(name for name in cache.teachers if name != spec.teacher)
+        apart = f" The others can do without it: --teachers {others}." if others else ""
+        raise DegenerateMoments(f"{where}: {error}{apart}") from error
     with one_blas_thread():
         row = _describe(cache, spec, summary, fitted)
     facts = {"key": spec.key, "options": asdict(spec.options), "row": row.to_dict()}

@@ -41,7 +41,7 @@ class FitProgress:
     """How far fit_stats is, over all arrays."""
 
     array: str
-    """The array of the piece that was finished last, "teacher kind"."""
+    """The array of the piece that was finished last, "teacher kind"; or why nothing happens."""
     done_bytes: int
     total_bytes: int
     """Bytes of features whose statistics are wanted, those of stored partials included."""
@@ -101,6 +101,11 @@ class _Meter:
         self.tasks.append(task)
         self._open[task.key] = (array, num_bytes)
         self._total += num_bytes
+
+    def say(self, text: str) -> None:
+        """Show a word in the place of an array's name."""
+        if self._progress is not None:
+            self._progress(FitProgress(text, self._done, self._total))
 
     def finished(self, key: str) -> None:
         array, num_bytes = self._open.pop(key, ("", 0))
@@ -173,6 +178,8 @@ def _extend(prefix: Summary, block: Summary) -> Summary:
 
 def _on_cluster(address: str, results: list[Any], meter: _Meter) -> list[Any]:
     with connected(address) as client:
+        if not client.nthreads():
+            meter.say("no worker yet, waiting for one")
         made = client.compute(results)
         for future in finished(client, [*client.compute(meter.tasks), *made]):
             meter.finished(future.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -248,9 +249,25 @@ def test_where_bytes_cannot_be_locked_one_writer_has_the_whole_file(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root may write")
-def test_a_place_that_cannot_be_written_is_named_with_a_way_out() -> None:
+def test_a_place_that_cannot_be_made_is_named() -> None:
     with (
-        pytest.raises(PhistillError, match=r"/sys/c cannot be written .* `phistill stage /sys/c "),
+        pytest.raises(PhistillError, match=r"/sys/c cannot be made or written .* another place"),
         lock.writing(Path("/sys/c")),
+    ):
+        pass
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zarr.json").write_bytes(b"{}")
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)  # nothing keeps root from writing to a folder
+    with (
+        pytest.raises(PhistillError, match=rf"cannot be written .* `phistill stage {tmp_path} "),
+        lock.writing(tmp_path),
     ):
         pass

@@ -15,7 +15,8 @@ import pytest
 import phistill.cache as store
 from phistill.cache.errors import CacheMismatch, IncompleteCache, TooManyRejects, UsageError
 from phistill.cache.verify import verify
-from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline import CacheSettings, ExtractOptions, extract
+from phistill.pipeline.export_features import export_features
 from phistill.pipeline.import_features import import_features
 from phistill.pipeline.views import View
 from tests.pipeline.feature_folders import ids_of, normal, write
@@ -102,6 +103,82 @@ def test_damaged_shards_are_imported_again(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in whole} == whole
     assert verify(store.open(cache.path)).findings == ()
     assert import_features(folder, tmp_path / "c", source="s", repair=True).num_repaired == 0
+
+
+def test_a_damaged_record_is_mended_and_extract_leaves_it_alone(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    """Neither command may need the other one to go first."""
+    ids = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*g"))
+    feats = tmp_path / "feats"
+    feats.mkdir()
+    (feats / "ids.txt").write_text("\n".join(ids) + "\n\n")
+    np.save(feats / "t.patches.npy", normal(len(ids), 4, 3))
+    settings = CacheSettings(pixel_size=8, shard_rows=8)
+    cache = import_features(
+        feats, tmp_path / "c", source="s", images=folder, settings=settings
+    ).cache
+    extract(folder, tmp_path / "c", [f"own={tiny}"], options=ExtractOptions(max_reject_frac=1.0))
+    digest = store.open(tmp_path / "c").digest()
+    for owner in ("t", "own"):
+        record = tmp_path / f"c/commits/{owner}/000001.json"
+        record.write_bytes(record.read_bytes()[:-30] + b" " * 30)
+    before = sorted(path for path in (tmp_path / "c").rglob("*") if path.is_file())
+    with pytest.raises(UsageError, match=r"t of .* is damaged, and was imported"):
+        extract(folder, tmp_path / "c", options=ExtractOptions(repair=True))
+    assert sorted(path for path in (tmp_path / "c").rglob("*") if path.is_file()) == before
+    report = import_features(feats, tmp_path / "c", source="s", repair=True)
+    assert (report.num_repaired, report.num_shards) == (2, 1)
+    assert store.open(cache.path).missing_shards("own") == [1]
+    assert extract(folder, tmp_path / "c").num_shards == 1
+    assert store.open(tmp_path / "c").digest() == digest
+
+
+def test_a_damaged_shard_is_replaced_by_the_same_values_only(tmp_path: Path) -> None:
+    values = normal(40, 4, 3)
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    folder = write(tmp_path / "feats", t__patches=values)
+    np.save(folder / "pixels.npy", pixels)
+    settings = CacheSettings(shard_rows=16)
+    cache = import_features(folder, tmp_path / "c", source="s", settings=settings).cache
+    digest = cache.digest()
+    shard = tmp_path / "c/teachers/t/patches/c/1/0/0"
+    shard.write_bytes(b"\0" + shard.read_bytes()[1:])
+    (tmp_path / "c/pixels/c/2/0/0/0").unlink()
+    rows = np.arange(16, 32)
+    order = [int(name[4:7]) for name in ids_of(cache, rows)]
+    other = values.copy()
+    other[order] += 1
+    np.save(folder / "t.patches.npy", other)
+    with pytest.raises(CacheMismatch, match=r"shard 1 of t was damaged, and these are not"):
+        import_features(folder, tmp_path / "c", source="s", repair=True)
+    assert store.open(cache.path).missing_shards("t") == [1]
+    np.save(folder / "t.patches.npy", values)
+    import_features(folder, tmp_path / "c", source="s", repair=True)
+    assert store.open(cache.path).digest() == digest
+    assert verify(store.open(cache.path)).findings == ()
+
+
+def test_rows_of_images_that_a_cache_does_not_have_are_counted(tmp_path: Path) -> None:
+    values = normal(40, 4, 3)
+    some = write(tmp_path / "some", 30, t__patches=values[:30])
+    import_features(some, tmp_path / "c", source="s")
+    more = write(tmp_path / "more", u__patches=values)
+    assert import_features(more, tmp_path / "c", source="s").num_unknown == 10
+
+
+def test_an_export_of_an_import_says_what_the_import_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "feats", t__patches=normal(40, 4, 3))
+    cache = import_features(folder, tmp_path / "c", source="lab run").cache
+    with pytest.raises(UsageError, match="lies inside"):
+        export_features(cache, tmp_path / "c" / "out")
+    export_features(cache, tmp_path / "out")
+    again = import_features(tmp_path / "out", tmp_path / "d").cache
+    assert again.teacher("t").identity == cache.teacher("t").identity
+    assert import_features(tmp_path / "out", tmp_path / "c").num_shards == 0
+    export_features(again, tmp_path / "out2")
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "out2" / path.name).read_bytes()
 
 
 def test_images_give_the_pixels_and_the_hashes(folder: Path, tmp_path: Path) -> None:

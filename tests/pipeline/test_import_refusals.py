@@ -117,3 +117,34 @@ def test_pickles_and_headers_that_lie_are_refused(tmp_path: Path) -> None:
     (folder / "features.json").write_text('{"teachers": 3}')
     with pytest.raises(SourceError, match=r"features.json is not what"):
         import_features(folder, tmp_path / "c", source="s")
+
+
+TABLES: dict[str, tuple[dict[str, Any], str]] = {
+    "no id": ({"id": pa.array([None, "b"], pa.string())}, "1 of the rows have no id"),
+    "views in words": ({"id": ["a", "b"], "view": ["x", "y"]}, "view must be a whole number"),
+    "no view": ({"id": ["a", "b"], "view": pa.array([None, 1], pa.int32())}, "view must be"),
+    "half a view": ({"id": ["a", "b"], "view": [0.0, 0.5]}, "view must be a whole number"),
+    "sizes in words": ({"id": ["a", "b"], "size": ["10", "20"]}, "'10' must be 2 whole numbers"),
+    "sizes that are no pairs": ({"id": ["a", "b"], "size": [[1], [2]]}, "must be 2 whole numbers"),
+}
+
+
+@pytest.mark.parametrize(("columns", "what"), TABLES.values(), ids=TABLES.keys())
+def test_a_table_that_makes_no_sense_is_refused(
+    columns: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "feats", t__patches=normal(2, 4, 3))
+    pq.write_table(pa.table(columns), folder / "ids.parquet")
+    with pytest.raises(UsageError, match=what):
+        import_features(folder, tmp_path / "c", source="s")
+
+
+def test_a_table_that_is_none_and_a_tar_without_samples_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "feats", t__patches=normal(40, 4, 3))
+    (folder / "ids.parquet").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is not a readable parquet table"):
+        import_features(folder, tmp_path / "c", source="s")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").touch()
+    with pytest.raises(UsageError, match="the features have no rows"):
+        import_features(tmp_path / "tars", tmp_path / "c", source="s")
