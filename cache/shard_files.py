@@ -93,40 +93,48 @@ class LocalShard:
         *,
         check: bool,
     ) -> None:
+        pairs = list(zip(slots, positions, strict=True))
+        if not check:
+            pairs = self._copy_from_memory(pairs, out)
         scratch = np.empty(CRC_BYTES, np.uint8)
         stored = scratch.view("<u4")
         descriptor, offsets, whole = self._descriptor, self._offsets, self._row_bytes + CRC_BYTES
-        mapped = None if check else self._mapped()
-        for slot, position in zip(slots, positions, strict=True):
+        for slot, position in pairs:
             row, offset = out[position], offsets[slot]
             if offset < 0:
                 raise BadRow(slot)
-            end = offset + self._row_bytes
-            if mapped is not None and self._is_in_memory(end, scratch):
-                np.copyto(row, mapped[offset:end])
-                continue
             if os.preadv(descriptor, [row.data, scratch.data], offset) != whole:
                 self._read_again(row, scratch, slot)
             if check and not matches(row, int(stored[0])):
                 raise BadRow(slot)
 
-    def _mapped(self) -> NDArray[np.uint8] | None:
-        """The file as an array; None where the system cannot say what of it is in memory."""
-        if self._map is None and hasattr(os, "RWF_NOWAIT"):
+    def _copy_from_memory(
+        self, pairs: list[tuple[int, int]], out: NDArray[np.uint8]
+    ) -> list[tuple[int, int]]:
+        """Copy rows, (slot, position), that are in the page cache; returns the others.
+
+        A row's checksum is read first, without waiting for a disk. Through a map a row from the
+        disk would come in pages of 4 KiB, and one of a file that was cut would end the process.
+        """
+        if not hasattr(os, "RWF_NOWAIT"):
+            return pairs
+        if self._map is None:
             whole = mmap.mmap(self._descriptor, self._num_bytes, prot=mmap.PROT_READ)
             self._map = np.frombuffer(whole, np.uint8)
-        return self._map
-
-    def _is_in_memory(self, end: int, scratch: NDArray[np.uint8]) -> bool:
-        """Whether the row that ends here can be copied from the map now.
-
-        Its checksum is read without waiting for a disk. Through a map a row from the disk would
-        come in pages of 4 KiB, and one of a file that was cut would end the process.
-        """
-        try:
-            return os.preadv(self._descriptor, [scratch.data], end, os.RWF_NOWAIT) == CRC_BYTES
-        except OSError:  # it would have to wait, or this file system cannot be asked
-            return False
+        mapped, size, nowait = self._map, self._row_bytes, os.RWF_NOWAIT
+        descriptor, offsets, checksum = self._descriptor, self._offsets, [bytearray(CRC_BYTES)]
+        others = []
+        for slot, position in pairs:
+            offset = offsets[slot]
+            try:
+                there = os.preadv(descriptor, checksum, offset + size, nowait) == CRC_BYTES
+            except OSError:  # it would have to wait, or this file system cannot be asked
+                there = False
+            if there and offset >= 0:
+                out[position] = mapped[offset : offset + size]
+            else:
+                others.append((slot, position))
+        return others
 
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         stride = self._row_bytes + CRC_BYTES
