@@ -64,6 +64,12 @@ class ObjectShard:
         for first, last, places in self._ranges(slots, positions):
             self._take(self._rows(first, last), first, places, out, check=check)
 
+    def in_memory(self, slots: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        body = self._body
+        if body is None:
+            return [None] * len(slots)
+        return [body[slot, : self._row_bytes] if slot < len(body) else None for slot in slots]
+
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         return self._whole()[:num_rows]
 

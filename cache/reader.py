@@ -31,6 +31,22 @@ MAX_WHOLE_SHARDS = 2 * WINDOW_SHARDS
 """Shards per reader that are kept whole, those of this window and of the next."""
 
 
+_Part = tuple[int, list[int], list[int]]
+"""A shard, rows of it by their slots, and their places in the batch."""
+
+
+def _by_shard(
+    shards: NDArray[np.int64], slots: NDArray[np.int64], order: NDArray[np.int64]
+) -> list[_Part]:
+    """The places of ``order``, in which equal shards are neighbours, shard by shard."""
+    starts = np.flatnonzero(np.diff(shards[order], prepend=-1)).tolist()
+    in_order, places = slots[order].tolist(), order.tolist()
+    return [
+        (int(shards[places[start]]), in_order[start:end], places[start:end])
+        for start, end in zip(starts, [*starts[1:], len(places)], strict=False)
+    ]
+
+
 class ArrayReader:
     """Rows of one kind of one owner: a teacher's patches, say, or the pixels.
 
@@ -107,22 +123,36 @@ class ArrayReader:
             raise ValueError("out must be C-contiguous.")
         shards, slots = np.divmod(rows, self._shard_rows)
         order = np.argsort(shards, kind="stable")
-        starts = np.flatnonzero(np.diff(shards[order], prepend=-1))
-        slots_in_order, places = slots[order].tolist(), order.tolist()
-        ends = [*starts[1:].tolist(), rows.size]
+        if not check:
+            order = self._copy_from_memory(_by_shard(shards, slots, order), flat)
 
-        def read_one(part: tuple[int, int]) -> None:
-            start, end = part
-            shard = int(shards[places[start]])
+        def read_one(part: _Part) -> None:
+            shard, in_shard, places = part
             try:
-                self._shard(shard).read(
-                    slots_in_order[start:end], places[start:end], flat, check=check
-                )
+                self._shard(shard).read(in_shard, places, flat, check=check)
             except BadRow as error:
                 raise self._damaged(shard, error.slot) from error
 
-        self._files.each(read_one, list(zip(starts.tolist(), ends, strict=True)))
+        self._files.each(read_one, _by_shard(shards, slots, order))
         return out
+
+    def _copy_from_memory(self, parts: list[_Part], out: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Copy the rows that lie in memory; returns the places of the others.
+
+        First all are looked for and then all are copied: a copy of a large row leaves nothing of
+        the interpreter in the processor's caches, and the less runs between two the better.
+        """
+        found, others = [], []
+        for shard, in_shard, places in parts:
+            rows = self._shard(shard).in_memory(in_shard)
+            for place, row in zip(places, rows, strict=True):
+                if row is None:
+                    others.append(place)
+                else:
+                    found.append((place, row))
+        for place, row in found:
+            out[place] = row
+        return np.array(others, np.int64)
 
     def read_shard(self, shard: int, *, check: bool = True) -> NDArray[Any]:
         """All rows (n, *row_shape) of a committed shard in one read.

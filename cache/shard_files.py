@@ -45,6 +45,9 @@ class OpenShard(Protocol):
     ) -> None:
         """Row ``slots[i]`` of the shard into ``out[positions[i]]`` (b,); BadRow where it fails."""
 
+    def in_memory(self, slots: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        """Rows (b,) as they lie in memory, unchecked, to be copied at once; None: read it."""
+
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         """The first ``num_rows`` rows, each followed by its checksum: (num_rows, b + 4)."""
 
@@ -93,13 +96,10 @@ class LocalShard:
         *,
         check: bool,
     ) -> None:
-        pairs = list(zip(slots, positions, strict=True))
-        if not check:
-            pairs = self._copy_from_memory(pairs, out)
         scratch = np.empty(CRC_BYTES, np.uint8)
         stored = scratch.view("<u4")
         descriptor, offsets, whole = self._descriptor, self._offsets, self._row_bytes + CRC_BYTES
-        for slot, position in pairs:
+        for slot, position in zip(slots, positions, strict=True):
             row, offset = out[position], offsets[slot]
             if offset < 0:
                 raise BadRow(slot)
@@ -108,33 +108,27 @@ class LocalShard:
             if check and not matches(row, int(stored[0])):
                 raise BadRow(slot)
 
-    def _copy_from_memory(
-        self, pairs: list[tuple[int, int]], out: NDArray[np.uint8]
-    ) -> list[tuple[int, int]]:
-        """Copy rows, (slot, position), that are in the page cache; returns the others.
+    def in_memory(self, slots: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        """Rows of a map of the file.
 
         A row's checksum is read first, without waiting for a disk. Through a map a row from the
         disk would come in pages of 4 KiB, and one of a file that was cut would end the process.
         """
         if not hasattr(os, "RWF_NOWAIT"):
-            return pairs
+            return [None] * len(slots)
         if self._map is None:
             whole = mmap.mmap(self._descriptor, self._num_bytes, prot=mmap.PROT_READ)
             self._map = np.frombuffer(whole, np.uint8)
-        mapped, size, nowait = self._map, self._row_bytes, os.RWF_NOWAIT
-        descriptor, offsets, checksum = self._descriptor, self._offsets, [bytearray(CRC_BYTES)]
-        others = []
-        for slot, position in pairs:
-            offset = offsets[slot]
+        mapped, size, descriptor = self._map, self._row_bytes, self._descriptor
+        checksum, found = [bytearray(CRC_BYTES)], []
+        for slot in slots:
+            offset = self._offsets[slot]
             try:
-                there = os.preadv(descriptor, checksum, offset + size, nowait) == CRC_BYTES
+                there = os.preadv(descriptor, checksum, offset + size, os.RWF_NOWAIT) == CRC_BYTES
             except OSError:  # it would have to wait, or this file system cannot be asked
                 there = False
-            if there and offset >= 0:
-                out[position] = mapped[offset : offset + size]
-            else:
-                others.append((slot, position))
-        return others
+            found.append(mapped[offset : offset + size] if there and offset >= 0 else None)
+        return found
 
     def read_all(self, num_rows: int) -> NDArray[np.uint8]:
         stride = self._row_bytes + CRC_BYTES
