@@ -97,7 +97,7 @@ class ArrayReader:
 
         ``out`` is filled when given (C-contiguous, right shape and dtype). ``check=False`` leaves
         out the crc32c of each row, and copies what the page cache holds from a map of the file:
-        a fifth faster, but a file on a local disk that somebody cuts at that moment ends the
+        a quarter faster, but a file on a local disk that somebody cuts at that moment ends the
         process with SIGBUS, and the pages count as its resident memory. Raises MissingRow for a
         row that is not committed or was rejected, CorruptCache naming teacher, shard and row when
         the bytes are not those written.

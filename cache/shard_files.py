@@ -3,7 +3,7 @@
 zarr's own indexing reads shuffled rows at a few percent of the disk's speed, so a row of a local
 shard is one ``preadv`` into its place in the batch, its checksum into a scratch buffer beside it.
 The kernel copies page by page, though. Who waives the checksums gets rows that are in the page
-cache from a map of the file, a fifth faster; its pages count as resident memory of the process.
+cache from a map of the file instead; its pages count as resident memory of the process.
 """
 
 from __future__ import annotations
