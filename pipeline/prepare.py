@@ -177,9 +177,9 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
 def _repair(cache: Cache) -> int:
     """Make damaged shards missing, unless nobody here can make one of them again."""
     report = verify(cache)
-    features = {finding.owner for finding in report.damaged if not finding.statistics}
+    owners = {finding.owner for finding in report.damaged if finding.shard is not None}
     imported = [name for name in cache.teachers if cache.teacher(name).is_imported]
-    if lost := [name for name in imported if name in features]:
+    if lost := [name for name in imported if name in owners]:
         raise UsageError(
             f"{', '.join(lost)} of {cache.location} is damaged, and was imported. Mend that first: "
             f"phistill import-features FEATURES --cache {cache.location} --repair (or "

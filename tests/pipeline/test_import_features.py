@@ -134,6 +134,17 @@ def test_a_damaged_record_is_mended_and_extract_leaves_it_alone(
     assert store.open(tmp_path / "c").digest() == digest
 
 
+def test_a_damaged_array_document_needs_no_features_to_be_mended(
+    folder: Path, tmp_path: Path
+) -> None:
+    feats = write(tmp_path / "feats", t__patches=normal(40, 4, 3))
+    cache = import_features(feats, tmp_path / "c", source="s").cache
+    digest = cache.digest()
+    (tmp_path / "c/teachers/t/patches/zarr.json").write_bytes(b"{")
+    extract(folder, tmp_path / "c", options=ExtractOptions(repair=True))
+    assert store.open(cache.path).digest() == digest
+
+
 def test_a_damaged_shard_is_replaced_by_the_same_values_only(tmp_path: Path) -> None:
     values = normal(40, 4, 3)
     pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
