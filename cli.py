@@ -48,7 +48,7 @@ class _Commands(click.Group):
             )
             sys.exit(143 if isinstance(stop, _Terminated) else 130)
         except Exception as error:
-            from phistill.cache.errors import PhistillError, UsageError
+            from phistill.errors import PhistillError, UsageError
 
             if (
                 isinstance(error, OSError)

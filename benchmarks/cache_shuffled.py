@@ -16,7 +16,7 @@ from machine import anonymous_mb
 from measuring import in_turns, ratios, seconds, spread
 
 from phistill.cache import Cache
-from phistill.cache.shard import CRC_BYTES
+from phistill.cache.format.shard import CRC_BYTES
 
 Array = np.ndarray[Any, Any]
 TITLES = {

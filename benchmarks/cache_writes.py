@@ -12,8 +12,8 @@ import numpy as np
 from cache_rows import SHARD_ROWS, TOKENS, WIDTH
 from measuring import in_turns, ratios, spread
 
-from phistill.cache.publish import fsync_folder, write_all
-from phistill.cache.shard import encode_shard, sha256_of
+from phistill.cache.format.shard import encode_shard, sha256_of
+from phistill.cache.storage.publish import fsync_folder, write_all
 
 TITLES = {"ours": "encode and write", "with sha256": "the same, sha256 beside it"}
 

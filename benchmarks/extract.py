@@ -44,7 +44,7 @@ from extract_bare import Speed, bare, bare_decode, decode_rate
 from extract_inputs import SLEEP_ROWS, SLEEP_S, SLEEPER, make_images
 from extract_whole import Extraction, extraction
 
-from phistill.pipeline.decoding import num_cores
+from phistill.pipeline.decode.shards import num_cores
 
 VIT_S = "timm:vit_small_patch16_224.augreg_in21k?random=0"
 VIT_L = "timm:vit_large_patch14_clip_224.openai?random=0"

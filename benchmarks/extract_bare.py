@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from phistill.pipeline.decode import DecodeRules
-from phistill.pipeline.decode_image import DecodeSetup, decode_image
-from phistill.pipeline.decoding import Mode, ShardRows, decode_shards
-from phistill.pipeline.runner import TeacherRunner
-from phistill.pipeline.sources import open_source
-from phistill.pipeline.teachers import TeacherSpec
-from phistill.pipeline.views import Rendering, View
+from phistill.pipeline.decode.image import DecodeSetup, decode_image
+from phistill.pipeline.decode.rgb import DecodeRules
+from phistill.pipeline.decode.shards import Mode, ShardRows, decode_shards
+from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.images.open_source import open_source
+from phistill.pipeline.teachers.runner import TeacherRunner
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 RENDERING = Rendering((224, 224), "bicubic")
 

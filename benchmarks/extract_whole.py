@@ -10,7 +10,7 @@ from pathlib import Path
 from extract_bare import Speed, cpu_s
 
 from phistill.pipeline import CacheSettings, ExtractProgress, extract
-from phistill.pipeline.extract import ExtractOptions
+from phistill.pipeline.extraction import ExtractOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

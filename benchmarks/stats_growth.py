@@ -18,7 +18,8 @@ from stats_cache import (
 )
 from synthetic import index_of, warm
 
-from phistill.cache import Cache, growth
+from phistill.cache import Cache
+from phistill.cache.upkeep import growth
 from phistill.stats import fit_stats
 
 

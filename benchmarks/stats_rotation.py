@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 from measuring import cpu_seconds
 
-from phistill.stats.blas import one_blas_thread
-from phistill.stats.hadamard import factorize, hadamard, is_hadamard, sylvester
-from phistill.stats.rotation import rotation
+from phistill.compute.blas import one_blas_thread
+from phistill.stats.normalizer.hadamard import factorize, hadamard, is_hadamard, sylvester
+from phistill.stats.normalizer.rotation import rotation
 
 
 def widths(options: argparse.Namespace) -> list[str]:

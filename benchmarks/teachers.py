@@ -18,9 +18,9 @@ from PIL import Image
 
 import phistill.cache as store
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.check import two_images
-from phistill.pipeline.licences import licence_of
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.teachers.check import two_images
+from phistill.pipeline.teachers.licences import licence_of
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 

@@ -9,8 +9,8 @@ from machine import anonymous_mb
 from synthetic import DEMO, synthetic_cache
 from train_steps import ALONE, settings, take_steps
 
-from phistill.train.data import Source
-from phistill.train.lesson import prepare
+from phistill.train.data.loader import Source
+from phistill.train.resolve import prepare
 
 
 def leaks(options: argparse.Namespace) -> list[str]:

@@ -14,8 +14,8 @@ from synthetic import DEMO, synthetic_cache, vit_sized
 from train_steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.train.data import Source
-from phistill.train.lesson import prepare
+from phistill.train.data.loader import Source
+from phistill.train.resolve import prepare
 
 
 def live(options: argparse.Namespace) -> list[str]:

@@ -9,8 +9,8 @@ import time
 from synthetic import synthetic_cache, vit_sized
 from train_steps import ALONE, VIT_S, loader_of, settings
 
-from phistill.train.data import Source
-from phistill.train.lesson import Lesson, prepare
+from phistill.train.data.loader import Source
+from phistill.train.resolve import Lesson, prepare
 
 
 def loader(options: argparse.Namespace) -> list[str]:

@@ -8,8 +8,8 @@ import statistics
 from synthetic import DEMO, synthetic_cache, vit_sized
 from train_steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps
 
-from phistill.train.data import Source
-from phistill.train.lesson import prepare
+from phistill.train.data.loader import Source
+from phistill.train.resolve import prepare
 
 
 def memory(options: argparse.Namespace) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from phistill.compute.allocator import keeping_freed_memory
+from phistill.compute.ranks import Ranks
 from phistill.train import TrainConfig
-from phistill.train.allocator import keeping_freed_memory
-from phistill.train.data import Loader, Source
-from phistill.train.lesson import Lesson
-from phistill.train.ranks import Ranks
-from phistill.train.trainee import Trainee
+from phistill.train.data.loader import Loader, Source
+from phistill.train.resolve import Lesson
+from phistill.train.state import Trainee
 
 ALONE = Ranks(device=torch.device("cpu"))
 

@@ -20,12 +20,12 @@ from train_steps import ALONE, DEMO_STUDENT, settings
 from phistill.cache import Cache
 from phistill.stats import METHODS
 from phistill.train import Progress, cells
-from phistill.train.data import Source
-from phistill.train.grid import Cell
-from phistill.train.lesson import prepare
-from phistill.train.loop import run_steps
-from phistill.train.plan import Rows
+from phistill.train.data.loader import Source
+from phistill.train.data.sequence import Rows
+from phistill.train.resolve import prepare
 from phistill.train.run import Run
+from phistill.train.sweeps.cells import Cell
+from phistill.train.trainer import run_steps
 
 
 class ThrottledSource(Source):

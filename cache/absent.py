@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import names
-from .errors import UsageError
-from .files import Files, LocalFiles
+from phistill.errors import UsageError
+
+from .format import names
+from .storage.files import Files, LocalFiles
 
 
 def no_cache(files: Files) -> UsageError:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from . import names
+from .format import names
 from .reader import ArrayReader
 from .store import Cache
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import names
-from .errors import CacheMismatch, UsageError
-from .info import TeacherInfo
+from phistill.errors import CacheMismatch, UsageError
+
+from .format import names
+from .format.info import TeacherInfo
+from .format.split import HELDOUT, TRAIN, Split
 from .readahead import ReadAhead
 from .reader import ArrayReader
-from .split import HELDOUT, TRAIN, Split
 from .store import Cache
 
 Rows = NDArray[np.int64]

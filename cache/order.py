@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from phistill.errors import UsageError
 
 MODES = ("full", "block", "none")
 WINDOW_SHARDS = 16

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import names
-from .commit import CommitRecord
-from .compressed import read_compressed
-from .errors import CorruptCache, MissingRow, PhistillError, StoreError, repair_text
-from .files import Files
+from phistill.errors import CorruptCache, MissingRow, PhistillError, StoreError, repair_text
+
+from .format import names
+from .format.compression import read_compressed
+from .format.record import CommitRecord
+from .format.shard import matches
 from .order import WINDOW_SHARDS
-from .shard import matches
-from .shard_files import BadRow, OpenShard
+from .storage.files import Files
+from .storage.local_shard import BadRow, OpenShard
 
 MAX_OPEN_SHARDS = 128
 """Open files per reader; the usual limit of a process is 1,024."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import names
-from .files import Files
+from .format import names
+from .storage.files import Files
 
 FOLDERS = ("moments", "normalizers")
 SUFFIX = ".safetensors"

@@ -18,20 +18,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import names
+from phistill.errors import CorruptCache, IncompleteCache, UsageError, repair_text
+
 from .absent import no_cache
-from .arrays import array_document, group_attributes, group_document, same_array
-from .commit import CommitRecord, ImageFacts
-from .compressed import encode_compressed
-from .document import MAX_DOCUMENT_BYTES, RESTORE
-from .errors import CorruptCache, IncompleteCache, UsageError, repair_text
-from .files import Files, LocalFiles, open_files
-from .index import image_id, publish_index, read_index
-from .info import DTYPES, CacheInfo, Segment, TeacherInfo
+from .format import names
+from .format.arrays import array_document, group_attributes, group_document, same_array
+from .format.compression import encode_compressed
+from .format.document import MAX_DOCUMENT_BYTES, RESTORE
+from .format.index import image_id, publish_index, read_index
+from .format.info import DTYPES, CacheInfo, Segment, TeacherInfo
+from .format.record import CommitRecord, ImageFacts
+from .format.shard import encode_shard, sha256_of
+from .format.split import Split
 from .reader import ArrayReader
-from .shard import encode_shard, sha256_of
-from .split import Split
-from .usable import usable_rows
+from .rows import usable_rows
+from .storage.files import Files, LocalFiles, open_files
 
 
 def open(location: str | Path | Files) -> Cache:

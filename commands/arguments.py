@@ -36,7 +36,7 @@ def fraction_or_file(text: str | None) -> tuple[float | None, Path | None]:
 
 def count_or_auto(option: str, text: str | None) -> int | str | None:
     """``auto`` or a number; None stays None."""
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     if text is None or text == "auto":
         return text
@@ -50,7 +50,7 @@ def seconds_of(text: str | None) -> float | None:
     """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
     import re
 
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     if text is None:
         return None
@@ -66,7 +66,7 @@ def names_of(text: str | None) -> list[str] | None:
 
     An empty text comes from a shell variable that is not set, and must not mean "all".
     """
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     if text is None:
         return None
@@ -78,7 +78,7 @@ def names_of(text: str | None) -> list[str] | None:
 
 def numbers_of(option: str, text: str) -> list[float]:
     """``0.7,0.3`` as numbers; UsageError names the option."""
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     try:
         return [float(part) for part in text.split(",")]
@@ -88,7 +88,7 @@ def numbers_of(option: str, text: str) -> list[float]:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty."""
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     try:
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
@@ -99,7 +99,7 @@ def read_lines(path: Path) -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -113,7 +113,7 @@ def assignment_of(text: str) -> tuple[str, Any]:
     """``key=value`` with the value as in TOML; what is not TOML is a string."""
     import tomllib
 
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -128,7 +128,7 @@ def bytes_of(option: str, text: str | None) -> int:
     """``200G``, ``1.5TiB``, ``500M`` or a number of bytes; 0 for None. G is 10^9, GiB 2^30."""
     import re
 
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     if text is None:
         return 0
@@ -145,7 +145,7 @@ def bytes_of(option: str, text: str | None) -> int:
 
 def grid_of(text: str) -> tuple[str, tuple[int, int]]:
     """``NAME=H,W`` as a name and a grid."""
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError
 
     name, _, sides = text.rpartition("=")
     height, _, width = sides.partition(",")

@@ -49,9 +49,8 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
     phistill verify my.cache photos/ --live 8
     """
     from phistill import cache as store
-    from phistill.cache.counting import counted
-    from phistill.cache.errors import UsageError
-    from phistill.cache.verify import verify as check
+    from phistill.cache.upkeep.verify import verify as check
+    from phistill.errors import UsageError, counted
     from phistill.report.terminal import bytes_text, progress_bar
 
     if live is not None and images is None:
@@ -97,9 +96,9 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
 def _agrees_live(cache: str, images: str | None, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
-    from phistill.pipeline.extract import stored_runner
-    from phistill.pipeline.live import compare_live, sample_rows
-    from phistill.pipeline.sources import opened
+    from phistill.pipeline.extraction import stored_runner
+    from phistill.pipeline.images.open_source import opened
+    from phistill.pipeline.recheck import compare_live, sample_rows
 
     assert images is not None, "verify checked it"
     found, agree = store.open(cache), True
@@ -124,8 +123,8 @@ def merge(cache: str, other: str) -> None:
     OTHER is another worker's copy of the same cache, or one of other images with equal settings.
     """
     from phistill import cache as store
-    from phistill.cache.counting import counted
-    from phistill.cache.growth import merge as run
+    from phistill.cache.upkeep.growth import merge as run
+    from phistill.errors import counted
 
     opened = store.open(cache)
     with opened.writing():
@@ -140,7 +139,7 @@ def merge(cache: str, other: str) -> None:
 def remove_teacher(cache: str, name: str) -> None:
     """Delete a teacher and all its features."""
     from phistill import cache as store
-    from phistill.cache.growth import remove_teacher as run
+    from phistill.cache.upkeep.growth import remove_teacher as run
 
     opened = store.open(cache)
     with opened.writing():
@@ -171,9 +170,8 @@ def remove_images(
     phistill remove-images my.cache --file takedown.txt
     """
     from phistill import cache as store
-    from phistill.cache import growth
-    from phistill.cache.counting import counted
-    from phistill.cache.errors import UsageError
+    from phistill.cache.upkeep import growth
+    from phistill.errors import UsageError, counted
 
     wanted = [*ids, *(read_lines(path) if path else [])]
     if not wanted:
@@ -210,8 +208,7 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
     phistill compact my.cache my-clean.cache --drop-removed
     """
     from phistill import cache as store
-    from phistill.cache.counting import counted
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError, counted
     from phistill.pipeline.compact import compact as run
     from phistill.report.terminal import bytes_text, progress_bar
 

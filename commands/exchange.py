@@ -46,11 +46,11 @@ def stage(
     phistill stage my.cache small.cache --max-bytes 20G
     """
     from phistill import cache as store
-    from phistill.cache.counting import counted
-    from phistill.cache.staging import Selection
-    from phistill.cache.staging import stage as run
+    from phistill.cache.upkeep.stage import Selection
+    from phistill.cache.upkeep.stage import stage as run
+    from phistill.errors import counted
     from phistill.report.terminal import bytes_text, progress_bar
-    from phistill.stats.carry import carry_statistics
+    from phistill.stats.fit.reuse import carry_statistics
 
     source = store.open(cache)
     selection = Selection(
@@ -86,7 +86,7 @@ def stage(
 
 def _has_statistics(cache: Cache) -> bool:
     """Whether a cache can be trained from: statistics of all its teachers, and of these rows."""
-    from phistill.cache.errors import MissingMoments, StaleMoments
+    from phistill.errors import MissingMoments, StaleMoments
     from phistill.stats import stored_rows
 
     try:
@@ -137,10 +137,10 @@ def import_features(
     phistill import-features feats/ --cache my.cache --source "DINOv2 ViT-B/14, lab run of May"
     phistill import-features feats/ --cache my.cache --source "..." --images photos/
     """
-    from phistill.cache.counting import counted
+    from phistill.errors import counted
     from phistill.pipeline import CacheSettings
-    from phistill.pipeline.import_features import import_features as run
-    from phistill.pipeline.views import View
+    from phistill.pipeline.decode.views import View
+    from phistill.pipeline.exchange.import_features import import_features as run
     from phistill.report.terminal import progress_bar
 
     parsed = tuple(View.parse(text) for text in views) or None
@@ -209,8 +209,8 @@ def export_features(
     phistill export-features my.cache tars/ --format webdataset --pixels
     """
     from phistill import cache as store
-    from phistill.cache.counting import counted
-    from phistill.pipeline.export_features import export_features as run
+    from phistill.errors import counted
+    from phistill.pipeline.exchange.export_features import export_features as run
     from phistill.report.terminal import progress_bar
 
     with progress_bar("export") as bar:

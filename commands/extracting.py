@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
-    from phistill.pipeline.share import Share
+    from phistill.pipeline.workers import Share
 
 from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, teacher_option
 
@@ -148,14 +148,14 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
-    from phistill.cache.counting import counted
+    from phistill.errors import counted
     from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
-    from phistill.pipeline.decode import DecodeRules
-    from phistill.pipeline.licences import licences_text
-    from phistill.pipeline.share import who_misses
-    from phistill.pipeline.views import View
-    from phistill.report.extraction import done_images, progress_note
+    from phistill.pipeline.decode.rgb import DecodeRules
+    from phistill.pipeline.decode.views import View
+    from phistill.pipeline.teachers.licences import licences_text
+    from phistill.pipeline.workers import who_misses
+    from phistill.report.extract_bar import done_images, progress_note
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
 
     decode = None
@@ -228,8 +228,8 @@ def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
     """The share of ``--worker`` and of the launcher, put into the options and told."""
     import os
 
-    from phistill.pipeline.decoding import num_cores
-    from phistill.pipeline.share import Share, launched
+    from phistill.pipeline.decode.shards import num_cores
+    from phistill.pipeline.workers import Share, launched
 
     launch = None if options["scheduler"] else launched(os.environ)
     share = Share.parse(worker) if worker else None

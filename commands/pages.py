@@ -96,8 +96,8 @@ def doctor(cache: str | None, run: Path | None, network: bool, as_json: bool) ->
 @click.option("--autocast", type=click.Choice(["float32", "bfloat16", "float16"]))
 def check_teacher(teacher: str, device: str, autocast: str | None) -> None:
     """Run a teacher on two images and show what it gives."""
-    from phistill.pipeline.check import check_teacher as check
-    from phistill.pipeline.check import render
+    from phistill.pipeline.teachers.check import check_teacher as check
+    from phistill.pipeline.teachers.check import render
 
     report = check(teacher, device, autocast=autocast)
     click.echo(render(report))

@@ -43,7 +43,7 @@ def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
     from phistill import cache as store
     from phistill.report.terminal import bytes_text, progress_bar
     from phistill.stats import fit_stats as run
-    from phistill.stats.schedule import FitProgress
+    from phistill.stats.fit.schedule import FitProgress
     from phistill.stats.table import render_notes, render_table
 
     with progress_bar("fit-stats") as bar:
@@ -122,8 +122,7 @@ def train(
     phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
     phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
-    from phistill.cache.counting import counted
-    from phistill.cache.errors import UsageError
+    from phistill.errors import UsageError, counted
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
     from phistill.train import train as run
@@ -248,11 +247,11 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
     phistill sweep my.cache --config grid.toml --out runs/grid
     phistill sweep /nfs/my.cache --config grid.toml --out runs/grid --stage /local/scratch
     """
-    from phistill.cache.counting import counted
+    from phistill.errors import counted
     from phistill.report.terminal import bytes_text, duration_text, progress_bar
     from phistill.train import Progress
-    from phistill.train.grid import read_grid
-    from phistill.train.sweeping import sweep as run
+    from phistill.train.sweeps.cells import read_grid
+    from phistill.train.sweeps.sweep import sweep as run
 
     with progress_bar("sweep") as bar:
 

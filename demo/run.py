@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cache import Cache
-from ..cache.errors import UsageError
-from ..pipeline import CacheSettings, extract
-from ..report import report
-from ..report.terminal import duration_text, progress_bar
-from ..stats import fit_stats
-from ..stats.table import render_notes, render_table
-from ..train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
+from phistill.cache import Cache
+from phistill.errors import UsageError
+from phistill.pipeline import CacheSettings, extract
+from phistill.report import report
+from phistill.report.terminal import duration_text, progress_bar
+from phistill.stats import fit_stats
+from phistill.stats.table import render_notes, render_table
+from phistill.train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
+
 from .pictures import BUNDLED
 from .scoring import ScoreTable, score_students
 

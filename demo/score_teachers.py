@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..pipeline.contract import Preprocessing, Teacher
-from ..pipeline.decode import DecodeRules, decode
-from ..pipeline.views import Rendering, View, render
+from phistill.pipeline.decode.rgb import DecodeRules, decode
+from phistill.pipeline.decode.views import Rendering, View, render
+from phistill.pipeline.teachers.contract import Preprocessing, Teacher
+
 from . import tasks
 from .captions import caption
 from .matte import PATCH, cells

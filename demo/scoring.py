@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..cache import HELDOUT, Cache
-from ..cache.tables import read_table
-from ..train import TrainedStudent, load_run
+from phistill.cache import HELDOUT, Cache
+from phistill.cache.format.parquet import read_table
+from phistill.train import TrainedStudent, load_run
+
 from . import tasks
 from .captions import caption
 from .matte import PATCH, cells

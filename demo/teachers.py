@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..cache.errors import UsageError
-from ..pipeline.contract import Preprocessing, Teacher
-from ..pipeline.open_clip_teacher import OpenClipTeacher
-from ..pipeline.teachers import take_options
-from ..pipeline.timm_teacher import TimmTeacher
-from ..pipeline.weights import boolean, integer, load_weights, seeded
+from phistill.errors import UsageError
+from phistill.pipeline.teachers.contract import Preprocessing, Teacher
+from phistill.pipeline.teachers.open_clip import OpenClipTeacher
+from phistill.pipeline.teachers.spec import take_options
+from phistill.pipeline.teachers.timm import TimmTeacher
+from phistill.pipeline.teachers.weights import boolean, integer, load_weights, seeded
+
 from .weights import FOLDER, read_settings, read_tensors
 
 if TYPE_CHECKING:

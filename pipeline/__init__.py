@@ -1,24 +1,8 @@
-"""Images, views and teachers: stage one, writing the cache. The verb is ``extract``."""
+"""Images, views and teachers: stage one, writing the cache. The verb is ``extract``.
 
-from .contract import Features, Preprocessing, Teacher
-from .extract import ExtractReport, extract
-from .options import ExtractOptions
-from .progress import ExtractProgress
-from .rejects import rejects
-from .settings import CacheSettings
-from .sources import open_source
-from .teachers import TeacherSpec
+Names are loaded on first use: a decoding process needs NumPy and Pillow, and pays for no more.
+"""
 
-__all__ = [
-    "CacheSettings",
-    "ExtractOptions",
-    "ExtractProgress",
-    "ExtractReport",
-    "Features",
-    "Preprocessing",
-    "Teacher",
-    "TeacherSpec",
-    "extract",
-    "open_source",
-    "rejects",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

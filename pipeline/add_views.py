@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..cache import Cache, growth
-from ..cache.errors import CacheMismatch, UsageError
-from ..cache.joined import row_hashes
-from ..cache.usable import removed_rows
-from .entries import Entry
+from phistill.cache import Cache
+from phistill.cache.joined import row_hashes
+from phistill.cache.rows import removed_rows
+from phistill.cache.upkeep import growth
+from phistill.errors import CacheMismatch, UsageError
+
+from .decode.views import View
+from .images.record import Entry
 from .index import build_index
-from .views import View
 
 
 def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ...]:

@@ -17,21 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import cache as store
-from ..cache import Cache, names
-from ..cache.counting import counted
-from ..cache.errors import LockHeld
-from ..cache.files import Files, open_files
-from ..stats.cluster import connected, finished
-from .decoding import num_cores
-from .extract import ExtractReport, extract_shards, make_request, report_of
+from phistill import cache as store
+from phistill.cache import Cache
+from phistill.cache.format import names
+from phistill.cache.storage.files import Files, open_files
+from phistill.compute.dask_client import connected, finished
+from phistill.errors import LockHeld, counted
+
+from .decode.shards import num_cores
+from .extraction import ExtractReport, extract_shards, make_request, report_of
+from .images.open_source import Source
+from .images.remote_tar import is_remote
 from .options import ExtractOptions
 from .prepare import Facts, Prepared, holding, if_prepared, prepare
 from .progress import ExtractProgress
-from .remote_tar_source import is_remote
 from .settings import CacheSettings
-from .sources import Source
-from .teachers import TeacherSpec
+from .teachers.spec import TeacherSpec
 
 MAX_SHARDS_PER_TASK = 8
 """Inside a task, images of a shard are decoded while the teachers run on the one before."""

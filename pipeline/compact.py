@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cache import Cache
-from ..cache.compacting import drop_removed
-from ..cache.copying import CopyProgress
-from ..stats.carry import carry_statistics
+from phistill.cache import Cache
+from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.copying import CopyProgress
+from phistill.stats.fit.reuse import carry_statistics
 
 
 @dataclass(frozen=True, slots=True)

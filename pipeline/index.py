@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .entries import Entry
+from .images.record import Entry
 
 
 def build_index(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache.errors import UsageError
-from .decoding import Mode
-from .share import Share
+from phistill.errors import UsageError
+
+from .decode.shards import Mode
+from .workers import Share
 
 AUTO = "auto"
 OPTIONS = {

@@ -14,24 +14,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .. import cache as store
-from ..cache import Cache, TeacherInfo, growth, names
-from ..cache.errors import LockHeld, OutOfTime, UsageError
-from ..cache.files import Files
-from ..cache.publish import TEMPORARY_SUFFIX
-from ..cache.verify import discard, verify
+from phistill import cache as store
+from phistill.cache import Cache, TeacherInfo
+from phistill.cache.format import names
+from phistill.cache.storage.files import Files
+from phistill.cache.storage.publish import TEMPORARY_SUFFIX
+from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.verify import discard, verify
+from phistill.errors import LockHeld, OutOfTime, UsageError
+
 from .add_views import add_views, missing_views
-from .batch_size import choose_batch_sizes
-from .holdout import hold_out
+from .decode.views import View
+from .images.holdout import hold_out
+from .images.labels import label
+from .images.open_source import Entry, Source
 from .index import build_index
-from .labels import label
 from .options import AUTO, ExtractOptions
-from .runner import TeacherRunner
 from .same_teacher import add_or_require, require_equal
 from .settings import CacheSettings
-from .sources import Entry, Source
-from .teachers import TeacherSpec
-from .views import View
+from .teachers.batch_size import choose_batch_sizes
+from .teachers.runner import TeacherRunner
+from .teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:
     import torch

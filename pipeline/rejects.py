@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..cache import Cache, CommitRecord
-from ..cache.errors import TooManyRejects
+from phistill.cache import Cache, CommitRecord
+from phistill.errors import TooManyRejects
 
 MAX_REJECT_FRAC = 0.01
 """Share of the rows that may be rejected when the caller does not say."""

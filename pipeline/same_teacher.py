@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..cache import Cache, TeacherInfo
-from ..cache.errors import CacheMismatch
+from phistill.cache import Cache, TeacherInfo
+from phistill.errors import CacheMismatch
 
 
 def add_or_require(cache: Cache, teacher: TeacherInfo, way_out: str) -> None:

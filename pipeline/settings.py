@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache import CacheInfo
-from ..cache.compressed import compressor
-from ..cache.errors import CacheMismatch, UsageError
-from .decode import DecodeRules
-from .views import View
+from phistill.cache import CacheInfo
+from phistill.cache.format.compression import compressor
+from phistill.errors import CacheMismatch, UsageError
+
+from .decode.rgb import DecodeRules
+from .decode.views import View
 
 TARGET_SHARD_BYTES = 128 * 2**20
 """A shard of the largest array has at most this many bytes, and more than half of it."""

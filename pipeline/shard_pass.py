@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..cache import Cache, CommitRecord, names
-from .arriving import ArrivingShard
-from .decode import DecodeRules
-from .decode_image import DecodeSetup
-from .decoding import Mode, ShardRows, arriving_shards, choose_mode
+from phistill.cache import Cache, CommitRecord
+from phistill.cache.format import names
+
+from .decode.image import DecodeSetup
+from .decode.pending import ArrivingShard
+from .decode.rgb import DecodeRules
+from .decode.shards import Mode, ShardRows, arriving_shards, choose_mode
+from .decode.views import Rendering, View
+from .images.open_source import Source
 from .progress import ExtractProgress, Stopwatch
 from .rejects import RejectBudget
-from .runner import StoredRows, TeacherRunner, environment, sharing
-from .sources import Source
-from .views import Rendering, View
+from .teachers.runner import StoredRows, TeacherRunner, environment, sharing
 
 if TYPE_CHECKING:
     import torch

@@ -17,24 +17,25 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache import Cache, CommitRecord
-from ..cache import open as open_cache
-from ..cache.counting import counted
-from ..cache.errors import (
+from phistill.cache import Cache, CommitRecord
+from phistill.cache import open as open_cache
+from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.errors import (
     CorruptCache,
     LockHeld,
     MissingMoments,
     PhistillError,
     StaleMoments,
     StoreError,
+    counted,
 )
-from ..cache.files import LocalFiles, open_files
-from ..pipeline.decode import DecodeRules
-from ..pipeline.decode_image import DecodeSetup
-from ..pipeline.decode_pool import DecodePool
-from ..pipeline.decoding import num_cores
-from ..pipeline.teachers import GROUP
-from ..pipeline.views import Rendering, View
+from phistill.pipeline.decode.image import DecodeSetup
+from phistill.pipeline.decode.pool import DecodePool
+from phistill.pipeline.decode.rgb import DecodeRules
+from phistill.pipeline.decode.shards import num_cores
+from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.teachers.spec import GROUP
+
 from .terminal import bytes_text
 
 State = Literal["ok", "note", "problem"]
@@ -339,7 +340,7 @@ def _writer(cache: Cache) -> Iterator[Finding]:
 
 
 def _moments(cache: Cache) -> Iterator[Finding]:
-    from ..stats import load_moments
+    from phistill.stats import load_moments
 
     for teacher in cache.teachers:
         for kind in cache.teacher(teacher).kinds:
@@ -377,7 +378,7 @@ def _run(path: Path, cache_path: Path | str | None) -> Iterator[Finding]:
         cache = open_cache(cache_path)
     except PhistillError:
         return  # said above
-    from ..train.evaluation import refuse_other_teachers
+    from phistill.train.evaluation import refuse_other_teachers
 
     try:
         refuse_other_teachers(cache, teachers, path)

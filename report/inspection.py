@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import cache as store
-from ..cache import Cache, CommitRecord
-from ..cache.counting import counted
-from ..cache.errors import CorruptCache, MissingMoments, StaleMoments
-from ..pipeline.licences import UNKNOWN
-from ..stats import PassOptions, load_options, load_row
+from phistill import cache as store
+from phistill.cache import Cache, CommitRecord
+from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
+from phistill.pipeline.teachers.licences import UNKNOWN
+from phistill.stats import PassOptions, load_options, load_row
+
 from .terminal import bytes_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.counting import counted
-from ..cache.errors import SourceError, UsageError
-from ..cache.files import LocalFiles, open_files
-from ..pipeline.decoding import DecodedShard, ShardRows, decode_shards, num_cores
-from ..pipeline.entries import Entry
-from ..pipeline.licences import licence_of, licences_text
-from ..pipeline.runner import TeacherRunner, choose_device
-from ..pipeline.settings import CacheSettings
-from ..pipeline.sources import Source, opened
-from ..pipeline.teachers import TeacherSpec
-from ..pipeline.views import Rendering, View
+from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.errors import SourceError, UsageError, counted
+from phistill.pipeline.decode.shards import DecodedShard, ShardRows, decode_shards, num_cores
+from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.images.open_source import Source, opened
+from phistill.pipeline.images.record import Entry
+from phistill.pipeline.settings import CacheSettings
+from phistill.pipeline.teachers.licences import licence_of, licences_text
+from phistill.pipeline.teachers.runner import TeacherRunner, choose_device
+from phistill.pipeline.teachers.spec import TeacherSpec
+
 from .terminal import bytes_text, duration_text
 
 NUM_SAMPLE = 64
@@ -271,7 +271,7 @@ class _Sample:
     def _decode(
         self, renderings: Sequence[Rendering], *, num_workers: int | None, num_views: int
     ) -> DecodedShard:
-        from ..pipeline.decode import DecodeRules
+        from phistill.pipeline.decode.rgb import DecodeRules
 
         rows = [(entry, view) for entry in self._chosen for view in range(num_views)]
         job = ShardRows(

@@ -9,26 +9,6 @@
 True
 """
 
-from .export import export_normalizer
-from .fit import fit_stats, fitted, load_moments, load_options, load_row, stored_rows
-from .groups import PassOptions
-from .moments import Moments
-from .normalizer import METHODS, Normalizer
-from .row import StatsRow
-from .schedule import FitProgress
+import lazy_loader
 
-__all__ = [
-    "METHODS",
-    "FitProgress",
-    "Moments",
-    "Normalizer",
-    "PassOptions",
-    "StatsRow",
-    "export_normalizer",
-    "fit_stats",
-    "fitted",
-    "load_moments",
-    "load_options",
-    "load_row",
-    "stored_rows",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

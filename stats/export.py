@@ -26,10 +26,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..cache import Cache, publish
-from ..cache.errors import UsageError
-from .fit import fitted
-from .normalizer import Normalizer
+from phistill.cache import Cache
+from phistill.cache.storage import publish
+from phistill.errors import UsageError
+
+from .fit.fit import fitted
+from .normalizer.normalizer import Normalizer
 
 
 def export_bytes(normalizer: Normalizer, *, teacher: str = "", kind: str = "") -> bytes:

@@ -26,11 +26,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..cache import Cache
-from ..cache.errors import DegenerateMoments
-from .blocks import BLOCK_VECTORS
-from .fit import fitted, load_row
-from .normalizer import Normalizer
+from phistill.cache import Cache
+from phistill.errors import DegenerateMoments
+
+from .fit.fit import fitted, load_row
+from .moments.blocks import BLOCK_VECTORS
+from .normalizer.normalizer import Normalizer
 
 CONFIDENCE = 0.95
 """Probability that all channels lie in the expected range if nothing but chance is at work."""

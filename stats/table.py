@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .energies import TOP_FRACTION
-from .row import STABLE, StatsRow
+from .description import STABLE, StatsRow
+from .moments.squared_norms import TOP_FRACTION
 
 _HEADERS = (
     "teacher",

@@ -18,7 +18,7 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
-from phistill.cache.index import publish_index
+from phistill.cache.format.index import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
 
 

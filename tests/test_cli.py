@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from phistill.cache import Cache
-from phistill.cache.counting import counted
 from phistill.cli import main
+from phistill.errors import counted
 
 CacheFactory = Callable[..., Cache]
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import phistill.cache as store
-from phistill.cache import lease
-from phistill.cache.files import open_files
+from phistill.cache.storage import lease
+from phistill.cache.storage.files import open_files
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, extract
 from phistill.train import TrainConfig, evaluate, train

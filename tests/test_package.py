@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ROOMS = ("cache", "commands", "demo", "pipeline", "report", "stats", "train")
+ROOMS = (
+    "cache",
+    "commands",
+    "compute",
+    "demo",
+    "errors",
+    "pipeline",
+    "plugins",
+    "report",
+    "stats",
+    "train",
+)
 
 
 def test_the_root_imports_nothing_and_states_a_version() -> None:

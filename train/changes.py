@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..cache.errors import RunMismatch
+from phistill.errors import RunMismatch
+
 from .config import SAFE_KEYS, TrainConfig
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from .. import cache as store
-from ..cache import publish
-from ..cache.document import parse, seal, unseal
-from ..cache.errors import CorruptCache, CorruptCheckpoint, UsageError
+from phistill import cache as store
+from phistill.cache.format.document import parse, seal, unseal
+from phistill.cache.storage import publish
+from phistill.errors import CorruptCache, CorruptCheckpoint, UsageError
 
 FORMAT = 1
 """Version of the layout, raised when its tensors or fields change their meaning."""

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..cache.errors import UsageError
+from phistill.errors import UsageError
+
 from .settings_values import UNBOUNDED, check_choice, coerce, spell_range
 
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")

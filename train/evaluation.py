@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import cache as store
-from ..cache import Cache, Split
-from ..cache.errors import IncompleteCache, RunMismatch, UsageError
-from ..cache.joined import JoinedCaches
-from .data import PIXELS, Source
-from .plan import Rows
-from .predict import TrainedStudent, load_run
+from phistill import cache as store
+from phistill.cache import Cache, Split
+from phistill.cache.joined import JoinedCaches
+from phistill.errors import IncompleteCache, RunMismatch, UsageError
+
+from .data.loader import PIXELS, Source
+from .data.sequence import Rows
+from .student.predict import TrainedStudent, load_run
 from .targets import SUMMARY, Target
 
 BATCH_ROWS = 128

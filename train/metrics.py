@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache import publish
-from ..cache.errors import UsageError
+from phistill.cache.storage import publish
+from phistill.errors import UsageError
 
 FILE = "metrics.jsonl"
 

@@ -21,19 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..cache import lock, names, publish
-from ..cache.errors import LockHeld, RunMismatch, UsageError
+from phistill.cache.format import names
+from phistill.cache.storage import lock, publish
+from phistill.compute.ranks import Ranks
+from phistill.errors import LockHeld, RunMismatch, UsageError
+
 from . import checkpoint
 from .changes import refuse_changes
 from .checkpoint import Checkpoint
-from .data import Source
+from .data.loader import Source
 from .evaluation import EvalRow, mean_unexplained, measure, parts_of, refuse_other_teachers
-from .lesson import Lesson
 from .metrics import MetricsLog
-from .predict import TrainedStudent, normalizer_tensors, stored_normalizers
-from .ranks import Ranks
+from .resolve import Lesson
+from .state import NotFinite, StepValues, Trainee
+from .student.predict import TrainedStudent, normalizer_tensors, stored_normalizers
 from .targets import Target
-from .trainee import NotFinite, StepValues, Trainee
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

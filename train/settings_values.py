@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ..cache.errors import UsageError
+from phistill.errors import UsageError
 
 UNBOUNDED = float(2**62)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache import Cache
-from ..cache.errors import UsageError
-from ..cache.joined import JoinedCaches
+from phistill.cache import Cache
+from phistill.cache.joined import JoinedCaches
+from phistill.errors import UsageError
 
 PATCHES = "patches"
 SUMMARY = "summary"

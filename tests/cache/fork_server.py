@@ -20,7 +20,7 @@ from typing import TextIO
 import numpy as np
 from writing_script import main  # type: ignore[import-not-found]
 
-from phistill.cache.arrays import array_document
+from phistill.cache.format.arrays import array_document
 
 
 def child(path: Path, more_files: int, said: TextIO) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import phistill.cache as store
-from phistill.cache import Cache, CacheInfo, ImageFacts, growth
-from phistill.cache.compacting import drop_removed
-from phistill.cache.copying import MARK
-from phistill.cache.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
-from phistill.cache.publish import PublishError
-from phistill.cache.verify import verify
+from phistill.cache import Cache, CacheInfo, ImageFacts
+from phistill.cache.storage.publish import PublishError
+from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.copying import MARK
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
 from tests.conftest import rename_images, small_index
 
 CacheFactory = Callable[..., Cache]

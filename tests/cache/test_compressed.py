@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.compressed import compressor
-from phistill.cache.errors import CorruptCache, UsageError
-from phistill.cache.verify import verify
+from phistill.cache.format.compression import compressor
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CorruptCache, UsageError
 
 CacheFactory = Callable[..., Cache]
 

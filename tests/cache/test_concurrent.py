@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phistill.cache import Cache, ImageFacts, TeacherInfo, lock
-from phistill.cache.errors import LockHeld, MissingRow
+from phistill.cache import Cache, ImageFacts, TeacherInfo
+from phistill.cache.storage import lock
+from phistill.errors import LockHeld, MissingRow
 from tests.conftest import FULL, empty_cache
 
 CacheFactory = Callable[..., Cache]
@@ -23,7 +24,7 @@ READS = 10_000 if FULL else 2_000
 HOLD = """
 import sys, time
 from pathlib import Path
-from phistill.cache import lock
+from phistill.cache.storage import lock
 with lock.writing(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

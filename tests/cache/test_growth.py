@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 import phistill.cache as store
-from phistill.cache import Cache, TeacherInfo, growth
-from phistill.cache.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
-from phistill.cache.staging import stage
-from phistill.cache.verify import verify
+from phistill.cache import Cache, TeacherInfo
+from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.stage import stage
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
 from tests.conftest import small_index
 
 CacheFactory = Callable[..., Cache]
@@ -95,7 +96,7 @@ def test_caches_of_other_images_merge_as_further_segments(make_cache: CacheFacto
 
 def _with_index(cache: Cache, index: pa.Table) -> Cache:
     """The same cache with other ids, as another extraction would have made it."""
-    from phistill.cache.index import publish_index
+    from phistill.cache.format.index import publish_index
 
     segment = publish_index(cache.files, index, number=0, start=0, shard_rows=cache.info.shard_rows)
     cache.publish_root(replace(cache.info, segments=(segment,)))

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phistill.cache import Cache, TeacherInfo, lock, names
+from phistill.cache import Cache, TeacherInfo
 from phistill.cache import open as open_cache
-from phistill.cache.errors import LockHeld, PhistillError
+from phistill.cache.format import names
+from phistill.cache.storage import lock
+from phistill.errors import LockHeld, PhistillError
 from tests.conftest import empty_cache
 
 NUM_ROWS, SHARD_ROWS, WIDTH = 64, 4, 8
@@ -30,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import phistill.cache as store
 from phistill.cache import ImageFacts
-from phistill.cache.errors import LockHeld
+from phistill.errors import LockHeld
 
 for line in sys.stdin:  # PATH SHARDS MODE
     path, shards, mode = line.split()

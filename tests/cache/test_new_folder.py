@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from phistill.cache.errors import LockHeld, UsageError
-from phistill.cache.new_folder import MARK, filling
+from phistill.cache.storage.new_folder import MARK, filling
+from phistill.errors import LockHeld, UsageError
 
 
 def names_in(folder: Path) -> list[str]:
@@ -31,7 +31,7 @@ def test_what_a_killed_call_left_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     code = (
         "import os, sys, pathlib\n"
-        "from phistill.cache.new_folder import filling\n"
+        "from phistill.cache.storage.new_folder import filling\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "with filling(folder):\n"
         "    (folder / 'sub').mkdir()\n"

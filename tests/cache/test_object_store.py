@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import phistill.cache as store
-from phistill.cache import Cache, object_client
-from phistill.cache.errors import CacheMismatch, CorruptCache, PhistillError, StoreError, UsageError
-from phistill.cache.files import LocalFiles, open_files
-from phistill.cache.verify import discard, verify
+from phistill.cache import Cache
+from phistill.cache.storage import object_client
+from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.cache.upkeep.verify import discard, verify
+from phistill.errors import CacheMismatch, CorruptCache, PhistillError, StoreError, UsageError
 from tests.conftest import CacheFactory, facts
 from tests.object_store import BUCKET, Fault, FaultProxy
 
@@ -196,7 +197,7 @@ def test_a_lost_acknowledgement_is_told_from_a_rival_by_the_content(
 def test_the_root_is_replaced_only_over_what_was_read(
     make_cache: CacheFactory, bucket_url: str, proxy: Proxy
 ) -> None:
-    from phistill.cache import growth
+    from phistill.cache.upkeep import growth
 
     first = copy_to(bucket_url, make_cache())
     second = store.open(bucket_url)
@@ -247,7 +248,7 @@ def test_a_store_that_does_not_answer_is_no_damage(
 def test_a_large_object_travels_in_parts(
     bucket_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phistill.cache.object_files.PART_BYTES", 6 * 2**20)
+    monkeypatch.setattr("phistill.cache.storage.object_files.PART_BYTES", 6 * 2**20)
     files = open_files(bucket_url)
     chunks = [np.random.default_rng(n).bytes(5_000_001) for n in range(3)]
     proxy.faults = [Fault("503", "PUT", "partNumber=2"), Fault("cut", "GET", "large", times=2)]
@@ -267,9 +268,10 @@ def test_opened_by_url_it_survives_pickling_and_refuses_a_fork(
     np.testing.assert_array_equal(again.rows(), remote.rows())
     assert open_files(Path(bucket_url)) == open_files(bucket_url + "/")
     script = (
-        "import os, sys\nimport phistill.cache as store\ncache = store.open(sys.argv[1])\n"
+        "import os, sys\nimport phistill.cache as store\nfrom phistill.errors import UsageError\n"
+        "cache = store.open(sys.argv[1])\n"
         "if os.fork() == 0:\n    try:\n        store.open(sys.argv[1])\n"
-        "    except store.UsageError as error:\n        print(error, flush=True)\n"
+        "    except UsageError as error:\n        print(error, flush=True)\n"
         "    os._exit(0)\nos.wait()\n"
     )
     forked = subprocess.run(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import phistill.cache as store
-from phistill.cache.verify import verify
+from phistill.cache.upkeep.verify import verify
 from tests.object_store import BUCKET, FaultProxy
 
 SCRIPT = Path(__file__).with_name("writing_script.py")

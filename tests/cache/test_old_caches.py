@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.verify import verify
+from phistill.cache.upkeep.verify import verify
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phistill.cache.errors import UsageError
 from phistill.cache.order import MODES, epoch_rows, label_entropy
+from phistill.errors import UsageError
 
 ROWS = np.setdiff1d(np.arange(5000), np.arange(0, 5000, 7)).astype(np.int64)
 

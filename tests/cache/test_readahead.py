@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache
 from phistill.cache.readahead import ReadAhead
+from phistill.errors import CorruptCache
 from tests.conftest import CacheFactory
 
 

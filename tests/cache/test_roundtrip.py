@@ -11,7 +11,7 @@ import tensorstore
 import zarr
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache, IncompleteCache, MissingRow, UsageError
+from phistill.errors import CorruptCache, IncompleteCache, MissingRow, UsageError
 
 CacheFactory = Callable[..., Cache]
 

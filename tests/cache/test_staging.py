@@ -15,17 +15,12 @@ import pyarrow as pa
 import pytest
 
 import phistill.cache as store
-from phistill.cache import Cache, TeacherInfo, growth
-from phistill.cache.compacting import drop_removed
-from phistill.cache.errors import (
-    CacheMismatch,
-    CorruptCache,
-    IncompleteCache,
-    LockHeld,
-    UsageError,
-)
-from phistill.cache.staging import Selection, stage
-from phistill.cache.verify import verify
+from phistill.cache import Cache, TeacherInfo
+from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.stage import Selection, stage
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
 from phistill.stats import fit_stats, load_moments
 from tests.conftest import facts, random_features, rename_images, small_index
 
@@ -254,7 +249,7 @@ def test_a_cache_on_an_object_store_is_staged_and_copied_back(
 KILLED = """
 import os, signal, sys
 import phistill.cache as store
-from phistill.cache.staging import stage
+from phistill.cache.upkeep.stage import stage
 
 source, dest, after = sys.argv[1:]
 shards = []

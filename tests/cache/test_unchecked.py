@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache
+from phistill.errors import CorruptCache
 
 CacheFactory = Callable[..., Cache]
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from phistill.cache import Cache
 from phistill.cache import open as open_cache
-from phistill.cache.arrays import group_attributes
-from phistill.cache.commit import CommitRecord
-from phistill.cache.document import MAX_DOCUMENT_BYTES, canonical, parse, seal
-from phistill.cache.errors import CorruptCache, PhistillError
-from phistill.cache.info import CacheInfo, TeacherInfo
-from phistill.cache.shard import decode_index, encode_shard, index_bytes
-from phistill.cache.verify import verify
+from phistill.cache.format.arrays import group_attributes
+from phistill.cache.format.document import MAX_DOCUMENT_BYTES, canonical, parse, seal
+from phistill.cache.format.info import CacheInfo, TeacherInfo
+from phistill.cache.format.record import CommitRecord
+from phistill.cache.format.shard import decode_index, encode_shard, index_bytes
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CorruptCache, PhistillError
 from tests.conftest import FULL, build_cache
 
 CacheFactory = Callable[..., Cache]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache, PhistillError
-from phistill.cache.verify import VerifyReport, discard, verify
+from phistill.cache.upkeep.verify import VerifyReport, discard, verify
+from phistill.errors import CorruptCache, PhistillError
 from tests.conftest import FULL
 
 CacheFactory = Callable[..., Cache]

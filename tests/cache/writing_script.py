@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 import phistill.cache as store
-from phistill.cache import CacheInfo, ImageFacts, TeacherInfo, lease
-from phistill.cache.files import open_files
+from phistill.cache import CacheInfo, ImageFacts, TeacherInfo
+from phistill.cache.storage import lease
+from phistill.cache.storage.files import open_files
 
 NUM_ROWS = 20
 

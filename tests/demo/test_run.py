@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phistill.cache.tables import read_table
+from phistill.cache.format.parquet import read_table
 from phistill.demo.pictures import BUNDLED
 from phistill.demo.run import STUDENT, demo, unexplained_table
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.cache.errors import UsageError
 from phistill.demo import tasks
 from phistill.demo.captions import Tokenizer, caption, vocabulary
 from phistill.demo.matte import PATCH, cells
@@ -12,7 +11,8 @@ from phistill.demo.pictures import BUNDLED, GREY, Augmentation, augmented, read_
 from phistill.demo.teachers import NAMES, build, matte_decoder, text_summaries
 from phistill.demo.train_ssl import vicreg_loss
 from phistill.demo.weights import FOLDER, read_settings
-from phistill.pipeline.contract import Teacher
+from phistill.errors import UsageError
+from phistill.pipeline.teachers.contract import Teacher
 
 HELD_OUT = read_pictures(BUNDLED, split="heldout", side=60)
 SHAPES = {"clip": ((6, 6, 128), 128), "ssl": ((6, 6, 160), 160), "mask": ((12, 12, 188), None)}

@@ -7,8 +7,8 @@ import signal
 import time
 from collections.abc import Sequence
 
-from phistill.pipeline import decode_worker
-from phistill.pipeline.decode_image import DecodedImage, DecodeSetup, decode_image
+from phistill.pipeline.decode import worker as decode_worker
+from phistill.pipeline.decode.image import DecodedImage, DecodeSetup, decode_image
 
 
 def misbehave(

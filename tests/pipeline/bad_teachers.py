@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny_teacher import TinyTeacher  # type: ignore[import-not-found]
 
-from phistill.pipeline.contract import Features
+from phistill.pipeline.teachers.contract import Features
 
 COUNT = itertools.count()
 

@@ -11,19 +11,20 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from phistill.cache import Cache, growth
-from phistill.cache.errors import CacheMismatch, UsageError
-from phistill.cache.verify import verify
+from phistill.cache import Cache
+from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.verify import verify
 from phistill.cli import main
+from phistill.errors import CacheMismatch, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.add_views import add_views
-from phistill.pipeline.entries import Entry
-from phistill.pipeline.views import View
+from phistill.pipeline.decode.views import View
+from phistill.pipeline.images.record import Entry
 from phistill.stats import fit_stats, load_moments
-from phistill.stats.groups import PassOptions, plan_array
-from phistill.stats.partials import stored_partial
+from phistill.stats.fit.partials import stored_partial
+from phistill.stats.fit.pieces import PassOptions, plan_array
 from phistill.train import TrainConfig
-from phistill.train.plan import make_plan
+from phistill.train.data.sequence import make_plan
 from tests.conftest import facts, random_features
 
 CROP = View("random-resized-crop", flip="random")

@@ -9,12 +9,12 @@ import pytest
 import timm
 import torch
 
-from phistill.cache.errors import TeacherError, UsageError
-from phistill.pipeline.adjust import AdjustedTeacher, Adjustment, resampled
-from phistill.pipeline.contract import Preprocessing
-from phistill.pipeline.licences import licence_of
-from phistill.pipeline.teachers import TeacherSpec
-from phistill.pipeline.timm_teacher import TimmTeacher
+from phistill.errors import TeacherError, UsageError
+from phistill.pipeline.teachers.contract import Preprocessing
+from phistill.pipeline.teachers.licences import licence_of
+from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.pipeline.teachers.timm import TimmTeacher
+from phistill.pipeline.teachers.wrapper import AdjustedTeacher, Adjustment, resampled
 
 
 def test_without_options_a_teacher_is_itself(tiny: str) -> None:

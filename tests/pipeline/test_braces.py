@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from phistill.cache.errors import UsageError
-from phistill.pipeline.braces import expand
+from phistill.errors import UsageError
+from phistill.pipeline.images.braces import expand
 
 
 @pytest.mark.parametrize(

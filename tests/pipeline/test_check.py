@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from phistill.pipeline.check import check_teacher, render
+from phistill.pipeline.teachers.check import check_teacher, render
 
 
 def test_a_teacher_is_described_with_its_shapes_and_bytes() -> None:

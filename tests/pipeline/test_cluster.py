@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import phistill.cache as store
-from phistill.cache import lock
-from phistill.cache.errors import CacheMismatch, TooManyRejects, UsageError
+from phistill.cache.storage import lock
 from phistill.cli import main
+from phistill.errors import CacheMismatch, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress, extract
-from phistill.pipeline.share import Share
+from phistill.pipeline.workers import Share
 
 distributed: Any = pytest.importorskip("distributed")
 

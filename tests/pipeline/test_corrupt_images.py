@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.pipeline.decode import DecodeRules
-from phistill.pipeline.decoding import DecodedShard, ShardRows, decode_shards
-from phistill.pipeline.sources import Entry
-from phistill.pipeline.views import Rendering, View
+from phistill.pipeline.decode.rgb import DecodeRules
+from phistill.pipeline.decode.shards import DecodedShard, ShardRows, decode_shards
+from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.images.open_source import Entry
 
 FULL = os.environ.get("PHISTILL_FULL") == "1"
 MUTANTS = 1000 if FULL else 100

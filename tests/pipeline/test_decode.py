@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.pipeline.decode import DecodeRules, Reject, decode
+from phistill.pipeline.decode.rgb import DecodeRules, Reject, decode
 
 RULES = DecodeRules()
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.cache.errors import SourceError, UsageError
-from phistill.pipeline.decode import DecodeRules
-from phistill.pipeline.decode_image import DecodeSetup
-from phistill.pipeline.decode_pool import DecodePool
-from phistill.pipeline.decoding import DecodedShard, ShardRows, choose_mode, decode_shards
-from phistill.pipeline.sources import Entry
-from phistill.pipeline.views import Rendering, View
+from phistill.errors import SourceError, UsageError
+from phistill.pipeline.decode.image import DecodeSetup
+from phistill.pipeline.decode.pool import DecodePool
+from phistill.pipeline.decode.rgb import DecodeRules
+from phistill.pipeline.decode.shards import DecodedShard, ShardRows, choose_mode, decode_shards
+from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.images.open_source import Entry
 
 VIEWS = [View(), View("random-resized-crop", flip="random")]
 RENDERINGS = [Rendering((16, 24), "bicubic"), Rendering((32, 32), "bilinear")]
@@ -215,10 +215,10 @@ def _children() -> list[int]:
 def test_a_worker_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     program = (
         "import os, signal\n"
-        "from phistill.pipeline.decode import DecodeRules\n"
-        "from phistill.pipeline.decode_image import DecodeSetup\n"
-        "from phistill.pipeline.decode_pool import DecodePool\n"
-        "from phistill.pipeline.views import Rendering, View\n"
+        "from phistill.pipeline.decode.rgb import DecodeRules\n"
+        "from phistill.pipeline.decode.image import DecodeSetup\n"
+        "from phistill.pipeline.decode.pool import DecodePool\n"
+        "from phistill.pipeline.decode.views import Rendering, View\n"
         "setup = DecodeSetup(DecodeRules(), (View(),), (Rendering((8, 8), 'bicubic'),), 0)\n"
         "pool = DecodePool(1, setup)\n"
         "pool.decode(b'', 'a', [0])\n"
@@ -242,7 +242,7 @@ def _alive(pid: int) -> bool:
 
 def test_decoding_imports_no_torch() -> None:
     program = (
-        "import sys, phistill.pipeline.decode_worker, phistill.pipeline.decoding;"
+        "import sys, phistill.pipeline.decode.worker, phistill.pipeline.decode.shards;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import UsageError
-from phistill.cache.verify import verify
+from phistill.cache.upkeep.verify import verify
 from phistill.cli import main
-from phistill.pipeline.export_features import export_features
-from phistill.pipeline.import_features import import_features
+from phistill.errors import UsageError
+from phistill.pipeline.exchange.export_features import export_features
+from phistill.pipeline.exchange.import_features import import_features
 from tests.pipeline.feature_folders import ids_of
 
 CacheFactory = Callable[..., Cache]

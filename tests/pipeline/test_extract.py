@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 import phistill.cache as store
-from phistill.cache.errors import CacheMismatch, LockHeld, TooManyRejects, UsageError
+from phistill.errors import CacheMismatch, LockHeld, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
-from phistill.pipeline.views import View
+from phistill.pipeline.decode.views import View
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
 

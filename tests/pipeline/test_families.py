@@ -10,12 +10,12 @@ import pytest
 import timm
 import torch
 
-from phistill.cache.errors import TeacherError, UsageError
-from phistill.pipeline.contract import Features, Preprocessing
-from phistill.pipeline.open_clip_teacher import OpenClipTeacher
-from phistill.pipeline.timm_teacher import TimmTeacher, fitted_state, preprocessing_of
-from phistill.pipeline.timm_tokens import num_registers_of
-from phistill.pipeline.weights import load_weights
+from phistill.errors import TeacherError, UsageError
+from phistill.pipeline.teachers.contract import Features, Preprocessing
+from phistill.pipeline.teachers.open_clip import OpenClipTeacher
+from phistill.pipeline.teachers.timm import TimmTeacher, fitted_state, preprocessing_of
+from phistill.pipeline.teachers.token_layout import num_registers_of
+from phistill.pipeline.teachers.weights import load_weights
 
 PREPROCESSING = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

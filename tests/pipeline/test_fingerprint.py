@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.cache.errors import CacheMismatch
+from phistill.errors import CacheMismatch
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 
 TEACHER = "t=module:stated_teacher:build"
@@ -86,7 +86,7 @@ def test_weights_are_known_by_their_bytes_and_not_by_their_file(tmp_path: Path) 
     import timm
     from safetensors.torch import save_file
 
-    from phistill.pipeline.teachers import TeacherSpec
+    from phistill.pipeline.teachers.spec import TeacherSpec
 
     def identity(path: Path) -> dict[str, object]:
         text = f"timm:vit_tiny_patch16_224?size=32&weights={path}"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from huggingface_hub import constants
 
-from phistill.cache.errors import TeacherError
-from phistill.pipeline import hub
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.errors import TeacherError
+from phistill.pipeline.teachers import hub
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import phistill.cache as store
-from phistill.cache.errors import CacheMismatch, IncompleteCache, TooManyRejects, UsageError
-from phistill.cache.verify import verify
+from phistill.cache.upkeep.verify import verify
+from phistill.errors import CacheMismatch, IncompleteCache, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
-from phistill.pipeline.export_features import export_features
-from phistill.pipeline.import_features import import_features
-from phistill.pipeline.views import View
+from phistill.pipeline.decode.views import View
+from phistill.pipeline.exchange.export_features import export_features
+from phistill.pipeline.exchange.import_features import import_features
 from tests.pipeline.feature_folders import ids_of, normal, write
 
 

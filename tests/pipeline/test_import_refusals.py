@@ -15,9 +15,9 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.errors import CacheMismatch, SourceError, UsageError
-from phistill.pipeline.export_features import export_features
-from phistill.pipeline.import_features import import_features
+from phistill.errors import CacheMismatch, SourceError, UsageError
+from phistill.pipeline.exchange.export_features import export_features
+from phistill.pipeline.exchange.import_features import import_features
 from tests.pipeline.feature_folders import normal, write
 
 CacheFactory = Callable[..., Cache]

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract, open_source
-from phistill.pipeline.entries import Entry
-from phistill.pipeline.labels import label, read_labels
+from phistill.pipeline.images.labels import label, read_labels
+from phistill.pipeline.images.record import Entry
 
 ENTRIES = [
     Entry("n01/a.jpg", "n01/a.jpg", label="n01"),

@@ -10,10 +10,10 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import TeacherInfo
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.licences import licence_of, licence_of_card, licences_text
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.teachers.licences import licence_of, licence_of_card, licences_text
+from phistill.pipeline.teachers.spec import TeacherSpec
 from phistill.report.inspection import describe, render
 
 SETTINGS = CacheSettings(pixel_size=0, shard_rows=8)

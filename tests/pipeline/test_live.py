@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from phistill.cache import Cache
-from phistill.cache.errors import CacheMismatch
-from phistill.pipeline import CacheSettings, extract, runner
-from phistill.pipeline.contract import Features
-from phistill.pipeline.extract import stored_runner
-from phistill.pipeline.live import compare_live, sample_rows
-from phistill.pipeline.sources import open_source
+from phistill.errors import CacheMismatch
+from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline.extraction import stored_runner
+from phistill.pipeline.images.open_source import open_source
+from phistill.pipeline.recheck import compare_live, sample_rows
+from phistill.pipeline.teachers import runner
+from phistill.pipeline.teachers.contract import Features
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
 

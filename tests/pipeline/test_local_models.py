@@ -12,8 +12,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from phistill.cache.errors import TeacherError, UsageError
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.errors import TeacherError, UsageError
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 IMAGES = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phistill.cache.errors import UsageError
-from phistill.pipeline.adjust import Adjustment
-from phistill.pipeline.teachers import TeacherSpec
-from phistill.pipeline.views import View
+from phistill.errors import UsageError
+from phistill.pipeline.decode.views import View
+from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.pipeline.teachers.wrapper import Adjustment
 
 EXAMPLES = 15_000 if os.environ.get("PHISTILL_FULL") == "1" else 300
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("a1:=?&/.,x-%[]"), st.characters()), max_size=40)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from phistill.cache.errors import SourceError
-from phistill.pipeline import remote_files as remote
-from phistill.pipeline.remote_files import ObjectFiles, WebFiles
+from phistill.errors import SourceError
+from phistill.pipeline.images import remote_files as remote
+from phistill.pipeline.images.remote_files import ObjectFiles, WebFiles
 from tests.pipeline.tar_server import TARS, Server
 
 

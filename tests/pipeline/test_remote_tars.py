@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from phistill.cache.errors import SourceError, UsageError
 from phistill.cli import main
+from phistill.errors import SourceError, UsageError
 from phistill.pipeline import extract, open_source
-from phistill.pipeline.remote_files import shown
-from phistill.pipeline.remote_tar_source import RemoteTarSource
+from phistill.pipeline.images.remote_files import shown
+from phistill.pipeline.images.remote_tar import RemoteTarSource
 from phistill.report.plan import plan
 from tests.pipeline.tar_server import IMAGES_PER_TAR, NUM_TARS, PATTERN, SETTINGS, TARS, Server
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.cache.errors import TeacherError
-from phistill.pipeline.contract import Features, Preprocessing
-from phistill.pipeline.runner import (
+from phistill.errors import TeacherError
+from phistill.pipeline.teachers.contract import Features, Preprocessing
+from phistill.pipeline.teachers.runner import (
     TeacherRunner,
     default_rows_per_forward,
     run_together,
     sharing,
 )
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 
 class Echo:

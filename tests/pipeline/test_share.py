@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from phistill.cache.errors import UsageError
-from phistill.cache.lock import Holder
+from phistill.cache.storage.lock import Holder
+from phistill.errors import UsageError
 from phistill.pipeline import ExtractOptions
-from phistill.pipeline.share import Share, launched, who_misses
+from phistill.pipeline.workers import Share, launched, who_misses
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}

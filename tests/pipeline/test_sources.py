@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phistill.cache.errors import SourceError, UsageError
+from phistill.errors import SourceError, UsageError
+from phistill.pipeline.images.open_source import Entry, open_source
 from phistill.pipeline.index import build_index
-from phistill.pipeline.sources import Entry, open_source
 
 
 def test_a_folder_lists_images_below_it_with_their_folder_as_label(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, Features, Preprocessing, extract
-from phistill.pipeline.batch_size import best, choose_batch_sizes, measure
-from phistill.pipeline.runner import TeacherRunner
-from phistill.pipeline.teachers import TeacherSpec
+from phistill.pipeline.teachers.batch_size import best, choose_batch_sizes, measure
+from phistill.pipeline.teachers.runner import TeacherRunner
+from phistill.pipeline.teachers.spec import TeacherSpec
 
 SETTINGS = CacheSettings(pixel_size=0, shard_rows=8)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from phistill.pipeline import ExtractOptions, extract
+from phistill.pipeline.images.download_buffer import Spool
+from phistill.pipeline.images.remote_tar import RemoteTarSource
 from phistill.pipeline.index import build_index
-from phistill.pipeline.remote_tar_source import RemoteTarSource
-from phistill.pipeline.spool import Spool
 from tests.pipeline.tar_server import PATTERN, SETTINGS, TARS, Server
 
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phistill.cache.errors import SourceError, UsageError
-from phistill.pipeline.entries import Entry
-from phistill.pipeline.holdout import hold_out
-from phistill.pipeline.parquet_source import ParquetSource
-from phistill.pipeline.sources import open_source
+from phistill.errors import SourceError, UsageError
+from phistill.pipeline.images.holdout import hold_out
+from phistill.pipeline.images.open_source import open_source
+from phistill.pipeline.images.parquet import ParquetSource
+from phistill.pipeline.images.record import Entry
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = [GENERATOR.bytes(int(size)) for size in GENERATOR.integers(0, 5000, 60)]

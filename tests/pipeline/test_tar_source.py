@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phistill.cache.errors import PhistillError, SourceError, UsageError
-from phistill.pipeline.sources import open_source
-from phistill.pipeline.tar_source import members
+from phistill.errors import PhistillError, SourceError, UsageError
+from phistill.pipeline.images.open_source import open_source
+from phistill.pipeline.images.tar import members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 
-from phistill.cache.errors import PhistillError, UsageError
-from phistill.pipeline.contract import Preprocessing
-from phistill.pipeline.open_clip_teacher import OpenClipTeacher
-from phistill.pipeline.teachers import TeacherSpec
-from phistill.pipeline.timm_teacher import TimmTeacher
+from phistill.errors import PhistillError, UsageError
+from phistill.pipeline.teachers.contract import Preprocessing
+from phistill.pipeline.teachers.open_clip import OpenClipTeacher
+from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.pipeline.teachers.timm import TimmTeacher
 
 PREPROCESSING = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

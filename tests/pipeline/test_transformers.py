@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from phistill.cache.errors import UsageError
-from phistill.pipeline.contract import Preprocessing
-from phistill.pipeline.teachers import TeacherSpec
-from phistill.pipeline.transformers_teacher import TransformersTeacher, build
+from phistill.errors import UsageError
+from phistill.pipeline.teachers.contract import Preprocessing
+from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.pipeline.teachers.transformers import TransformersTeacher, build
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from phistill.cache.errors import UsageError
-from phistill.pipeline.views import Placement, Rendering, View, render
+from phistill.errors import UsageError
+from phistill.pipeline.decode.views import Placement, Rendering, View, render
 
 CROP = View("random-resized-crop")
 sizes = st.tuples(st.integers(1, 3000), st.integers(1, 3000))

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import phistill.cache as store
-from phistill.cache import lock
-from phistill.cache.errors import LockHeld, PhistillError
+from phistill.cache.storage import lock
 from phistill.cli import main
+from phistill.errors import LockHeld, PhistillError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
-from phistill.pipeline.extract import missing_shards
-from phistill.pipeline.share import Share
+from phistill.pipeline.extraction import missing_shards
+from phistill.pipeline.workers import Share
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)  # 11 shards of 41 images
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phistill.pipeline.contract import Features, Preprocessing
+from phistill.pipeline.teachers.contract import Features, Preprocessing
 
 
 class TinyTeacher:

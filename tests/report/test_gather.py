@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import MissingMoments, UsageError
-from phistill.report.gather import CacheFacts, check_methods, find, gather_cache
-from phistill.report.students import error_of_the_mean, gather_runs, in_bins, run_names
-from phistill.report.wording import outcome_text
+from phistill.errors import MissingMoments, UsageError
+from phistill.report.page.gather import CacheFacts, check_methods, find, gather_cache
+from phistill.report.page.students import error_of_the_mean, gather_runs, in_bins, run_names
+from phistill.report.page.wording import outcome_text
 from phistill.stats import fit_stats, fitted
 from phistill.train import evaluate, load_run
 from phistill.train.metrics import read_metrics

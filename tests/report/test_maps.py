@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from phistill.cache import Cache
-from phistill.report.gather import PatchFacts, gather_cache
-from phistill.report.maps import REACH, SIDE, colours, enlarged, gather_maps, png_uri
-from phistill.report.students import gather_runs
+from phistill.report.page.gather import PatchFacts, gather_cache
+from phistill.report.page.maps import REACH, SIDE, colours, enlarged, gather_maps, png_uri
+from phistill.report.page.students import gather_runs
 
 
 def facts_of(mean: np.ndarray, eigenvalues: np.ndarray, axes: np.ndarray) -> PatchFacts:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.report import ExtraTable, report
-from phistill.report.canvas import INKS
+from phistill.report.page.canvas import INKS
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.cache.errors import SourceError, UsageError
+from phistill.errors import SourceError, UsageError
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.views import View
+from phistill.pipeline.decode.views import View
 from phistill.report.plan import Plan, TeacherPlan, plan, render
 
 TEACHER = "t=timm:vit_tiny_patch16_224?random=0&size=32"

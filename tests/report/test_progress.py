@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phistill.pipeline.progress import ExtractProgress, Stopwatch
-from phistill.report.extraction import done_images, progress_note
+from phistill.report.extract_bar import done_images, progress_note
 from phistill.report.terminal import LogLines
 
 HALFWAY = ExtractProgress(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.report.wording import (
+from phistill.report.page.wording import (
     METHOD_WORDS,
     PERCENT,
     number_text,

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.stats.blocks import BlockSummer, BlockSums, Pilot, can_shift, gram, padded, shift
+from phistill.stats.moments.blocks import (
+    BlockSummer,
+    BlockSums,
+    Pilot,
+    can_shift,
+    gram,
+    padded,
+    shift,
+)
 
 EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
 

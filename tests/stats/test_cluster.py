@@ -15,7 +15,7 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import DegenerateMoments, UsageError
+from phistill.errors import DegenerateMoments, UsageError
 from phistill.stats import FitProgress, fit_stats
 
 distributed: Any = pytest.importorskip("distributed")

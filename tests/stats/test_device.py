@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from phistill.cache import Cache
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.stats import fit_stats, load_moments
-from phistill.stats.blocks import Pilot
-from phistill.stats.device import torch_sums
-from phistill.stats.moments import Accumulator
+from phistill.stats.moments.blocks import Pilot
+from phistill.stats.moments.moments import Accumulator
+from phistill.stats.moments.statistics_device import torch_sums
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu:0", pytest.param("cuda", marks=NO_CUDA)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import MissingMoments, UsageError
+from phistill.errors import MissingMoments, UsageError
 from phistill.stats import export as export_module
 from phistill.stats import fit_stats, fitted
 from phistill.stats.export import export_normalizer

@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.stats import (
-    METHODS,
-    FitProgress,
-    Moments,
-    fit_stats,
-    fitted,
-    load_moments,
-)
-from phistill.stats.groups import PassOptions, plan_array
-from phistill.stats.summary import Summary
+from phistill.stats import METHODS, FitProgress, Moments, fit_stats, fitted, load_moments
+from phistill.stats.fit.pieces import PassOptions, plan_array
+from phistill.stats.moments.pass_result import Summary
 from tests.stats.conftest import ARRAYS, TEACHERS, CacheFactory, copy_of, statistics, vectors
 
 

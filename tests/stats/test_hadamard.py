@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.cache.errors import UsageError
-from phistill.stats.galois import character_differences, irreducible, prime_power
-from phistill.stats.hadamard import factorize, hadamard, is_hadamard, paley1, paley2, sylvester
+from phistill.errors import UsageError
+from phistill.stats.normalizer.galois import character_differences, irreducible, prime_power
+from phistill.stats.normalizer.hadamard import (
+    factorize,
+    hadamard,
+    is_hadamard,
+    paley1,
+    paley2,
+    sylvester,
+)
 
 REACHED = [n for n in range(1, 2049) if factorize(n) is not None]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import DegenerateMoments
+from phistill.errors import DegenerateMoments
 from phistill.stats import fit_stats, fitted
 from phistill.stats.heldout import expected_range, heldout_variances
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.stats import Moments, Normalizer, fit_stats
-from phistill.stats.dispersion import squared_angles
-from phistill.stats.mixture import fitted_to_mixture, mixed, mixed_dispersion, mixed_moments
+from phistill.stats.fit.mixture import fitted_to_mixture, mixed, mixed_dispersion, mixed_moments
+from phistill.stats.moments.dispersion import squared_angles
 
 
 def samples(

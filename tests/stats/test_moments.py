@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phistill.cache.errors import DegenerateMoments, UsageError
-from phistill.stats.blocks import BLOCK_VECTORS
-from phistill.stats.moments import Accumulator, Moments, merge
+from phistill.errors import DegenerateMoments, UsageError
+from phistill.stats.moments.blocks import BLOCK_VECTORS
+from phistill.stats.moments.moments import Accumulator, Moments, merge
 
 DEFAULT_TOLERANCE = 2e-6  # N1: float32 products
 EXACT_TOLERANCE = 1e-12  # N1: float64 products

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phistill.cache.errors import DegenerateMoments, UsageError
+from phistill.errors import DegenerateMoments, UsageError
 from phistill.stats import METHODS, Moments, Normalizer
-from phistill.stats.modules import NormalizerModule
-from phistill.stats.normalizer import eigenbasis
-from phistill.stats.rotation import rotation
+from phistill.stats.normalizer.normalizer import eigenbasis
+from phistill.stats.normalizer.rotation import rotation
+from phistill.stats.normalizer.torch_module import NormalizerModule
 
 INVERTIBLE = [method for method in METHODS if method != "none"]
 

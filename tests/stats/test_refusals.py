@@ -10,17 +10,8 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.errors import (
-    DegenerateMoments,
-    IncompleteCache,
-    MissingMoments,
-    UsageError,
-)
-from phistill.stats import (
-    fit_stats,
-    fitted,
-    load_moments,
-)
+from phistill.errors import DegenerateMoments, IncompleteCache, MissingMoments, UsageError
+from phistill.stats import fit_stats, fitted, load_moments
 from tests.stats.conftest import TEACHERS, CacheFactory, statistics
 
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache
-from phistill.cache.verify import discard, verify
+from phistill.cache.upkeep.verify import discard, verify
 from phistill.cli import main
+from phistill.errors import CorruptCache
 from phistill.stats import fit_stats, fitted
 
 CacheFactory = Callable[..., Cache]

@@ -14,23 +14,13 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import (
-    CorruptCache,
-    LockHeld,
-    StaleMoments,
-)
-from phistill.stats import (
-    FitProgress,
-    fit_stats,
-    fitted,
-    load_moments,
-    load_row,
-    stored_rows,
-)
-from phistill.stats.groups import ArraySpec, Group, PassOptions, plan_array
-from phistill.stats.partials import lending, stored_partial
-from phistill.stats.schedule import partial_task
-from phistill.stats.summary import Summary
+from phistill.cache.upkeep import growth
+from phistill.errors import CorruptCache, LockHeld, StaleMoments
+from phistill.stats import FitProgress, fit_stats, fitted, load_moments, load_row, stored_rows
+from phistill.stats.fit.partials import lending, stored_partial
+from phistill.stats.fit.pieces import ArraySpec, Group, PassOptions, plan_array
+from phistill.stats.fit.schedule import partial_task
+from phistill.stats.moments.pass_result import Summary
 from tests.stats.conftest import ARRAYS, TEACHERS, CacheFactory, copy_of, statistics, vectors
 
 _KILLED = """
@@ -142,7 +132,7 @@ def test_a_shard_that_changed_is_not_served_from_an_old_partial(cache: Cache) ->
 def test_images_taken_down_make_statistics_stale_and_leave_them(cache: Cache) -> None:
     fit_stats(cache)
     row = int(cache.rows(["a"])[10])
-    store.growth.remove_images(cache, [f"image-{row:05d}"])
+    growth.remove_images(cache, [f"image-{row:05d}"])
     again = store.open(cache.path)
     with pytest.raises(StaleMoments, match="a patches"):
         load_moments(again, "a", "patches")
@@ -175,11 +165,11 @@ def test_a_grown_cache_costs_the_groups_that_grew(cache: Cache) -> None:
 
 def grow(cache: Cache, num_rows: int) -> None:
     """Add a segment of new images, and their features for every owner."""
-    start = store.growth.next_row(cache.info)
+    start = growth.next_row(cache.info)
     number = np.arange(start, start + num_rows)
     index = cache.index().slice(0, num_rows).set_column(0, "row", pa.array(number))
     ids = pa.array([f"new-{row}" for row in number])
-    store.growth.add_segment(cache, index.set_column(1, "id", ids))
+    growth.add_segment(cache, index.set_column(1, "id", ids))
     for shard in range(start // 16, len(cache.info.shards())):
         first, stop = cache.info.shard_range(shard)
         facts = store.ImageFacts(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phistill.cache.errors import UsageError
-from phistill.stats.hadamard import factorize
-from phistill.stats.rotation import hartley, level_diagonal, rotation
+from phistill.errors import UsageError
+from phistill.stats.normalizer.hadamard import factorize
+from phistill.stats.normalizer.rotation import hartley, level_diagonal, rotation
 
 SPECTRA: dict[str, Callable[[int], np.ndarray]] = {
     "decaying": lambda c: np.arange(1, c + 1) ** -1.5,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.stats import StatsRow, fit_stats, load_moments, load_row
-from phistill.stats.dispersion import squared_angles
-from phistill.stats.energies import Energies
-from phistill.stats.moments import Accumulator
-from phistill.stats.row import ConvergenceStep, effective_rank
+from phistill.stats.description import ConvergenceStep, effective_rank
+from phistill.stats.moments.dispersion import squared_angles
+from phistill.stats.moments.moments import Accumulator
+from phistill.stats.moments.squared_norms import Energies
 from phistill.stats.table import render_notes, render_table
 
 CacheFactory = Callable[..., Cache]

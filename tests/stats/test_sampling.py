@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.pipeline.decoding import num_cores
-from phistill.stats import (
-    fit_stats,
-    load_moments,
-    load_row,
-    partials,
-)
-from phistill.stats.groups import PassOptions, plan_array
+from phistill.pipeline.decode.shards import num_cores
+from phistill.stats import fit_stats, load_moments, load_row
+from phistill.stats.fit import partials
+from phistill.stats.fit.pieces import PassOptions, plan_array
 from tests.stats.conftest import ARRAYS, CacheFactory
 
 

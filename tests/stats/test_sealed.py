@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phistill.cache.errors import CorruptCache, UsageError
-from phistill.cache.sealed import seal, unseal
+from phistill.cache.format.tensors import seal, unseal
+from phistill.errors import CorruptCache, UsageError
 from phistill.stats import Moments, Normalizer
-from phistill.stats.energies import Energies
-from phistill.stats.summary import Stored, Summary
+from phistill.stats.moments.pass_result import Stored, Summary
+from phistill.stats.moments.squared_norms import Energies
 
 DATA = Path(__file__).parent / "data"
 

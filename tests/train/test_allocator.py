@@ -11,12 +11,12 @@ import textwrap
 import pytest
 import torch
 
-from phistill.train.allocator import keeping_freed_memory
+from phistill.compute.allocator import keeping_freed_memory
 
 FAULTS = textwrap.dedent("""
     import contextlib, resource, sys
     import torch
-    from phistill.train.allocator import keeping_freed_memory
+    from phistill.compute.allocator import keeping_freed_memory
 
     def step():
         big = [torch.ones(2_000_000 * (n + 1)) for n in range(6)]  # 8 to 48 MB

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from phistill.cache.errors import RunMismatch, UsageError
+from phistill.errors import RunMismatch, UsageError
 from phistill.train.changes import differences, refuse_changes
 from phistill.train.config import SAFE_KEYS, TrainConfig
 

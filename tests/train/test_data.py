@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from phistill.cache import Cache, CacheInfo
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.train import TrainConfig
-from phistill.train.copying import one_ahead
-from phistill.train.data import PIXELS, Batch, Loader, Source
-from phistill.train.plan import RowPlan, make_plan
+from phistill.train.data.loader import PIXELS, Batch, Loader, Source
+from phistill.train.data.sequence import RowPlan, make_plan
+from phistill.train.data.to_device import one_ahead
 from phistill.train.targets import targets_of
 
 Config = Callable[..., TrainConfig]

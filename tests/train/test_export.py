@@ -11,11 +11,11 @@ import timm
 import torch
 
 from phistill.cache import Cache
-from phistill.cache.errors import UsageError
-from phistill.cache.new_folder import MARK
+from phistill.cache.storage.new_folder import MARK
+from phistill.errors import UsageError
 from phistill.train import TrainConfig, export, load_export, load_run, train
-from phistill.train.exporting import fold_heads
-from phistill.train.student import to_images
+from phistill.train.student.backbone import to_images
+from phistill.train.student.export import fold_heads
 
 Config = Callable[..., TrainConfig]
 

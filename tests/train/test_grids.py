@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phistill.train.grids import Crop, GridRule, overlap
+from phistill.train.loss.token_grids import Crop, GridRule, overlap
 
 B, C = 2, 3
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from phistill.cache.errors import UsageError
+from phistill.errors import UsageError
 from phistill.train.config import TrainConfig
-from phistill.train.losses import (
+from phistill.train.loss.losses import (
     Balance,
     balanced_angle,
     cosine,

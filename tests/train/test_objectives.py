@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from phistill.cache import Cache
-from phistill.cache.errors import Diverged
+from phistill.compute.ranks import Ranks
+from phistill.errors import Diverged
 from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train.config import BALANCES, PATCH_LOSSES, SUMMARY_LOSSES
-from phistill.train.data import Loader
-from phistill.train.lesson import make_source, prepare
+from phistill.train.data.loader import Loader
+from phistill.train.loss.objective import TargetTransform
 from phistill.train.metrics import read_metrics
-from phistill.train.objective import TargetTransform
-from phistill.train.ranks import Ranks
-from phistill.train.trainee import Trainee
+from phistill.train.resolve import make_source, prepare
+from phistill.train.state import Trainee
 
 Config = Callable[..., TrainConfig]
 ALONE = Ranks(device=torch.device("cpu"))

@@ -25,8 +25,9 @@ Config = Callable[..., TrainConfig]
 
 RANK = """
 import json, os, signal, sys
-import phistill.train.loop as loop
-from phistill.train import Interrupted, TrainConfig, train
+import phistill.train.trainer as loop
+from phistill.compute.signals import Interrupted
+from phistill.train import TrainConfig, train
 
 cache, out, settings, kill_at = sys.argv[1:]
 learn = loop.Run.learn

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCheckpoint, RunMismatch
+from phistill.compute.signals import Interrupted
+from phistill.errors import CorruptCheckpoint, RunMismatch
 from phistill.stats import fit_stats
-from phistill.train import Interrupted, Progress, TrainConfig, train
+from phistill.train import Progress, TrainConfig, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.metrics import read_metrics
 from tests.conftest import rename_images
@@ -86,7 +87,7 @@ KILLS = 20 if os.environ.get("PHISTILL_FULL") else 4
 
 LAB = textwrap.dedent("""
     import json, os, signal, sys
-    import phistill.train.loop as loop
+    import phistill.train.trainer as loop
     from phistill.train import TrainConfig
 
     cache, out, settings, kills = sys.argv[1:]

@@ -11,12 +11,12 @@ import torch
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.errors import CorruptCache, LockHeld, RunMismatch, StoreError, UsageError
+from phistill.errors import CorruptCache, LockHeld, RunMismatch, StoreError, UsageError
 from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
+from phistill.train.data.sequence import make_plan
 from phistill.train.evaluation import as_table
 from phistill.train.metrics import read_metrics
-from phistill.train.plan import make_plan
 
 Config = Callable[..., TrainConfig]
 

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.errors import CacheMismatch, RunMismatch, UsageError
 from phistill.cache.joined import JoinedCaches
 from phistill.cli import main
+from phistill.errors import CacheMismatch, RunMismatch, UsageError
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, cells, evaluate, sweep, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.changes import differences
-from phistill.train.data import PIXELS, Loader, Source
-from phistill.train.mixing import MixedPlan, make_mixed_plan
-from phistill.train.plan import make_plan
+from phistill.train.data.loader import PIXELS, Loader, Source
+from phistill.train.data.mixing import MixedPlan, make_mixed_plan
+from phistill.train.data.sequence import make_plan
 from phistill.train.targets import targets_of
 
 Config = Callable[..., TrainConfig]

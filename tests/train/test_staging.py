@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import phistill.cache as store
-from phistill.cache import Cache, growth
+from phistill.cache import Cache
+from phistill.cache.upkeep import growth
 from phistill.cli import main
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train

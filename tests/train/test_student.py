@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from phistill.cache import Cache
-from phistill.cache.errors import UsageError
-from phistill.train import Interrupted, Progress, TrainConfig, evaluate, load_run, train
-from phistill.train.augment import draw_crop, input_size, photometric
+from phistill.compute.signals import Interrupted
+from phistill.errors import UsageError
+from phistill.train import Progress, TrainConfig, evaluate, load_run, train
+from phistill.train.loss.augment import draw_crop, input_size, photometric
 from phistill.train.schedule import learning_rate
-from phistill.train.student import build_student, to_images
+from phistill.train.student.backbone import build_student, to_images
 from phistill.train.targets import Target
 
 Config = Callable[..., TrainConfig]

@@ -14,10 +14,10 @@ import torch
 
 import phistill.cache as store
 from phistill.cache import ArrayReader, Cache
-from phistill.cache.errors import RunMismatch, UsageError
+from phistill.compute.signals import Interrupted
+from phistill.errors import RunMismatch, UsageError
 from phistill.stats import fit_stats
 from phistill.train import (
-    Interrupted,
     Progress,
     TrainConfig,
     cells,
@@ -28,8 +28,8 @@ from phistill.train import (
 )
 from phistill.train import checkpoint as checkpoints
 from phistill.train.evaluation import EvalRow
-from phistill.train.objective import TargetTransform
-from phistill.train.tables import figures, markdown
+from phistill.train.loss.objective import TargetTransform
+from phistill.train.sweeps.tables import figures, markdown
 
 Config = Callable[..., TrainConfig]
 

@@ -1,0 +1,21 @@
+from .format.info import CacheInfo, Segment, TeacherInfo
+from .format.record import CommitRecord, ImageFacts
+from .format.split import HELDOUT, TRAIN, Split
+from .reader import ArrayReader
+from .store import Cache, create, exists, open
+
+__all__ = [
+    "HELDOUT",
+    "TRAIN",
+    "ArrayReader",
+    "Cache",
+    "CacheInfo",
+    "CommitRecord",
+    "ImageFacts",
+    "Segment",
+    "Split",
+    "TeacherInfo",
+    "create",
+    "exists",
+    "open",
+]

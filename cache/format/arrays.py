@@ -1,0 +1,105 @@
+"""The zarr metadata of a cache's groups and arrays.
+
+zarr makes the documents (in memory), so that what we publish is what zarr would have written; the
+values are encoded and decoded by ``shard`` and ``reader``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from phistill.errors import CorruptCache
+
+from .compression import compressor
+from .document import canonical, parse, seal, unseal
+
+
+def array_document(
+    num_rows: int,
+    row_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    shard_rows: int,
+    compression: str = "",
+) -> bytes:
+    """zarr.json of an array (num_rows, *row_shape) with one row per inner chunk.
+
+    Inner codecs are bytes (little-endian), a compressor if there is one, and crc32c: without a
+    checksum zarr returns flipped bits as data. Fill is NaN for floats and 0 for integers.
+    """
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+
+    compressors = [compressor(compression)] if compression else []
+    documents: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(documents)
+    zarr.create_array(
+        store,
+        shape=(num_rows, *row_shape),
+        dtype=dtype,
+        chunks=(shard_rows, *row_shape),
+        serializer=ShardingCodec(
+            chunk_shape=(1, *row_shape),
+            codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],
+            index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+        ),
+        filters=None,
+        compressors=None,
+        fill_value=np.nan if dtype.kind == "f" else 0,
+        zarr_format=3,
+    )
+    return bytes(documents["zarr.json"].to_bytes())
+
+
+def group_document(attributes: dict[str, Any] | None = None) -> bytes:
+    """zarr.json of a group; ``attributes`` go sealed under ``phistill``."""
+    content = {"phistill": seal(attributes)} if attributes is not None else {}
+    return json.dumps(
+        {"zarr_format": 3, "node_type": "group", "attributes": content}, indent=2, sort_keys=True
+    ).encode()
+
+
+def group_attributes(data: bytes, what: str) -> dict[str, Any]:
+    """The unsealed ``phistill`` attributes of a group's zarr.json."""
+    document = parse(data, what)
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    if not isinstance(attributes, dict) or "phistill" not in attributes:
+        raise CorruptCache(f"{what} is not a phistill cache: it has no 'phistill' attributes.")
+    same_group(data, what)
+    return unseal(attributes["phistill"], what)
+
+
+def same_group(data: bytes, what: str) -> None:
+    """Raise CorruptCache when a group's zarr.json holds anything but what we write."""
+    document = parse(data, what)
+    attributes = document.pop("attributes", None) if isinstance(document, dict) else None
+    if (
+        document != {"zarr_format": 3, "node_type": "group"}
+        or not isinstance(attributes, dict)
+        or set(attributes) - {"phistill"}
+    ):
+        raise CorruptCache(f"{what} is not a group that phistill wrote, or was edited.")
+
+
+def same_array(data: bytes, expected: bytes, what: str, *, exactly: bool = False) -> None:
+    """Raise CorruptCache when an array's zarr.json says something else than it must.
+
+    Unless ``exactly``, the array may be longer than expected: a segment's arrays grow before the
+    root names it.
+    """
+    found, wanted = parse(data, what), parse(expected, what)
+    shape = found.get("shape") if isinstance(found, dict) else None
+    if isinstance(shape, list) and shape and isinstance(shape[0], int):
+        length, shape[0] = shape[0], min(shape[0], wanted["shape"][0])
+        if exactly and length > shape[0]:
+            raise CorruptCache(
+                f"{what} says {length:,} rows, the cache has {shape[0]:,}: it was edited, or adding"
+                " rows was stopped. Add them again, or set it right with `extract --repair`."
+            )
+    if canonical(found) != canonical(wanted):
+        raise CorruptCache(
+            f"{what} does not describe the array that the cache's settings ask for: it was edited "
+            "or belongs to another cache."
+        )

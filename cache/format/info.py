@@ -1,0 +1,282 @@
+"""What a cache says of itself: frozen value objects with a symmetric dict form.
+
+``CacheInfo`` is the root's attributes, ``TeacherInfo`` a teacher's. Both are valid by construction
+and refuse unknown keys, so that a file of a later format is refused instead of half understood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+
+from phistill.errors import CorruptCache, UsageError
+
+from . import names
+from .document import conforms, field_types
+
+FORMAT = 1
+"""Version of the layout in docs/format.md."""
+
+MAX_SHARD_ROWS = 2**16
+MAX_ROW_BYTES = 2**31
+"""An array that claims more than this per row is refused before anything is allocated."""
+
+MAX_LICENCE_LENGTH = 200
+
+MAX_ROWS = 2**40
+"""A cache that claims more rows is refused: a byte per row is held while rows are chosen."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    names.PIXELS: np.dtype("uint8"),
+    "patches": np.dtype("float16"),
+    "summary": np.dtype("float32"),
+    "registers": np.dtype("float16"),
+}
+
+
+def _checked(
+    cls: type, record: Mapping[str, Any], what: str, optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise CorruptCache(f"{what} is not a JSON object.")
+    known = {entry.name for entry in fields(cls)}
+    unknown, missing = set(record) - known, known - set(record) - optional
+    if unknown or missing:
+        raise CorruptCache(
+            f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
+            "it was written by another version of phistill, or is damaged."
+        )
+    for key, hint in field_types(cls).items():
+        if key in record and not conforms(record[key], hint):
+            raise CorruptCache(f"{what}: {key} is {record[key]!r:.80}, which is not {hint}.")
+    return dict(record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Rows that were added together. Starts at a shard boundary, padded to whole shards."""
+
+    start: int
+    """First row; a multiple of shard_rows."""
+    num_rows: int
+    """Rows that exist; the padding after them does not."""
+    index_sha256: str
+    """Of the segment's parquet table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        return cls(**_checked(cls, record, "a segment"))
+
+
+IMPORTED = "imported"
+"""The ``source`` in the identity of a teacher whose features something else computed."""
+
+FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression")
+"""Settings that are equal in two caches of which one takes in rows of the other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheInfo:
+    """Settings that all shards of a cache share."""
+
+    seed: int
+    """Of the row permutation, the split and every view."""
+    shard_rows: int
+    """Rows per shard, a power of two: the unit of commit."""
+    holdout: float
+    """Fraction of images held out, unless the index has a split column."""
+    pixel_size: int
+    """Side of the stored student pixels; 0 when none are stored."""
+    views: tuple[dict[str, Any], ...]
+    """One per stored view of an image, as the pipeline describes them."""
+    decode: dict[str, Any]
+    """How an image becomes RGB, as the pipeline describes it."""
+    compression: str = ""
+    """Of every array, as ``compressed`` describes it; empty for none."""
+    segments: tuple[Segment, ...] = ()
+    teachers: tuple[str, ...] = ()
+    removed: tuple[tuple[int, int], ...] = ()
+    """Ranges [start, stop) of rows taken down: stored, but never given out again."""
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise CorruptCache(
+                f"the cache has format {self.format}; this phistill reads format {FORMAT}."
+            )
+        rows = self.shard_rows
+        if not 0 < rows <= MAX_SHARD_ROWS or rows & (rows - 1):
+            raise UsageError(
+                f"shard_rows={rows} must be a power of two, at most {MAX_SHARD_ROWS:,}."
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
+        if not 0.0 <= self.holdout < 1.0:
+            raise UsageError(f"holdout={self.holdout} must be at least 0 and below 1.")
+        if not 0 <= self.pixel_size <= 8192:
+            raise UsageError(f"pixel_size={self.pixel_size} must be between 0 and 8192.")
+        if not self.views:
+            raise UsageError("a cache needs at least one view.")
+        end = 0
+        for segment in self.segments:
+            if segment.start < end or segment.start % rows or segment.num_rows < 1:
+                raise CorruptCache(f"{segment} does not follow the rows before it.")
+            end = segment.start + segment.num_rows
+        if end > MAX_ROWS:
+            raise CorruptCache(f"the cache claims {end:,} rows; at most {MAX_ROWS:,} are possible.")
+        if any(not 0 <= start <= stop for start, stop in self.removed):
+            raise CorruptCache(f"removed={self.removed} are not ranges of rows.")
+
+    @property
+    def num_rows(self) -> int:
+        """Length of every array: the end of the last segment, padding between segments counted."""
+        return self.segments[-1].start + self.segments[-1].num_rows if self.segments else 0
+
+    @property
+    def num_shards(self) -> int:
+        return math.ceil(self.num_rows / self.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row and row after the last that really exist in a shard."""
+        start = shard * self.shard_rows
+        for segment in self.segments:
+            end = segment.start + segment.num_rows
+            if segment.start <= start < end:
+                return start, min(start + self.shard_rows, end)
+        raise UsageError(f"shard {shard} does not exist; the cache has {self.num_shards} shards.")
+
+    def shards(self) -> list[int]:
+        """Every shard that holds rows."""
+        return [
+            shard
+            for segment in self.segments
+            for shard in range(
+                segment.start // self.shard_rows,
+                math.ceil((segment.start + segment.num_rows) / self.shard_rows),
+            )
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        record["views"] = list(self.views)
+        record["segments"] = [segment.to_dict() for segment in self.segments]
+        record["teachers"] = list(self.teachers)
+        record["removed"] = [list(span) for span in self.removed]
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        found = record.get("format") if isinstance(record, Mapping) else None
+        if found != FORMAT:
+            raise CorruptCache(f"the cache has format {found!r}; this phistill reads {FORMAT}.")
+        values = _checked(cls, record, "the cache's root")
+        values["segments"] = tuple(Segment.from_dict(entry) for entry in values["segments"])
+        values["teachers"] = tuple(values["teachers"])
+        values["views"] = tuple(values["views"])
+        values["removed"] = tuple((int(start), int(stop)) for start, stop in values["removed"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherInfo:
+    """What a teacher is and which arrays it has."""
+
+    name: str
+    grid: tuple[int, int]
+    """(h, w) of the patch tokens; row-major, T = h * w."""
+    widths: dict[str, int]
+    """Vector width per kind: patches C, summary D, registers C."""
+    num_registers: int = 0
+    rows_per_forward: int = 1
+    """Rows in one forward pass. Fixed with the teacher, because it can change the last bit."""
+    spec: str = ""
+    """The text that builds the teacher again, ``SOURCE:MODEL?options``. Not part of what it is."""
+    licence: str = ""
+    """Of the weights, as their source states it; empty where it does not. Not part of what it is,
+    and absent in caches that were made before it was recorded."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What must be equal for features to be comparable: source, model, revision, weights_sha256,
+    preprocessing, layer, dtype, autocast."""
+
+    def __post_init__(self) -> None:
+        names.check_teacher_name(self.name)
+        unknown = set(self.widths) - set(names.KINDS)
+        if unknown or "patches" not in self.widths:
+            raise UsageError(
+                f"teacher {self.name}: kinds {sorted(self.widths)} must hold 'patches' "
+                f"and nothing but {list(names.KINDS)}."
+            )
+        sizes = [*self.grid, *self.widths.values(), self.rows_per_forward]
+        if min(sizes) < 1 or self.num_registers < 0:
+            raise UsageError(f"teacher {self.name}: sizes must be positive: {self}.")
+        if not isinstance(self.licence, str) or len(self.licence) > MAX_LICENCE_LENGTH:
+            raise UsageError(
+                f"teacher {self.name}: the licence must be a name of at most {MAX_LICENCE_LENGTH} "
+                "letters, for example apache-2.0."
+            )
+        for kind in self.kinds:
+            if math.prod(self.row_shape(kind)) * DTYPES[kind].itemsize > MAX_ROW_BYTES:
+                raise UsageError(f"teacher {self.name}: a row of {kind} exceeds 2 GiB.")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kind in names.KINDS if kind in self.widths)
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether its features came from elsewhere, so that nobody here can compute them."""
+        return bool(self.identity.get("source") == IMPORTED)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def width(self, kind: str) -> int:
+        """Vector width of a kind; UsageError lists what the teacher has."""
+        if kind not in self.widths:
+            raise UsageError(f"teacher {self.name} has no {kind}; it has {', '.join(self.kinds)}.")
+        return self.widths[kind]
+
+    def row_shape(self, kind: str) -> tuple[int, ...]:
+        """Shape of one row: patches (T, C), summary (D,), registers (G, C)."""
+        width = self.width(kind)
+        return {
+            "patches": (self.num_tokens, width),
+            "summary": (width,),
+            "registers": (self.num_registers, width),
+        }[kind]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all kinds."""
+        return sum(math.prod(self.row_shape(k)) * DTYPES[k].itemsize for k in self.kinds)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Identity with the shapes that follow from it."""
+        return {
+            **self.identity,
+            "grid": list(self.grid),
+            "widths": dict(self.widths),
+            "num_registers": self.num_registers,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        record = asdict(self)
+        record["grid"] = list(self.grid)
+        if not self.licence:
+            del record["licence"]
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        values = _checked(cls, record, "a teacher's attributes", {"licence"})
+        values["grid"] = tuple(values["grid"])
+        return cls(**values)

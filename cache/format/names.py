@@ -1,0 +1,75 @@
+"""Where each thing lies below the root of a cache, as relative POSIX paths.
+
+This module is the only one that spells these paths; ``docs/format.md`` is its contract.
+"""
+
+from __future__ import annotations
+
+import re
+
+from phistill.errors import UsageError
+
+ROOT = "zarr.json"
+PIXELS = "pixels"
+TEACHERS = "teachers"
+COMMITS = "commits"
+KINDS = ("patches", "summary", "registers")
+LOCK = ".lock"
+LEASES = ".lease"
+"""The folder of the writers' leases, where there are no locks."""
+WRITERS = frozenset({LOCK, LEASES})
+"""What writers keep in a cache while they write: no part of its content."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_teacher_name(name: str) -> str:
+    """A teacher's name becomes a folder, so it must be a plain one; returns it."""
+    if not _NAME.fullmatch(name) or name == PIXELS:
+        raise UsageError(
+            f"teacher name {name!r} is not usable: letters, digits, '.', '_' and '-', starting "
+            f"with a letter or digit, at most 64, and not {PIXELS!r}. "
+            "Give another with NAME=SOURCE:MODEL."
+        )
+    return name
+
+
+def index(segment: int) -> str:
+    """The parquet table of a segment's rows."""
+    return f"index/{segment:04d}.parquet"
+
+
+def group(owner: str) -> str:
+    """The zarr node of an owner: the pixel array or a teacher's group."""
+    return PIXELS if owner == PIXELS else f"{TEACHERS}/{owner}"
+
+
+def array(owner: str, kind: str) -> str:
+    """The zarr array of one kind of an owner's data."""
+    return PIXELS if owner == PIXELS else f"{TEACHERS}/{owner}/{kind}"
+
+
+def metadata(node: str) -> str:
+    """A node's zarr.json."""
+    return f"{node}/zarr.json" if node else ROOT
+
+
+def shard(owner: str, kind: str, number: int, num_dims: int) -> str:
+    """A shard's file: zarr's default chunk key, sharded along the first dimension only."""
+    return f"{array(owner, kind)}/c/{number}" + "/0" * (num_dims - 1)
+
+
+def commits(owner: str) -> str:
+    """The folder of an owner's commit records."""
+    return f"{COMMITS}/{owner}"
+
+
+def commit(owner: str, number: int) -> str:
+    """The commit record of one shard."""
+    return f"{commits(owner)}/{number:06d}.json"
+
+
+def shard_paths(owner: str, number: int) -> set[str]:
+    """Every file that a shard of an owner may have: a record that names another is not ours."""
+    kinds = (PIXELS,) if owner == PIXELS else KINDS
+    return {shard(owner, kind, number, num_dims) for kind in kinds for num_dims in (2, 3, 4)}

@@ -1,0 +1,1 @@
+"""Changes of whole caches: append, merge, remove, copy, compact, verify."""

@@ -1,0 +1,224 @@
+"""Copying what a run needs of a cache to a disk near by, before it is read many times.
+
+A staged cache is a cache: index, commit records, chosen teachers, statistics. Whole shards are
+copied to the byte, so their statistics hold; the root comes last. Staging again copies only what is
+missing, and what the cache has gained since.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from phistill.errors import CacheMismatch, LockHeld, UsageError, counted
+
+from ..format import names
+from ..format.info import DTYPES, FIXED, CacheInfo
+from ..format.shard import CRC_BYTES, index_bytes
+from ..format.split import Split
+from ..statistic_files import statistics_files
+from ..storage.files import Files, open_files
+from ..store import Cache, exists
+from .copying import (
+    CopyProgress,
+    CopyReport,
+    Part,
+    Rows,
+    copy_rows,
+    refuse_other_content,
+    require_own_place,
+)
+
+WAIT_S = 0.5
+"""Between looks at a lock that another process holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What is staged; everything by default."""
+
+    teachers: tuple[str, ...] = ()
+    """Empty takes all of them."""
+    split: Split = "all"
+    """``train`` or ``heldout`` takes these rows alone, written into new shards."""
+    num_rows: int = 0
+    """At most so many rows, the first ones: rows are in random order, so they are a fair sample."""
+    max_bytes: int = 0
+    """At most so many bytes of features and pixels; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 0 or self.max_bytes < 0:
+            raise UsageError(
+                f"rows={self.num_rows} and max_bytes={self.max_bytes} must be above 0."
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is taken, so that merged statistics hold."""
+        return self.split == "all" and not self.num_rows and not self.max_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What a call did; ``num_shards`` is 0 when everything was there."""
+
+    cache: Cache
+    num_shards: int
+    num_bytes: int
+    num_statistics: int
+    """Files of statistics copied."""
+
+
+def stage(
+    source: Cache,
+    dest: str | Path | Files,
+    selection: Selection | None = None,
+    *,
+    workers: int = 4,
+    wait: bool = False,
+    progress: CopyProgress | None = None,
+) -> StageReport:
+    """Copy the selected part of ``source`` to ``dest``, each file checked by its sha256.
+
+    ``wait`` waits for another process that is staging there instead of raising LockHeld. Raises
+    IncompleteCache for unfinished teachers, CacheMismatch when ``dest`` holds another cache,
+    CorruptCache where the source is damaged, PublishError when the disk is too small.
+    """
+    selection = selection or Selection()
+    teachers = _teachers(source, selection)
+    source.require_complete(teachers)
+    files = open_files(dest)
+    if files.absolute == source.files.absolute:
+        raise UsageError(f"{files.location} is the cache itself. Stage it elsewhere.")
+    layout = list(_layout(source, teachers, selection))
+    end = layout[-1].start + len(layout[-1].rows)
+    removed = tuple((start, min(stop, end)) for start, stop in source.info.removed if start < end)
+    info = replace(
+        source.info,
+        teachers=teachers,
+        segments=(),
+        removed=removed if selection.split == "all" else (),
+    )
+    if not exists(files):
+        require_own_place(files, source)  # before a lock is left there
+    while True:
+        try:
+            with files.writing():
+                return _fill(source, files, info, layout, selection, workers, progress)
+        except LockHeld:
+            if not wait:
+                raise
+            time.sleep(WAIT_S)
+
+
+def _teachers(source: Cache, selection: Selection) -> tuple[str, ...]:
+    for name in selection.teachers:
+        source.teacher(name)  # UsageError lists the known ones
+    chosen = selection.teachers or source.teachers
+    return tuple(name for name in source.teachers if name in chosen)
+
+
+def _layout(source: Cache, teachers: Sequence[str], selection: Selection) -> Iterator[Part]:
+    """Whole segments, the first rows of them, or the rows of a split packed."""
+    info = source.info
+    limit = _row_limit(source, teachers, selection)
+    if selection.split == "all":
+        for segment in info.segments:
+            num = segment.num_rows if limit is None else min(segment.num_rows, limit)
+            if limit is not None:
+                limit -= num
+            if num:
+                yield Part(segment.start, np.arange(segment.start, segment.start + num))
+        return
+    chosen = source.rows(teachers, selection.split)[:limit]
+    if not chosen.size:
+        raise UsageError(f"{source.location} has no {selection.split} row to stage.")
+    start = 0
+    for segment in info.segments:
+        low, high = np.searchsorted(chosen, [segment.start, segment.start + segment.num_rows])
+        rows: Rows = chosen[low:high]
+        if rows.size:
+            yield Part(start, rows)
+            start += -(-rows.size // info.shard_rows) * info.shard_rows
+
+
+def _row_limit(source: Cache, teachers: Sequence[str], selection: Selection) -> int | None:
+    """The most rows that may be taken: by number, and by bytes in whole shards where one fits."""
+    limits = [selection.num_rows] if selection.num_rows else []
+    if selection.max_bytes:
+        info = source.info
+        pixels = [names.PIXELS] if info.pixel_size else []
+        shapes = [s for owner in (*pixels, *teachers) for s in _array_bytes(source, owner)]
+        row = sum(shapes)
+        shard = info.shard_rows * row + len(shapes) * index_bytes(info.shard_rows)
+        rows = selection.max_bytes // shard * info.shard_rows
+        if not rows:
+            rows = (selection.max_bytes - len(shapes) * index_bytes(info.shard_rows)) // row
+        if rows < 1:
+            raise UsageError(
+                f"max_bytes={selection.max_bytes:,} does not hold one row of {row:,} bytes with "
+                "its shard's index. Raise it, or name fewer teachers."
+            )
+        limits.append(rows)
+    return min(limits) if limits else None
+
+
+def _array_bytes(source: Cache, owner: str) -> list[int]:
+    """Bytes of one row with its checksum, for each array of an owner, before compression."""
+    return [
+        int(np.prod(shape)) * DTYPES[kind].itemsize + CRC_BYTES
+        for kind, shape in source.shapes(owner).items()
+    ]
+
+
+def _fill(
+    source: Cache,
+    files: Files,
+    info: CacheInfo,
+    layout: Sequence[Part],
+    selection: Selection,
+    workers: int,
+    progress: CopyProgress | None,
+) -> StageReport:
+    if exists(files):
+        info = _grown(source, Cache(files), info, layout, selection)
+    report: CopyReport = copy_rows(source, files, info, layout, workers=workers, progress=progress)
+    copied = _copy_statistics(source, report.cache) if selection.is_whole else 0
+    return StageReport(report.cache, report.num_shards, report.num_bytes, copied)
+
+
+def _grown(
+    source: Cache, found: Cache, info: CacheInfo, layout: Sequence[Part], selection: Selection
+) -> CacheInfo:
+    """What ``found``, staged before, becomes: its teachers stay. CacheMismatch for another one."""
+    other = f"{found.location} holds another cache than {source.location}"
+    cure = "Choose another folder, or delete that one."
+    for field in FIXED:
+        ours, theirs = getattr(source.info, field), getattr(found.info, field)
+        if ours != theirs:
+            raise CacheMismatch(f"{other}: {field} is {theirs!r} there, {ours!r} here. {cure}")
+    rows = [(segment.start, segment.num_rows) for segment in found.info.segments]
+    wanted = [(part.start, len(part.rows)) for part in layout]
+    if rows != wanted[: len(rows)]:
+        raise CacheMismatch(
+            f"{found.location} holds {counted(sum(n for _, n in rows), 'row')}, and "
+            f"{sum(n for _, n in wanted):,}, or others, are asked for now. {cure}"
+        )
+    refuse_other_content(source, found, layout, cure)
+    kept = {*found.teachers, *info.teachers}
+    return replace(info, teachers=tuple(name for name in source.teachers if name in kept))
+
+
+def _copy_statistics(source: Cache, target: Cache) -> int:
+    """Moments and normalizers of the target's teachers, where they differ; returns the files."""
+    copied = 0
+    for path in (p for name in target.teachers for p in statistics_files(source.files, name)):
+        data = source.files.read(path)
+        if target.files.size(path) != len(data) or target.files.read(path) != data:
+            target.files.publish(path, [data])
+            copied += 1
+    return copied

@@ -1,0 +1,237 @@
+"""Checking every byte of a cache against its commit records, and saying which rows are damaged.
+
+crc32c finds flipped bits when a row is read; sha256 of whole files also finds what it cannot: two
+shards swapped, a file cut and padded, a record that belongs elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phistill.errors import CorruptCache, UsageError
+
+from ..format import names
+from ..format.arrays import same_array, same_group
+from ..format.index import read_index
+from ..format.info import DTYPES
+from ..format.record import CommitRecord
+from ..format.shard import CRC_BYTES, decode_index, index_bytes, matches
+from ..format.tensors import unseal
+from ..statistic_files import statistics_files
+from ..store import Cache
+
+VerifyProgress = Callable[[int, int], None]
+"""Called with the bytes checked and the bytes there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as the cache promises."""
+
+    owner: str
+    """A teacher, ``pixels``, or empty for the cache as a whole."""
+    shard: int | None
+    """None when it concerns all shards of the owner."""
+    path: str
+    what: str
+    rows: tuple[int, ...] = ()
+    """Global rows whose stored values are wrong, where that can be told."""
+    unfinished: bool = False
+    """Nothing is damaged: the shard was never committed."""
+    statistics: bool = False
+    """It is about moments or a normalizer, which ``fit-stats --repair`` makes again."""
+
+    def __str__(self) -> str:
+        where = self.owner or "cache"
+        where += f", shard {self.shard}" if self.shard is not None else ""
+        shown = ", ".join(map(str, self.rows[:5])) + (", ..." if len(self.rows) > 5 else "")
+        rows = f" (rows {shown})" if self.rows else ""
+        return f"{where}: {self.path}: {self.what}{rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was checked and what was found; good when ``findings`` is empty."""
+
+    findings: tuple[Finding, ...]
+    num_files: int
+    num_bytes: int
+
+    @property
+    def damaged(self) -> tuple[Finding, ...]:
+        """Findings that are damage, not just unfinished work."""
+        return tuple(finding for finding in self.findings if not finding.unfinished)
+
+
+def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyReport:
+    """Check the index, every zarr.json, every commit record, every byte of every shard, and all
+    stored statistics by the digest that they carry."""
+    findings = list(_metadata(cache))
+    records: list[CommitRecord] = []
+    for owner in cache.owners:
+        found, broken = _records(cache, owner)
+        findings += broken
+        records += found
+    findings += _different_images(cache, records)
+    statistics = [path for name in cache.teachers for path in statistics_files(cache.files, name)]
+    total = sum(size for record in records for size, _ in record.files.values())
+    total += sum(cache.files.size(path) or 0 for path in statistics)
+    done = num_files = 0
+    for record in records:
+        for path, (size, sha256) in record.files.items():
+            if problem := _file(cache, record, path, size, sha256):
+                findings.append(problem)
+            done, num_files = done + size, num_files + 1
+            if progress is not None:
+                progress(done, total)
+    findings += damaged_statistics(cache)
+    if progress is not None and total:
+        progress(total, total)
+    return VerifyReport(tuple(findings), num_files + len(statistics), total)
+
+
+def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> list[Finding]:
+    """Files of moments and normalizers that are not what was written; all teachers by default."""
+    findings = []
+    for name in cache.teachers if teachers is None else teachers:
+        for path in statistics_files(cache.files, name):
+            try:
+                unseal(cache.files.read(path))
+            except FileNotFoundError:
+                continue  # replaced in between
+            except (ValueError, OSError) as error:
+                findings.append(Finding(name, None, path, str(error), statistics=True))
+    return findings
+
+
+def discard(cache: Cache, report: VerifyReport) -> int:
+    """Take back the commit of every damaged shard and write damaged array documents anew.
+
+    The shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
+    Damaged statistics are deleted, and ``fit_stats`` makes them again.
+    Raises CorruptCache for damage that no extraction can undo (the index, the root).
+    """
+    hopeless = [finding for finding in report.damaged if not finding.owner]
+    if hopeless:
+        raise CorruptCache(
+            f"{cache.location} cannot be repaired by extracting: {hopeless[0].path} is damaged. "
+            "Restore that file from a copy, or extract into a new cache."
+        )
+    shards = {(f.owner, f.shard) for f in report.damaged if f.shard is not None}
+    for owner, shard in sorted(shards):
+        cache.forget_shard(owner, shard)
+    for finding in report.damaged:
+        if finding.statistics:
+            cache.files.delete(finding.path)
+        elif finding.shard is None:
+            cache.restore_metadata(finding.owner)
+    return len(shards)
+
+
+def _metadata(cache: Cache) -> Iterator[Finding]:
+    try:
+        read_index(cache.files, cache.info.segments)
+    except (CorruptCache, OSError) as error:
+        yield Finding("", None, "index", str(error))
+    node = names.metadata(names.TEACHERS)
+    try:
+        same_group(cache.files.read(node), node)
+    except (CorruptCache, OSError) as error:
+        yield Finding("", None, node, str(error))
+    for owner in cache.owners:
+        node = names.metadata(names.group(owner))
+        try:
+            if owner != names.PIXELS:
+                cache.read_teacher(owner)
+            shapes = cache.shapes(owner)
+        except (CorruptCache, UsageError, OSError) as error:
+            yield Finding("", None, node, str(error))
+            continue
+        for kind in shapes:
+            path = names.metadata(names.array(owner, kind))
+            expected = cache.array_document(owner, kind)
+            try:
+                same_array(cache.files.read(path), expected, path, exactly=True)
+            except (CorruptCache, OSError) as error:
+                yield Finding(owner, None, path, str(error))
+
+
+def _records(cache: Cache, owner: str) -> tuple[list[CommitRecord], list[Finding]]:
+    """The readable records of an owner, and what is wrong with the others."""
+    records, findings = [], []
+    present = set(cache.files.names_in(names.commits(owner)))
+    for shard in cache.info.shards():
+        path = names.commit(owner, shard)
+        if path.rsplit("/", 1)[1] not in present:
+            findings.append(Finding(owner, shard, path, "not extracted yet", unfinished=True))
+            continue
+        try:
+            records.append(cache.read_commit(owner, shard))
+        except (CorruptCache, OSError) as error:
+            findings.append(Finding(owner, shard, path, str(error)))
+    return records, findings
+
+
+def _different_images(cache: Cache, records: list[CommitRecord]) -> Iterator[Finding]:
+    """Owners whose rows come from different images than those of the first owner."""
+    first: dict[int, CommitRecord] = {}
+    for record in records:
+        reference = first.setdefault(record.shard, record)
+        if record.images != reference.images:
+            yield Finding(
+                record.owner,
+                record.shard,
+                names.commit(record.owner, record.shard),
+                f"its rows come from other images than those of {reference.owner}",
+            )
+
+
+def _file(cache: Cache, record: CommitRecord, path: str, size: int, sha256: str) -> Finding | None:
+    try:
+        data = cache.files.read(path)
+    except OSError as error:
+        return Finding(
+            record.owner, record.shard, path, f"cannot be read: {error.strerror or error}"
+        )
+    if hashlib.sha256(data).hexdigest() == sha256 and len(data) == size:
+        return None
+    what = f"has {len(data):,} bytes, {size:,} were committed" if len(data) != size else ""
+    rows, inside = _bad_rows(cache, record, path, data)
+    if not what:
+        what = inside or "is whole, but not the file that was committed"
+    return Finding(record.owner, record.shard, path, what, rows)
+
+
+def _bad_rows(
+    cache: Cache, record: CommitRecord, path: str, data: bytes
+) -> tuple[tuple[int, ...], str]:
+    """Rows whose checksum fails, and in words; nothing when every row is self-consistent."""
+    if cache.info.compression:
+        return (), ""  # rows have no fixed places; the shard is the smallest unit that can be named
+    kind = next(
+        kind
+        for kind, shape in cache.shapes(record.owner).items()
+        if names.shard(record.owner, kind, record.shard, 1 + len(shape)) == path
+    )
+    shape: tuple[int, ...] = cache.shapes(record.owner)[kind]
+    row_bytes = math.prod(shape) * DTYPES[kind].itemsize
+    content: Any = np.frombuffer(data, np.uint8)
+    shard_rows = cache.info.shard_rows
+    try:
+        tail = content[-index_bytes(shard_rows) :]
+        offsets = decode_index(tail, shard_rows, len(data), row_bytes, path)
+    except CorruptCache:
+        return (), "the shard index is damaged"
+    bad = []
+    for slot, offset in enumerate(offsets[: record.num_rows].tolist()):
+        row = content[offset : offset + row_bytes]
+        crc = content[offset + row_bytes : offset + row_bytes + CRC_BYTES]
+        if offset < 0 or crc.size != CRC_BYTES or not matches(row, int(crc.view("<u4")[0])):
+            bad.append(record.start + slot)
+    return tuple(bad), f"{len(bad)} of {record.num_rows} rows are damaged" if bad else ""

@@ -1,0 +1,1 @@
+"""Where things run: devices and precision, ranks and launchers, seeds, signals."""

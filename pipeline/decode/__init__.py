@@ -1,0 +1,1 @@
+"""From bytes to pixels. Imports NumPy and Pillow only: a decoding process pays for no more."""

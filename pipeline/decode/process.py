@@ -1,0 +1,219 @@
+"""The parent's end of one decoding process: images go in, pixels come back in order.
+
+Two images are on their way at a time, so that the process finds its next one waiting. Bytes go in
+through a pipe, pixels come back through anonymous shared memory with a slot for each of the two,
+which the system frees however the processes end.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phistill.errors import SourceError
+
+from .image import DecodedImage, DecodeSetup
+from .worker import LENGTH, NUM_SLOTS, frame
+
+START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 5.0
+"""A process that closed its pipe ends within this."""
+MAX_ANSWER_BYTES = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One image to decode, and the views wanted of it."""
+
+    data: bytes
+    image_id: str
+    views: Sequence[int]
+
+
+class ProcessLost(Exception):
+    """The process died or was ended; the message is the reason for the image it had in hand."""
+
+
+class DecodeProcess:
+    """One process, started when first needed; used by one thread at a time."""
+
+    def __init__(self, setup: DecodeSetup, command: Sequence[str]) -> None:
+        self._setup, self._command = setup, command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._memory: mmap.mmap | None = None
+
+    def decode(self, requests: Sequence[Request], timeout_s: float) -> Iterator[DecodedImage]:
+        """The images in order. The pixels of one are overwritten when the next is asked for.
+
+        Raises ProcessLost about the first image that was not given out.
+        """
+        process = self._process or self._start()
+        sent = 0
+        for number in range(len(requests)):
+            deadline = time.monotonic() + timeout_s
+            try:
+                for request in requests[sent : number + NUM_SLOTS]:
+                    asked = {
+                        "id": request.image_id,
+                        "views": list(request.views),
+                        "slot": sent % NUM_SLOTS,
+                    }
+                    _send(process, frame(asked, len(request.data)), deadline)
+                    _send(process, request.data, deadline)
+                    sent += 1
+                answer = _read_answer(process, deadline)
+            except TimeoutError as error:
+                self.stop()
+                raise ProcessLost(f"decoding took longer than {timeout_s:g} s") from error
+            except (OSError, EOFError, ValueError) as error:  # ValueError: closed by a thread
+                try:
+                    reason = _death(process.wait(timeout=END_TIMEOUT_S))
+                except subprocess.TimeoutExpired:
+                    reason = "the decoder stopped answering"
+                self.stop()
+                raise ProcessLost(reason) from error
+            size = answer["size"]
+            yield DecodedImage(
+                answer["sha256"],
+                None if size is None else (size[0], size[1]),
+                tuple((box[0], box[1], box[2], box[3]) for box in answer["boxes"]),
+                self._pixels(len(answer["boxes"]), number % NUM_SLOTS),
+                answer["reason"],
+            )
+
+    def _pixels(self, num_views: int, slot: int) -> tuple[tuple[Any, ...], ...]:
+        assert self._memory is not None, "a started process has memory"
+        memory = np.frombuffer(self._memory, np.uint8)
+        found, start = [], slot * self._setup.slot_bytes
+        for _ in range(num_views):
+            rendered = []
+            for rendering in self._setup.renderings:
+                shape = (*rendering.size, 3)
+                num = int(np.prod(shape))
+                rendered.append(memory[start : start + num].reshape(shape))
+                start += num
+            found.append(tuple(rendered))
+        return tuple(found)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        size = max(1, NUM_SLOTS * self._setup.slot_bytes)
+        descriptor = _anonymous(size)
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        with tempfile.TemporaryFile() as errors:
+            try:
+                self._memory = mmap.mmap(descriptor, size)
+                self._process = process = subprocess.Popen(
+                    [*self._command, str(descriptor)],
+                    bufsize=0,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    pass_fds=(descriptor,),
+                    env=environment,
+                )
+            finally:
+                os.close(descriptor)
+            try:
+                assert process.stdin is not None, "stdin is a pipe"
+                os.set_blocking(process.stdin.fileno(), False)
+                deadline = time.monotonic() + START_TIMEOUT_S
+                _send(process, frame(self._setup.to_dict()), deadline)
+                _read_answer(process, deadline)
+            except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
+                self.stop()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+                raise SourceError(
+                    f"a decoding process could not be started: {''.join(said) or error}. "
+                    "Decode in threads with --decode threads."
+                ) from error
+        return process
+
+    def stop(self) -> None:
+        """End the process; what it is decoding is lost."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            try:
+                if stream is not None:
+                    stream.close()
+            except OSError:  # what was not yet sent cannot be sent any more
+                pass
+
+
+def _send(process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
+    """Write everything; TimeoutError when the process does not take it."""
+    assert process.stdin is not None, "stdin is a pipe"
+    descriptor, left = process.stdin.fileno(), memoryview(data)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            _await(poll, deadline)
+
+
+def _read_answer(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+    """The next frame of a process; TimeoutError, or EOFError when it is gone."""
+    assert process.stdout is not None, "stdout is a pipe"
+    descriptor = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+
+    def read(num_bytes: int) -> bytes:
+        if num_bytes > MAX_ANSWER_BYTES:
+            raise EOFError
+        found = bytearray()
+        while len(found) < num_bytes:
+            _await(poll, deadline)
+            part = os.read(descriptor, num_bytes - len(found))
+            if not part:
+                raise EOFError
+            found += part
+        return bytes(found)
+
+    text = read(LENGTH.unpack(read(LENGTH.size))[0])
+    read(LENGTH.unpack(read(LENGTH.size))[0])
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
+def _await(poll: select.poll, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        raise TimeoutError
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"the decoder ended with code {code}"
+    try:
+        return f"the decoder died of {signal.Signals(-code).name}"
+    except ValueError:
+        return f"the decoder died of signal {-code}"
+
+
+def _anonymous(size: int) -> int:
+    """A descriptor of ``size`` bytes of memory without a name."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("phistill-decode", 0)
+        os.ftruncate(descriptor, size)
+        return descriptor
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        return os.dup(file.fileno())

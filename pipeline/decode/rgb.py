@@ -1,0 +1,136 @@
+"""From encoded bytes to an RGB image, by rules that are stated here and recorded in the cache.
+
+* Orientation from EXIF is applied. The first frame of an animation is used.
+* Transparency is composited over a background colour (grey by default: white drawings vanish on
+  white). Palettes, grey scale, CMYK and YCbCr become RGB; 16-bit and float images are scaled.
+* An image is rejected, with a reason, when its bytes cannot be decoded completely, when it is
+  larger than a cap, or when a side is below a floor.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from phistill.errors import UsageError
+
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+"""A decoded RGB image of this many pixels takes 300 MB."""
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM"),
+    *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""What is tried, whatever a file is named. Pillow knows more, among them EPS, for which it runs
+another program."""
+
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class Reject(Exception):
+    """This image cannot be used; the message is the reason that is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeRules:
+    """What decides the pixels besides the bytes; recorded in the cache."""
+
+    background: tuple[int, int, int] = (128, 128, 128)
+    """Colour behind transparent pixels."""
+    max_pixels: int = MAX_IMAGE_PIXELS
+    min_side: int = 1
+    """Images with a shorter side are rejected."""
+
+    def __post_init__(self) -> None:
+        if self.min_side < 1 or self.max_pixels < 1:
+            raise UsageError(
+                f"min_side={self.min_side} and max_pixels={self.max_pixels} must be at least 1."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "background": list(self.background)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> DecodeRules:
+        return cls(**{**record, "background": tuple(record["background"])})
+
+
+def decode(data: bytes, rules: DecodeRules) -> Image.Image:
+    """An RGB image, oriented upright. Raises Reject."""
+    if not data:
+        raise Reject("empty file")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Reject(f"{len(data):,} bytes, more than the cap of {MAX_IMAGE_BYTES:,}")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            _check_size(image.size, rules)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), rules)
+    except Reject:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Reject(f"more than {rules.max_pixels:,} pixels") from error
+    except MemoryError as error:
+        raise Reject("decoding ran out of memory") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise Reject(f"cannot be decoded: {_one_line(error)}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow, or a plug-in that is loaded, can open."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def prepare_decoder() -> None:
+    """Process-wide settings for a process that decodes: our pixel cap replaces Pillow's warning,
+    and Pillow's remarks about odd metadata, which say nothing about the pixels, are not shown."""
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+def _check_size(size: tuple[int, int], rules: DecodeRules) -> None:
+    width, height = size
+    if width * height > rules.max_pixels:
+        raise Reject(f"{width} x {height} pixels, more than the cap of {rules.max_pixels:,}")
+    if min(size) < rules.min_side:
+        raise Reject(f"{width} x {height} pixels, a side is below {rules.min_side}")
+
+
+def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
+    if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
+        image = _to_eight_bit(image)
+    if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        canvas = Image.new("RGBA", colour.size, (*rules.background, 255))
+        return Image.alpha_composite(canvas, colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit values by their full range; I and F by theirs, [0, 1] or [0, 255] or 16 bits.
+
+    Pillow's own convert clips them, which turns a 16-bit photograph white.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise Reject("pixels that are NaN or infinite")
+    if image.mode in SIXTEEN_BIT or values.max(initial=0.0) > 255.0:
+        values = values / 257.0
+    elif image.mode == "F" and values.max(initial=0.0) <= 1.0:
+        values = values * 255.0
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Pillow names the buffer's address, which would make two runs differ.
+    return text.split(" <_io.BytesIO")[0][:200]

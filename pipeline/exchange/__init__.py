@@ -1,0 +1,1 @@
+"""Features as npy arrays or tars, in and out of a cache."""

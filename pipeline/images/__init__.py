@@ -1,0 +1,1 @@
+"""Where images come from: folders, tables, tars, near and from afar."""

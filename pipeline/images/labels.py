@@ -1,0 +1,139 @@
+"""Labels that the user gives: a file that says which image, folder or class number is which class.
+
+A key names an image by its id (with or without its suffix), by a folder that it lies in, or by the
+label that its source gave it, so that a table of images, ``n01440764 -> tench`` and ``0 -> tench``
+all are label maps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from phistill.cache.format.parquet import open_table, read_table
+from phistill.errors import UsageError
+
+from .record import Entry
+
+MAX_BYTES = 2**30
+KEYS = ("id", "key", "image", "file", "filename", "file_name", "path", "folder", "wnid", "index")
+LABELS = ("label", "labels", "class", "class_name", "name", "category", "cls")
+FORMATS = "a .json, .csv, .tsv or .parquet file"
+
+
+def label(entries: Sequence[Entry], path: Path) -> tuple[list[Entry], int]:
+    """The entries with the labels that ``path`` gives, and how many of them it gives none.
+
+    UsageError when the file is no label map, or names none of the images.
+    """
+    labels = read_labels(path)
+    found = [replace(entry, label=_label(entry, labels)) for entry in entries]
+    missing = sum(entry.label is None for entry in found)
+    if missing == len(entries):
+        key = next(iter(labels))
+        raise UsageError(
+            f"--labels {path} names none of the images. It has, for example, {key!r}; an image has "
+            f"the id {entries[0].id!r}"
+            + (f" and the label {entries[0].label!r}." if entries[0].label else ".")
+        )
+    return found, missing
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Label by key, both as text; UsageError when the file cannot be read as such."""
+    readers = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None or not path.is_file():
+        raise UsageError(f"--labels {path} is not {FORMATS}.")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UsageError(f"--labels {path} has {size:,} bytes; at most {MAX_BYTES:,} are read.")
+    try:
+        pairs = list(reader(path))
+    except UsageError:
+        raise
+    except Exception as error:  # three parsers, each with its own errors
+        raise UsageError(f"--labels {path} cannot be read: {error}.") from error
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        text = _text(value)
+        if found.setdefault(str(key), text) != text:
+            raise UsageError(f"--labels {path} gives {str(key)!r} two labels.")
+    if not found:
+        raise UsageError(f"--labels {path} lists no label.")
+    return found
+
+
+def _label(entry: Entry, labels: dict[str, str]) -> str | None:
+    path = PurePosixPath(entry.id)
+    folders = [part for parent in path.parents for part in (parent.as_posix(), parent.name)]
+    for key in (entry.id, path.with_suffix("").as_posix(), path.name, path.stem, entry.label):
+        if key is not None and key in labels:
+            return labels[key]
+    return next((labels[folder] for folder in folders if folder in labels), None)
+
+
+def _json(path: Path) -> Iterable[tuple[Any, Any]]:
+    """An object; or a list, whose positions are class numbers. A list as a value, as in ImageNet's
+    class index, ends in the name."""
+    found = json.loads(path.read_text("utf-8"))
+    if isinstance(found, list):
+        return list(enumerate(found))
+    if not isinstance(found, dict):
+        raise UsageError(f"--labels {path} is neither an object nor a list of class names.")
+    return [(key, value[-1] if isinstance(value, list) and value else value)
+            for key, value in found.items()]  # fmt: skip
+
+
+def _csv(path: Path) -> Iterable[tuple[Any, Any]]:
+    """A line per key; a header where its names are known, else the first two columns."""
+    text = path.read_text("utf-8-sig")
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=_delimiter(path)) if row]
+    if not rows:
+        return []
+    header = [cell.strip().lower() for cell in rows[0]]
+    key, value = _columns(header)
+    if key is None or value is None:
+        key, value = 0, 1
+    else:
+        rows = rows[1:]
+    for number, row in enumerate(rows, 1):
+        if len(row) <= max(key, value):
+            raise UsageError(f"--labels {path}: line {number} has {len(row)} columns, not two.")
+    return [(row[key].strip(), row[value].strip()) for row in rows]
+
+
+def _parquet(path: Path) -> Iterable[tuple[Any, Any]]:
+    with open_table(path) as table:
+        names = list(table.schema_arrow.names)
+    key, value = _columns([name.lower() for name in names])
+    if key is None or value is None:
+        raise UsageError(
+            f"--labels {path} has the columns {', '.join(names)}; wanted one of {', '.join(KEYS)} "
+            f"and one of {', '.join(LABELS)}."
+        )
+    table = read_table(path, [names[key], names[value]])
+    return zip(table[names[key]].to_pylist(), table[names[value]].to_pylist(), strict=True)
+
+
+def _columns(names: Sequence[str]) -> tuple[int | None, int | None]:
+    """Positions of the key and of the label; the same column is never both."""
+    key = next((names.index(name) for name in KEYS if name in names), None)
+    value = next((names.index(name) for name in LABELS if name in names), None)
+    return key, value
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise UsageError(f"a label is a name or a number, not {str(value)[:40]!r}.")
+    return str(value)

@@ -1,0 +1,188 @@
+"""Images in parquet tables, in random order without reading a row group per row.
+
+Rows are read in the cache's random order, and a row group can only be read as a whole. Row groups
+are unpacked once, on first use: kept in memory when all of them together are small, otherwise in a
+temporary file without a name (as large as the images; TMPDIR says where).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from phistill.cache.format.parquet import read_row_group, read_table
+from phistill.errors import SourceError
+
+from .columns import Columns, image_bytes
+from .record import Entry, read_bytes_at, read_file, refuse_duplicates, retried, splits_of_names
+
+MEMORY_BYTES = 2**30
+"""Tables whose images are larger than this, unpacked, go to a temporary file."""
+PART = re.compile(r"-\d{5}-of-\d{5}$")
+"""What Hugging Face puts behind the split in a file's name."""
+
+
+class ParquetSource:
+    """Parquet tables with encoded images in a column, or with paths to them."""
+
+    kind = "parquet"
+
+    def __init__(
+        self, root: Path, tables: Sequence[Path], *, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._root, self._tables = root, list(tables)
+        self._memory_bytes = memory_bytes
+        self._columns: dict[str, Columns] = {}
+        self._starts: dict[str, list[int]] = {}
+        self._groups: dict[tuple[str, int], _Group] = {}
+        self._spool: _Spool | None = None
+        self._decided = False
+        self._lock = threading.Lock()
+        self._busy: dict[tuple[str, int], threading.Lock] = {}
+
+    def entries(self) -> list[Entry]:
+        splits = splits_of_names([PART.sub("", table.stem) for table in self._tables])
+        found = [
+            entry
+            for table, split in zip(self._tables, splits, strict=True)
+            for entry in self._table_entries(table, split)
+        ]
+        refuse_duplicates([entry.id for entry in found], str(self._root))
+        return found
+
+    def _table_entries(self, table: Path, split: str | None) -> list[Entry]:
+        uri = table.relative_to(self._root).as_posix()
+        columns = self._open(uri)
+        data = read_table(table, columns.small)
+        return columns.entries(uri, data, self._starts[uri][-1], table, split)
+
+    def read(self, uri: str, offset: int, length: int) -> bytes:
+        if offset < 0:
+            return read_file(self._root / uri)
+        with self._lock:
+            if uri not in self._starts:
+                self._open(uri)
+            starts = self._starts[uri]
+            self._decide()
+        if not 0 <= offset < starts[-1]:
+            raise SourceError(
+                f"{self._root / uri} has {starts[-1]:,} rows; row {offset} was indexed. It changed."
+            )
+        group = bisect_right(starts, offset) - 1
+        return self._group(uri, group).read(offset - starts[group])
+
+    def _open(self, uri: str) -> Columns:
+        table = self._root / uri
+        try:
+            schema, meta = retried(lambda: (pq.read_schema(table), pq.read_metadata(table)), table)
+        except pa.ArrowException as error:
+            raise SourceError(f"{table} cannot be read as parquet: {error}.") from error
+        sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        self._starts[uri] = [0, *np.cumsum(sizes).tolist()] if sizes else [0]
+        self._columns[uri] = Columns.of(schema, table)
+        return self._columns[uri]
+
+    def _decide(self) -> None:
+        """Memory or a temporary file, once, from the sizes in the tables' footers."""
+        if self._decided:
+            return
+        total = sum(_image_bytes(table) for table in self._tables if table.is_file())
+        self._spool = _Spool() if total > self._memory_bytes else None
+        self._decided = True
+
+    def _group(self, uri: str, group: int) -> _Group:
+        key = (uri, group)
+        with self._lock:
+            busy = self._busy.setdefault(key, threading.Lock())
+        with busy:  # one thread unpacks a row group, others unpack other ones
+            if key not in self._groups:
+                table, name = self._root / uri, self._columns[uri].image
+                try:
+                    values = retried(lambda: read_row_group(table, group, [name]), table)[name]
+                except pa.ArrowException as error:
+                    raise SourceError(
+                        f"{table}: row group {group} cannot be read: {error}. "
+                        "Get the file again; nothing was recorded for its images."
+                    ) from error
+                found = _InMemory(values) if self._spool is None else self._spool.add(values)
+                self._groups[key] = found
+            return self._groups[key]
+
+
+class _Group(Protocol):
+    def read(self, row: int) -> bytes: ...
+
+
+class _InMemory:
+    def __init__(self, values: pa.ChunkedArray) -> None:
+        self._values = values
+
+    def read(self, row: int) -> bytes:
+        return image_bytes(self._values[row].as_py())
+
+
+class _Spool:
+    """A temporary file that unpacked row groups are appended to."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(prefix="phistill-images-") as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def add(self, values: pa.ChunkedArray) -> _Spooled:
+        offsets = np.zeros(len(values) + 1, np.int64)
+        with self._lock:
+            offsets[0] = self._end
+            try:
+                for row, value in enumerate(values):
+                    data = image_bytes(value.as_py())
+                    start, view = int(offsets[row]), memoryview(data)
+                    while view:
+                        done = os.pwrite(self._descriptor, view, start)
+                        start, view = start + done, view[done:]
+                    offsets[row + 1] = start
+            except OSError as error:
+                raise SourceError(
+                    f"unpacking the images into {tempfile.gettempdir()} failed "
+                    f"({error.strerror}); set TMPDIR to a folder with room for all of them."
+                ) from error
+            self._end = int(offsets[-1])
+        return _Spooled(self, offsets)
+
+    def read(self, start: int, length: int) -> bytes:
+        return read_bytes_at(self._descriptor, start, length)
+
+
+class _Spooled:
+    def __init__(self, spool: _Spool, offsets: NDArray[np.int64]) -> None:
+        self._spool, self._offsets = spool, offsets
+
+    def read(self, row: int) -> bytes:
+        start, stop = self._offsets[row : row + 2].tolist()
+        return self._spool.read(start, stop - start)
+
+
+def _image_bytes(table: Path) -> int:
+    """Unpacked bytes of a table's image column, from its footer."""
+    meta: Any = pq.read_metadata(table)
+    name = Columns.of(meta.schema.to_arrow_schema(), table).image
+    chunks = (
+        meta.row_group(group).column(column)
+        for group in range(meta.num_row_groups)
+        for column in range(meta.num_columns)
+    )
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == name)

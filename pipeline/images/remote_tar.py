@@ -1,0 +1,166 @@
+"""Images in tars on a web server or an object store, as WebDataset shards lie there.
+
+A tar is downloaded once to be listed when a cache is made, and once when its images are wanted,
+into a bounded spool; few images, as for a comparison, are read by ranges. Rows of a new cache are
+in a windowed order: the tars in random order, in windows of ``window_tars``, and the images of a
+window permuted. The index holds that order like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+
+from phistill.errors import SourceError, UsageError
+
+from .download_buffer import NUM_DOWNLOADS, Spool
+from .record import SUFFIXES, Entry, read_bytes_at, refuse_duplicates
+from .remote_files import (
+    HTTP_SCHEMES,
+    OBJECT_SCHEMES,
+    DiskRefused,
+    RemoteFiles,
+    remote_files,
+    shown,
+)
+from .tar import entries_of, members_of
+
+WINDOW_TARS = 8
+"""Tars whose images are mixed; twice as many are on the disk at most."""
+
+
+class RemoteTarSource:
+    """Every image in some tars, by URL."""
+
+    kind = "remote tar"
+    slow_to_list = True
+    """Listing reads everything: it is done when images are added, not when a run goes on."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        window_tars: int = WINDOW_TARS,
+        files: Callable[[str], RemoteFiles] = remote_files,
+    ) -> None:
+        if window_tars < 1:
+            raise UsageError(f"--window {window_tars} must be positive.")
+        names = _names(urls)
+        refuse_duplicates(names, "the list of tars")
+        self._urls = dict(zip(names, urls, strict=True))
+        self.window_tars = window_tars
+        self._files = files(urls[0])
+        self._limit = 2 * window_tars
+        self._spool = Spool(self._fetch, self._limit)
+
+    def entries(self) -> list[Entry]:
+        pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="list")
+        try:
+            listed = list(pool.map(self._list, self._urls))
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        found = [entry for tar in listed for entry in tar]
+        if not found:
+            raise UsageError(f"the tars hold no image ({', '.join(sorted(SUFFIXES))}).")
+        return found
+
+    def read(self, uri: str, offset: int, length: int) -> bytes:
+        data = self._spool.read(uri, offset, length)
+        if data is None:
+            data = self._files.read(self._url(uri), offset, length)
+        if len(data) < length:
+            raise SourceError(
+                f"{shown(self._url(uri))} ends {length - len(data):,} bytes before the image at "
+                f"{offset:,} does. It changed after it was listed; put the old one back, or make a "
+                "new cache."
+            )
+        return data
+
+    def expect(self, reads: Iterable[tuple[str, int]]) -> None:
+        """These images (uri, offset) will be read, about in this order: their tars are fetched."""
+        self._spool.expect(reads)
+
+    def stop(self) -> None:
+        """End what is being read, within seconds; the source is of no use afterwards."""
+        self._files.stop()
+
+    def close(self) -> None:
+        """Stop, and drop what was downloaded."""
+        self.stop()
+        self._spool.close()
+
+    def _list(self, uri: str) -> list[Entry]:
+        file = self._fetch(uri)
+        try:
+            size = os.fstat(file.fileno()).st_size
+            found = list(members_of(file, size, shown(self._url(uri))))
+            entries = entries_of(
+                uri, found, lambda m: read_bytes_at(file.fileno(), m.offset, m.length)
+            )
+            if len(self._urls) <= self._limit and self._spool.adopt(uri, file):
+                file = cast(BinaryIO, None)  # all fit: nothing is downloaded twice
+            return entries
+        finally:
+            if file is not None:
+                file.close()
+
+    def _fetch(self, uri: str) -> BinaryIO:
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
+        try:
+            self._files.download(self._url(uri), file)
+        except DiskRefused as error:
+            file.close()
+            raise SourceError(
+                f"{shown(self._url(uri))} cannot be kept in {tempfile.gettempdir()} "
+                f"({error}). Up to {self._limit} tars are there at a time: free some "
+                "space, set TMPDIR to a larger disk, or give a smaller --window."
+            ) from error
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _url(self, uri: str) -> str:
+        if uri not in self._urls:
+            raise SourceError(
+                f"the cache has images of {uri}, which is not among the {len(self._urls)} tars "
+                "given. Give all of them."
+            )
+        return self._urls[uri]
+
+
+def is_remote(text: str) -> bool:
+    """Whether a text is a URL that can be read here, or wants to be one."""
+    scheme, sign, _ = text.partition("://")
+    return bool(sign) and scheme.isalnum()
+
+
+def check_urls(urls: Sequence[str]) -> list[str]:
+    """UsageError unless all are tars on servers of one kind."""
+    for url in urls:
+        if urlsplit(url).scheme not in (*HTTP_SCHEMES, *OBJECT_SCHEMES):
+            raise UsageError(
+                f"{shown(url)} cannot be read: give https://, http://, s3://, gs:// or az://."
+            )
+        if not urlsplit(url).path.endswith(".tar"):
+            raise UsageError(
+                f"{shown(url)} is no tar: from afar only .tar files are read (not compressed). "
+                "Download anything else first."
+            )
+    if len({urlsplit(url).scheme in HTTP_SCHEMES for url in urls}) > 1:
+        raise UsageError("tars of a web server and of an object store cannot be mixed.")
+    return list(urls)
+
+
+def _names(urls: Sequence[str]) -> list[str]:
+    """The files' names; with their folders where names repeat. No host, no query: a mirror or a new
+    signature is the same source."""
+    paths = [urlsplit(url).path.lstrip("/") for url in urls]
+    short = [path.rpartition("/")[2] for path in paths]
+    return short if len(set(short)) == len(set(paths)) else paths

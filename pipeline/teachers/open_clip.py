@@ -1,0 +1,194 @@
+"""Teachers from open_clip: the image tower of a contrastive model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+
+from phistill.errors import TeacherError, UsageError
+
+from .contract import Features, Preprocessing
+from .licences import licence_of_card
+from .spec import take_options
+from .timm import size_of
+from .token_layout import tokens
+from .weights import (
+    boolean,
+    cast,
+    integer,
+    load_weights,
+    parameter_dtype,
+    read_weights,
+    seeded,
+    weights_sha256,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPTIONS = ("size", "layer", "norm", "space", "weights", "random", "dtype")
+SPACES = ("trunk", "joint")
+LOCAL = "local-dir:"
+
+
+class OpenClipTeacher:
+    """The image tower of an open_clip model.
+
+    ``space="trunk"``: patches before the projection, summary the projected image embedding.
+    ``space="joint"``: patches and summary both projected into the space shared with text and
+    L2-normalised. ``layer`` counts blocks (stages of a map) from the end, ``norm`` applies the
+    last norm to the patches where the tower has one per token.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        identity: Mapping[str, Any],
+        *,
+        space: str = "trunk",
+        layer: int = -1,
+        norm: bool = True,
+        licence: str | None = None,
+    ) -> None:
+        if space not in SPACES:
+            raise UsageError(f"space={space!r} is not known; choose one of {', '.join(SPACES)}.")
+        clip: Any = model
+        self.visual = clip.visual.eval().requires_grad_(False)
+        if space == "joint":
+            if getattr(self.visual, "proj", None) is None or _pools_by_attention(self.visual):
+                raise UsageError("space=joint needs a tower with a projection; use space=trunk.")
+            if layer != -1 or not norm:
+                raise UsageError("space=joint is a space of the last layer after its norm.")
+        if layer > -1:
+            raise UsageError(f"layer={layer} must count from the end: -1 is the last.")
+        self._preprocessing = preprocessing
+        self._identity, self._space = dict(identity), space
+        self._layer, self._norm = layer, norm
+        self.licence = licence
+
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            **self._identity,
+            "weights_sha256": weights_sha256(self.visual),
+            "space": self._space,
+            "layer": self._layer,
+            "norm": self._norm,
+            "dtype": str(parameter_dtype(self.visual)).removeprefix("torch."),
+        }
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    def to(self, device: torch.device) -> None:
+        self.visual.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        images = images.to(parameter_dtype(self.visual))
+        if hasattr(self.visual, "trunk"):  # a timm tower: SigLIP, EVA, MobileCLIP, ConvNeXt
+            trunk = self.visual.trunk
+            patches, _, final = tokens(trunk, images, layer=self._layer, norm=self._norm)
+            return Features(patches, self.visual.head(trunk.forward_head(final)))
+        return self._own(images)
+
+    def _own(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        """open_clip's ViT and ResNet towers."""
+        from torch.nn.functional import normalize
+
+        visual = self.visual
+        if not hasattr(visual, "forward_intermediates"):
+            raise TeacherError(
+                f"open_clip's {type(visual).__name__} does not give its patches; choose a ViT, a "
+                "ResNet or a model with a timm tower."
+            )
+        # CoCa's pooler changes the width before the norm, so its tokens have none of their own.
+        blocks = visual.transformer.resblocks if hasattr(visual, "transformer") else ()
+        output = visual.forward_intermediates(
+            images,
+            # A ResNet counts its stem and four stages, and cannot count from the end.
+            indices=[self._layer + (len(blocks) or 5)],
+            output_fmt="NCHW",
+            normalize_intermediates=self._norm and not _pools_by_attention(visual),
+        )
+        patches = output["image_intermediates"][0].permute(0, 2, 3, 1)
+        summary = output["image_features"]
+        if self._space == "joint":
+            patches = normalize(patches @ visual.proj, dim=-1)
+            summary = normalize(summary, dim=-1)
+        return Features(patches, summary)
+
+
+def _pools_by_attention(visual: Any) -> bool:
+    return getattr(visual, "attn_pool", None) is not None
+
+
+def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
+    """``open_clip:MODEL/PRETRAINED``, or ``open_clip:hf-hub:ORG/REPO``, ``local-dir:FOLDER``."""
+    import open_clip
+
+    take_options(options, OPTIONS, f"open_clip:{model}")
+    seed, size = integer(options, "random"), size_of(options)
+    local = Path(options["weights"]) if "weights" in options else None
+    if seed is not None and local is not None:
+        raise UsageError("options weights and random exclude each other; give one.")
+    schema = model.startswith(("hf-hub:", "local-dir:"))
+    architecture, _, tag = (model, "", "") if schema else model.rpartition("/")
+    if not schema and not architecture:
+        architecture, tag = tag, ""
+    _check_known(architecture, tag, schema, own_weights=seed is not None or local is not None)
+    random = seed is not None or local is not None
+    with seeded(seed or 0):
+        net = open_clip.create_model(
+            architecture,
+            pretrained=None if random or schema else tag,
+            load_weights=not random,
+            require_pretrained=not random,
+            force_image_size=size,
+        )
+    if local is not None:
+        load_weights(net, read_weights(local), str(local))
+    return OpenClipTeacher(
+        cast(net, options.get("dtype")),
+        preprocessing_of(net),
+        {"source": "open_clip", "model": model},
+        space=options.get("space", "trunk"),
+        layer=-1 if (layer := integer(options, "layer")) is None else layer,
+        norm=boolean(options, "norm", default=True),
+        licence=licence_of_card(Path(model[len(LOCAL) :])) if model.startswith(LOCAL) else None,
+    )
+
+
+def preprocessing_of(net: nn.Module) -> Preprocessing:
+    """What the image tower's preprocessing config says."""
+    clip: Any = net
+    config = clip.visual.preprocess_cfg
+    size = config["size"]
+    return Preprocessing(
+        size=(size, size) if isinstance(size, int) else tuple(size),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config.get("interpolation", "bicubic"),
+    )
+
+
+def _check_known(architecture: str, tag: str, schema: bool, *, own_weights: bool) -> None:
+    import open_clip
+
+    if schema:
+        return
+    if architecture not in open_clip.list_models():
+        close = [name for name in open_clip.list_models() if name[:5] == architecture[:5]][:8]
+        raise UsageError(
+            f"open_clip has no model {architecture!r}; near it are: "
+            f"{', '.join(close or open_clip.list_models()[:8])}."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags and not own_weights:
+        raise UsageError(
+            f"open_clip:{architecture} has no pretrained weights {tag!r}; "
+            f"known are {', '.join(tags) or 'none'}. Write open_clip:{architecture}/PRETRAINED."
+        )

@@ -1,0 +1,359 @@
+"""Running a teacher over rendered rows: batches, device, float16, and what cannot be stored."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from phistill.cache import TeacherInfo
+from phistill.cache.format.info import DTYPES
+from phistill.errors import TeacherError, UsageError
+
+from ..decode.views import Rendering
+from .batch import Batch
+from .contract import Features, Preprocessing, Teacher
+from .licences import licence_of
+
+if TYPE_CHECKING:
+    import torch
+
+AUTOCASTS = ("float32", "bfloat16", "float16")
+ROWS_AT_256 = {"cpu": 32, "cuda": 128, "mps": 64}
+"""Rows in one forward pass of a teacher whose input is 256 x 256 pixels."""
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto`` is CUDA, then Apple's GPU, then the CPU; UsageError when the named one is absent.
+
+    Of several processes on a machine each takes the CUDA device of its number, in turn.
+    """
+    import torch
+
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        if local_rank is None:
+            return torch.device("cuda")
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"device {name!r} is not known; write auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise UsageError(f"device {name!r} was asked for, but torch sees no such device here.")
+    return device
+
+
+def default_rows_per_forward(device: str, size: tuple[int, int]) -> int:
+    """Rows whose pixels are at most those of ROWS_AT_256, a power of two: SAM's 1024 x 1024 take
+    16 times the memory. A rule and no measurement, so that every machine chooses the same."""
+    rows = ROWS_AT_256.get(device, 32) * 256 * 256 // (size[0] * size[1])
+    return int(2 ** (min(max(rows, 1), 256).bit_length() - 1))
+
+
+class TeacherRunner:
+    """A teacher on its device, with the shapes of what it gives."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        teacher: Teacher,
+        device: torch.device,
+        *,
+        autocast: str | None = None,
+        rows_per_forward: int | None = None,
+        compiled: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        self._teacher, self._device = teacher, device
+        self._channels_last, self._compiled = channels_last, False
+        self._calls: dict[tuple[str, ...], Callable[[torch.Tensor], list[Features]]] = {}
+        self._preprocessing: Preprocessing = teacher.preprocessing()
+        teacher.to(device)
+        self._constants = _constants(self._preprocessing, device)
+        self._autocast = autocast or ("bfloat16" if device.type == "cuda" else "float32")
+        if self._autocast not in AUTOCASTS:
+            raise UsageError(
+                f"autocast={self._autocast!r} is not known; choose one of {', '.join(AUTOCASTS)}."
+            )
+        self.info = self._probe(
+            name,
+            spec,
+            rows_per_forward or default_rows_per_forward(device.type, self._preprocessing.size),
+        )
+        self._compiled = compiled  # not for the two images of the probe
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def rendering(self) -> Rendering:
+        return Rendering(self._preprocessing.size, self._preprocessing.interpolation)
+
+    def run(
+        self, pixels: UInt8[np.ndarray, "n h w 3"], rows_per_forward: int
+    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored."""
+        (found,) = run_together([self], pixels, rows_per_forward)
+        return found
+
+    def shares_forward(self, other: TeacherRunner) -> bool:
+        """Whether ``run_together`` needs one forward pass for both."""
+        shares = getattr(self._teacher, "shares_forward", None)
+        same = (self._device, self._autocast) == (other._device, other._autocast)
+        return same and shares is not None and bool(shares(other._teacher))
+
+    def launch(self, features: Features, start: int) -> Batch:
+        """Begin to store a batch that starts at row ``start``; TeacherError on another shape."""
+        found = _kinds(features)
+        for kind, values in found.items():
+            if tuple(values.shape[1:]) != self.info.row_shape(kind):
+                raise TeacherError(
+                    f"teacher {self.info.name} gave {kind} of shape {tuple(values.shape[1:])}, its "
+                    f"first images gave {self.info.row_shape(kind)}."
+                )
+        return Batch(self.info.name, start, dict(found))
+
+    def prepare(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> torch.Tensor:
+        """The teacher's input, as far as the host makes it; another thread may call this while
+        the teacher runs. On the CPU what the teacher takes, elsewhere bytes (CUDA: pinned)."""
+        import torch
+
+        given = torch.from_numpy(pixels)
+        if self._device.type == "cpu":
+            return self._normalised(given)
+        return given.pin_memory() if self._device.type == "cuda" else given
+
+    def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
+        """Features of rendered images, on the device and as the teacher gives them."""
+        return self.forward_together([self], self.prepare(pixels))[0]
+
+    def forward_together(
+        self, runners: Sequence[TeacherRunner], prepared: torch.Tensor
+    ) -> list[Features]:
+        """Features of each runner, from one forward pass where there are several."""
+        import torch
+
+        mixed = self._autocast != "float32"
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                self._device.type,
+                dtype=getattr(torch, self._autocast) if mixed else torch.bfloat16,
+                enabled=mixed,
+            ),
+        ):
+            images = prepared
+            if self._device.type != "cpu":
+                images = self._normalised(prepared.to(self._device, non_blocking=True))
+            return self._call(runners)(images)
+
+    def _call(self, runners: Sequence[TeacherRunner]) -> Callable[[torch.Tensor], list[Features]]:
+        """From images to the features of each runner; compiled once where that is asked for."""
+        import torch
+
+        teachers = [runner._teacher for runner in runners]
+        first: Any = teachers[0]
+
+        def features(images: torch.Tensor) -> list[Features]:
+            if len(teachers) == 1:
+                return [first.features(images)]
+            found: list[Features] = first.features_together(teachers, images)
+            return found
+
+        if not self._compiled:
+            return features
+        names = tuple(runner.info.name for runner in runners)
+        if names not in self._calls:
+            self._calls[names] = _or_say_why(torch.compile(features, dynamic=False), names)
+        return self._calls[names]
+
+    def _normalised(self, given: UInt8[torch.Tensor, "b h w 3"]) -> torch.Tensor:
+        import torch
+
+        mean, std = self._constants
+        # Channels first while they are still bytes: on the strided view each step takes ten times
+        # as long.
+        images = given.permute(0, 3, 1, 2).contiguous().float()
+        images = images.div_(255.0).sub_(mean).div_(std)
+        return images.to(memory_format=torch.channels_last) if self._channels_last else images
+
+    def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
+        """Shapes from one forward pass over two grey images."""
+        height, width = self._preprocessing.size
+        grey = np.full((2, height, width, 3), 127, np.uint8)
+        found = self.forward(grey)
+        if found.patches.ndim != 4 or found.patches.shape[0] != 2:
+            raise TeacherError(
+                f"teacher {name} gave patches of shape {tuple(found.patches.shape)} for two "
+                "images; wanted (2, h, w, c)."
+            )
+        kinds = _kinds(found)
+        return TeacherInfo(
+            name=name,
+            spec=spec,
+            licence=licence_of(self._teacher) or "",
+            grid=(int(found.patches.shape[1]), int(found.patches.shape[2])),
+            widths={kind: int(values.shape[-1]) for kind, values in kinds.items()},
+            num_registers=int(kinds["registers"].shape[1]) if "registers" in kinds else 0,
+            rows_per_forward=rows_per_forward,
+            identity={
+                **self._teacher.identity(),
+                "preprocessing": self._preprocessing.to_dict(),
+                "autocast": self._autocast,
+            },
+        )
+
+
+def run_together(
+    runners: Sequence[TeacherRunner],
+    pixels: UInt8[np.ndarray, "n h w 3"],
+    rows_per_forward: int,
+) -> list[tuple[dict[str, NDArray[Any]], dict[int, str]]]:
+    """``run`` of each runner; all of them share the forward pass with the first.
+
+    On CUDA a batch is copied to the host while the next one runs.
+    """
+    found = StoredRows(runners, len(pixels))
+    flying: list[Batch] = []
+    for start in range(0, len(pixels), rows_per_forward):
+        prepared = runners[0].prepare(pixels[start : start + rows_per_forward])
+        launched = found.launch(prepared, start)
+        if flying:
+            found.land(flying)
+        flying = launched
+    if flying:
+        found.land(flying)
+    return [found.result(number) for number in range(len(runners))]
+
+
+class StoredRows:
+    """What teachers that share a forward pass give for n rows, filled batch by batch.
+
+    ``launch`` belongs to the thread of the teachers; ``land`` may be called in another one.
+    """
+
+    def __init__(self, runners: Sequence[TeacherRunner], num_rows: int) -> None:
+        self._runners = list(runners)
+        self._arrays = [
+            {
+                kind: np.empty((num_rows, *runner.info.row_shape(kind)), DTYPES[kind])
+                for kind in runner.info.kinds
+            }
+            for runner in runners
+        ]
+        self._reasons = [dict[int, str]() for _ in runners]
+
+    def launch(self, prepared: torch.Tensor, start: int) -> list[Batch]:
+        """Run a batch that starts at row ``start`` and begin to copy what it gives."""
+        features = self._runners[0].forward_together(self._runners, prepared)
+        pairs = zip(self._runners, features, strict=True)
+        return [runner.launch(given, start) for runner, given in pairs]
+
+    def land(self, batches: Sequence[Batch]) -> None:
+        """Wait for a batch and keep what it gave."""
+        for batch, arrays, reasons in zip(batches, self._arrays, self._reasons, strict=True):
+            batch.land(arrays, reasons)
+
+    def result(
+        self, number: int, rejected: Sequence[int] = ()
+    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Arrays per kind of one runner and why a row cannot be stored; the values of such a row,
+        and of those ``rejected`` before, are NaN."""
+        arrays, reasons = self._arrays[number], self._reasons[number]
+        for values in arrays.values():
+            values[[*reasons, *rejected]] = np.nan
+        return arrays, reasons
+
+
+def sharing(runners: Mapping[str, TeacherRunner]) -> list[list[str]]:
+    """Names in groups that ``run_together`` can run, each in the order given.
+
+    Teachers share a forward pass when they are layers of one model, and a batch size.
+    """
+    groups: list[list[str]] = []
+    for name, runner in runners.items():
+        for group in groups:
+            first = runners[group[0]]
+            same = first.info.rows_per_forward == runner.info.rows_per_forward
+            if same and first.shares_forward(runner):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def environment(
+    device: torch.device | None, *, compiled: bool = False, channels_last: bool = False
+) -> dict[str, str]:
+    """Versions, device and kernels that the values may depend on in their last bits."""
+    packages = ("phistill", "numpy", "pillow", "torch", "timm", "open_clip_torch")
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in packages if device is not None else packages[:3]:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    if device is not None:
+        found["device"] = device.type
+        if device.type == "cuda":
+            import torch
+
+            found["device"] = torch.cuda.get_device_name(device)
+    if compiled:
+        found["compiled"] = "torch.compile"
+    if channels_last:
+        found["memory_format"] = "channels_last"
+    return found
+
+
+def _kinds(features: Features) -> Mapping[str, torch.Tensor]:
+    found = {"patches": features.patches.flatten(1, 2)}
+    if features.summary is not None:
+        found["summary"] = features.summary
+    if features.registers is not None:
+        found["registers"] = features.registers
+    return found
+
+
+def _or_say_why(
+    compiled: Callable[[torch.Tensor], list[Features]], names: tuple[str, ...]
+) -> Callable[[torch.Tensor], list[Features]]:
+    """The same function; TeacherError where torch.compile cannot do it, for want of a compiler
+    perhaps."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    def call(images: torch.Tensor) -> list[Features]:
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TeacherError(
+                f"teacher {', '.join(names)} cannot be compiled: {first[:300]} Leave out --compile."
+            ) from error
+
+    return call
+
+
+def _constants(given: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std as (1, 3, 1, 1)."""
+    import torch
+
+    mean = torch.tensor(given.mean, device=device).view(1, 3, 1, 1)
+    return mean, torch.tensor(given.std, device=device).view(1, 3, 1, 1)

@@ -1,0 +1,252 @@
+"""Teachers from timm: any backbone with a token grid or a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from jaxtyping import Float
+
+from phistill.errors import TeacherError, UsageError
+
+from .contract import Features, Preprocessing, Teacher
+from .spec import take_options
+from .token_layout import depth_of, tokens_of_layers
+from .weights import (
+    boolean,
+    cast,
+    file_state,
+    integer,
+    load_weights,
+    parameter_dtype,
+    read_weights,
+    seeded,
+    weights_sha256,
+)
+from .wrapper import side
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPTIONS = (
+    *("size", "layer", "norm", "neck", "summary", "registers"),
+    *("weights", "random", "revision", "dtype"),
+)
+SUMMARIES = ("head", "mean", "none")
+_BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
+"""Models that a teacher still holds: several layers of one model are several teachers, and its
+weights are in memory once."""
+
+
+class TimmTeacher:
+    """A timm model as a teacher.
+
+    ``layer`` counts blocks, or the stages of a map, from the end (-1 is the last; 0 and above count
+    from the first). ``norm`` applies the final norm (SAM: the neck) to the patches. ``summary`` is
+    ``head`` (what the model pools before its classifier, whatever the layer), ``mean`` (of the
+    patches) or ``none``. ``registers`` keeps the register tokens too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        identity: Mapping[str, Any],
+        *,
+        layer: int = -1,
+        norm: bool = True,
+        summary: str = "head",
+        registers: bool = False,
+        licence: str | None = None,
+    ) -> None:
+        if summary not in SUMMARIES:
+            raise UsageError(
+                f"summary={summary!r} is not known; choose one of {', '.join(SUMMARIES)}."
+            )
+        depth = depth_of(model)
+        if not -depth <= layer < depth:
+            raise UsageError(
+                f"layer={layer} does not exist; the model has {depth} layers, -1 is the last."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self._preprocessing = preprocessing
+        self._identity = dict(identity)
+        self._layer = layer - depth if layer >= 0 else layer
+        self._norm, self._summary, self._registers = norm, summary, registers
+        self._licence = licence
+
+    @property
+    def licence(self) -> str | None:
+        """What was given, or what timm's pretrained config says of the weights."""
+        config = getattr(self.model, "pretrained_cfg", None) or {}
+        return self._licence or config.get("license")
+
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            **self._identity,
+            "weights_sha256": weights_sha256(self.model),
+            "layer": self._layer,
+            "norm": self._norm,
+            "summary": self._summary,
+            "dtype": str(parameter_dtype(self.model)).removeprefix("torch."),
+        }
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        (found,) = self.features_together([self], images)
+        return found
+
+    def shares_forward(self, other: Teacher) -> bool:
+        """Whether one forward pass serves both: the same model, at other layers perhaps."""
+        return (
+            isinstance(other, TimmTeacher)
+            and other.model is self.model
+            and other._norm == self._norm
+            and other._preprocessing == self._preprocessing
+        )
+
+    @staticmethod
+    def features_together(
+        teachers: Sequence[TimmTeacher], images: Float[torch.Tensor, "b 3 h w"]
+    ) -> list[Features]:
+        """Features of teachers that share a forward pass, from one."""
+        first = teachers[0]
+        layers, final = tokens_of_layers(
+            first.model,
+            images.to(parameter_dtype(first.model)),
+            [teacher._layer for teacher in teachers],
+            norm=first._norm,
+            final=any(teacher._summary == "head" for teacher in teachers),
+        )
+        return [teacher._of(*layers[teacher._layer], final) for teacher in teachers]
+
+    def _of(
+        self, patches: torch.Tensor, registers: torch.Tensor | None, final: torch.Tensor | None
+    ) -> Features:
+        summary = None
+        if self._summary == "mean":
+            summary = patches.flatten(1, 2).mean(1)
+        elif self._summary == "head":
+            model: Any = self.model
+            summary = model.forward_head(final, pre_logits=True)
+            if summary.ndim != 2:
+                raise TeacherError(
+                    f"{type(model).__name__} pools to shape {tuple(summary.shape)}, which is no "
+                    "vector per image; use summary=mean or summary=none."
+                )
+        return Features(patches, summary, registers if self._registers else None)
+
+
+def build(model: str, options: dict[str, str]) -> TimmTeacher:
+    """``timm:MODEL``: MODEL as timm names it (``hf-hub:`` and ``local-dir:`` forms too)."""
+    take_options(options, OPTIONS, f"timm:{model}")
+    seed, size = integer(options, "random"), size_of(options)
+    local = Path(options["weights"]) if "weights" in options else None
+    if seed is not None and local is not None:
+        raise UsageError("options weights and random exclude each other; give one.")
+    if "revision" in options:
+        model = f"{model}@{options['revision']}"
+    key = (model, size, seed, file_state(local), options.get("dtype"))
+    net = _BUILT.get(key)
+    if net is None:
+        net = _create(model, size, seed, pretrained=seed is None and local is None)
+        if local is not None:
+            load_weights(net, fitted_state(net, read_weights(local)), str(local))
+        _BUILT[key] = net = cast(net, options.get("dtype"))
+    dense = _is_dense(net)
+    if ("neck" if not dense else "norm") in options:
+        raise UsageError(
+            f"timm:{model}: norm is for models with a final norm, neck for SAM's image encoder."
+        )
+    return TimmTeacher(
+        net,
+        preprocessing_of(net, size),
+        {"source": "timm", "model": model},
+        layer=-1 if (layer := integer(options, "layer")) is None else layer,
+        norm=boolean(options, "neck" if dense else "norm", default=not dense),
+        registers=boolean(options, "registers", default=False),
+        summary=options.get("summary", "none" if dense else "head"),
+    )
+
+
+def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretrained: bool) -> Any:
+    import timm
+
+    kwargs: dict[str, Any] = {"num_classes": 0}
+    # SAM's encoder resamples its positions as it runs, and only from their own size.
+    if size is not None and not model.startswith("samvit"):
+        kwargs["img_size"] = size
+    try:
+        with seeded(seed or 0):
+            try:
+                return timm.create_model(model, pretrained=pretrained, **kwargs)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                del kwargs["img_size"]  # a convolutional model runs at any size
+                return timm.create_model(model, pretrained=pretrained, **kwargs)
+    except RuntimeError as error:
+        if "Unknown model" in str(error):
+            raise _unknown(model) from error
+        raise
+
+
+def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """The option ``size``, ``224`` or ``224x336`` (height x width)."""
+    if "size" not in options:
+        return None
+    height, cross, width = options["size"].partition("x")
+    return side(height), side(width if cross else height)
+
+
+def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as the model wants it: other layouts by timm's own rules, no classifier."""
+    import sys
+
+    wanted = set(net.state_dict())
+    if not wanted <= set(state):
+        convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        state = state if convert is None else convert(state, net)
+    config = getattr(net, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    return {
+        name: value
+        for name, value in state.items()
+        if name in wanted or not name.startswith(tuple(f"{head}." for head in heads))
+    }
+
+
+def preprocessing_of(net: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
+    """What timm's pretrained config says, at ``size`` when given."""
+    from timm.data.config import resolve_data_config
+
+    config = resolve_data_config({}, model=net)
+    _, height, width = config["input_size"]
+    return Preprocessing(
+        size=size or (height, width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+
+
+def _is_dense(net: nn.Module) -> bool:
+    """SAM's image encoder has no summary: its head pools what was never trained to be pooled."""
+    return type(net).__name__ == "VisionTransformerSAM"
+
+
+def _unknown(model: str) -> UsageError:
+    import timm
+
+    base = model.split(".")[0].split("@")[0]
+    close = timm.list_models(f"*{base[:12]}*")[:8] or timm.list_models("vit_small*")[:8]
+    return UsageError(f"timm has no model {model!r}; near it are: {', '.join(close)}.")

@@ -1,0 +1,232 @@
+"""Teachers from Hugging Face transformers, an optional extra: vision models by ``AutoModel``.
+
+Code from a model's repository runs only with ``remote_code=true`` and a ``revision`` that is a
+commit; both are part of the teacher's identity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+
+from phistill.errors import TeacherError, UsageError
+
+from .contract import INTERPOLATIONS, Features, Preprocessing
+from .licences import licence_of_card
+from .spec import take_options
+from .timm import size_of
+from .weights import boolean, cast, integer, parameter_dtype, seeded, weights_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPTIONS = ("size", "layer", "summary", "registers", "revision", "remote_code", "random", "dtype")
+SUMMARIES = ("pooler", "class", "mean", "none")
+HALF = (0.5, 0.5, 0.5)
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""What the numbers in an image processor's ``resample`` mean."""
+
+
+class TransformersTeacher:
+    """A vision model of transformers.
+
+    ``layer`` counts hidden states from the end: -1 is the model's output, after its last norm.
+    ``summary`` is ``pooler`` (the model's own), ``class`` (the class token), ``mean`` (of the
+    patches) or ``none``; ``None`` takes the first that the model has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        identity: Mapping[str, Any],
+        *,
+        layer: int = -1,
+        summary: str | None = None,
+        registers: bool = False,
+        licence: str | None = None,
+    ) -> None:
+        if summary is not None and summary not in SUMMARIES:
+            raise UsageError(
+                f"summary={summary!r} is not known; choose one of {', '.join(SUMMARIES)}."
+            )
+        if layer > -1:
+            raise UsageError(f"layer={layer} must count from the end: -1 is the last.")
+        self.model: Any = _tower(model).eval().requires_grad_(False)
+        self._preprocessing = preprocessing
+        self._identity = dict(identity)
+        self._layer, self._summary, self._registers = layer, summary, registers
+        self.licence = licence
+
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            **self._identity,
+            "weights_sha256": weights_sha256(self.model),
+            "layer": self._layer,
+            "summary": self._summary or "own",
+            "dtype": str(parameter_dtype(self.model)).removeprefix("torch."),
+        }
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        images = images.to(parameter_dtype(self.model))
+        wanted = {} if self._layer == -1 else {"output_hidden_states": True}
+        output = self.model(images, **wanted)
+        if hasattr(output, "features") and hasattr(output, "summary"):  # RADIO
+            return Features(_grid(output.features, images, 0), output.summary)
+        values = output.last_hidden_state
+        if self._layer != -1:
+            values = output.hidden_states[self._layer]
+        if values.ndim == 4:
+            patches, prefix = _map(self.model, values), None
+        else:
+            num_prefix = values.shape[1] - _num_patches(self.model, images)
+            patches, prefix = _grid(values, images, num_prefix), values[:, :num_prefix]
+        registers = None
+        if self._registers and prefix is not None and prefix.shape[1] > 1:
+            registers = prefix[:, 1:]
+        return Features(patches, self._pooled(output, patches, prefix), registers)
+
+    def _pooled(
+        self, output: Any, patches: torch.Tensor, prefix: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        how = self._summary
+        pooled = getattr(output, "pooler_output", None)
+        if how in (None, "pooler") and pooled is not None:
+            return pooled.flatten(1)
+        if how == "pooler":
+            raise UsageError(
+                f"{type(self.model).__name__} pools nothing; use summary=mean or none."
+            )
+        if how in (None, "class") and prefix is not None and prefix.shape[1]:
+            return prefix[:, 0]
+        if how == "class":
+            raise UsageError(f"{type(self.model).__name__} has no class token.")
+        return patches.flatten(1, 2).mean(1) if how == "mean" else None
+
+
+def build(model: str, options: dict[str, str]) -> TransformersTeacher:
+    """``transformers:ORG/REPO`` or a local folder written by ``save_pretrained``."""
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError as error:
+        raise UsageError(
+            "teachers from transformers need it installed: pip install 'phistill[transformers]'."
+        ) from error
+    auto: Any = AutoModel
+    take_options(options, OPTIONS, f"transformers:{model}")
+    revision = options.get("revision")
+    remote = boolean(options, "remote_code", default=False)
+    if remote and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise UsageError(
+            f"transformers:{model}: remote_code=true runs the repository's own code and needs the "
+            "commit it was read at, revision=40 hexadecimal digits."
+        )
+    source: dict[str, Any] = {"trust_remote_code": remote, "revision": revision or "main"}
+    seed = integer(options, "random")
+    if seed is None:
+        net = auto.from_pretrained(model, **source)
+    else:
+        with seeded(seed):
+            net = auto.from_config(
+                AutoConfig.from_pretrained(model, **source), trust_remote_code=remote
+            )
+    identity = {"source": "transformers", "model": model, "remote_code": remote}
+    if revision is not None:
+        identity["revision"] = revision
+    return TransformersTeacher(
+        cast(net, options.get("dtype")),
+        _preprocessing(model, source, net, size_of(options)),
+        identity,
+        layer=-1 if (layer := integer(options, "layer")) is None else layer,
+        summary=options.get("summary"),
+        registers=boolean(options, "registers", default=False),
+        licence=licence_of_card(Path(model)),
+    )
+
+
+def _preprocessing(
+    model: str, source: Mapping[str, Any], net: nn.Module, size: tuple[int, int] | None
+) -> Preprocessing:
+    """From the model's image processor config; the config's image size where it states none."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    try:
+        config, _ = BaseImageProcessor.get_image_processor_dict(model, revision=source["revision"])
+    except OSError:  # the repository has none
+        config = {}
+    stated = config.get("crop_size") if config.get("do_center_crop") else None
+    stated = stated or config.get("size") or {}
+    height = stated.get("height") or stated.get("shortest_edge") if stated else None
+    width = stated.get("width") or height if stated else None
+    if size is None and height is None:
+        own = getattr(_config(net), "image_size", None)
+        if own is None:
+            raise UsageError(f"transformers:{model} does not state its input; give size=224.")
+        height, width = (own, own) if isinstance(own, int) else own
+    return Preprocessing(
+        size=size or (int(height or 0), int(width or 0)),
+        mean=tuple(config.get("image_mean", HALF)),
+        std=tuple(config.get("image_std", HALF)),
+        interpolation=_interpolation(config.get("resample", 3)),
+    )
+
+
+def _interpolation(number: int) -> str:
+    name = PILLOW_FILTERS.get(number)
+    if name not in INTERPOLATIONS:
+        raise UsageError(f"the image processor's resample={number} has no counterpart here.")
+    return name
+
+
+def _tower(model: nn.Module) -> Any:
+    """The image part of a model that has others: CLIP's and SigLIP's text, SAM's prompts."""
+    for name in ("vision_model", "vision_encoder"):
+        if (tower := getattr(model, name, None)) is not None:
+            return tower
+    return model
+
+
+def _map(net: Any, values: torch.Tensor) -> torch.Tensor:
+    """A map as (b, h, w, c); SAM's layers, unlike its neck, have their channels last."""
+    width = getattr(_config(net), "hidden_size", None)
+    last = values.shape[-1] == width and values.shape[1] != width
+    return values if last else values.permute(0, 2, 3, 1)
+
+
+def _config(net: Any) -> Any:
+    return getattr(net.config, "vision_config", net.config)
+
+
+def _patch(net: Any) -> tuple[int, int]:
+    patch = getattr(_config(net), "patch_size", None)
+    if patch is None:
+        raise TeacherError(f"{type(net).__name__} does not state its patch size.")
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def _num_patches(net: Any, images: torch.Tensor) -> int:
+    patch_h, patch_w = _patch(net)
+    return (images.shape[2] // patch_h) * (images.shape[3] // patch_w)
+
+
+def _grid(values: torch.Tensor, images: torch.Tensor, num_prefix: int) -> torch.Tensor:
+    """Tokens (b, prefix + h * w, c) as (b, h, w, c), the grid in the image's proportions."""
+    patches = values[:, num_prefix:]
+    height, width = images.shape[2:]
+    rows = round((patches.shape[1] * height / width) ** 0.5)
+    if num_prefix < 0 or rows < 1 or patches.shape[1] % rows:
+        raise TeacherError(
+            f"{values.shape[1]} tokens for an image of {height} x {width} pixels are no grid."
+        )
+    return patches.unflatten(1, (rows, patches.shape[1] // rows))

@@ -1,0 +1,219 @@
+"""Options that every teacher takes, whatever its source: its input, and the grid of its patches.
+
+* ``mean``, ``std`` (one number, or three with commas) and ``interpolation`` replace what the
+  teacher's own config says.
+* ``grid=16x16`` brings the patches to that grid, with ``resample=area`` (the default: each cell is
+  the mean of what it covers) or ``bilinear``.
+* ``pad_from=256`` renders the view at 256 x 256, pads it below and to the right with zeros (after
+  normalisation) to the teacher's own size, and crops the features to the part that shows the
+  image: how an encoder of a fixed large input, SAM's, is matched with a small student.
+* ``licence=mit`` is what the cache records where the teacher's source states none, or another.
+
+Without any of them a teacher is used as it is, and its identity does not mention them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from jaxtyping import Float
+
+from phistill.errors import TeacherError, UsageError
+
+from .contract import Features, Preprocessing, Teacher
+from .licences import licence_of
+
+if TYPE_CHECKING:
+    import torch
+
+OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licence")
+MAX_SIDE = 65_536
+RESAMPLINGS = ("area", "bilinear")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adjustment:
+    """What is changed about a teacher; nothing by default."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    grid: tuple[int, int] | None = None
+    """(h, w) that the patches are resampled to."""
+    resample: str = "area"
+    pad_from: int | None = None
+    """Side in pixels of the view inside the padded input."""
+    licence: str | None = None
+    """Of the weights, as the user states it; not part of the identity."""
+
+    @classmethod
+    def take(cls, options: dict[str, str]) -> Self:
+        """Remove these options from ``options`` and parse them; UsageError on a wrong value."""
+        given = {key: options.pop(key) for key in OPTIONS if key in options}
+        resample = given.get("resample", "area")
+        if resample not in RESAMPLINGS:
+            raise UsageError(
+                f"option resample={resample!r} is not known; choose one of "
+                f"{', '.join(RESAMPLINGS)}."
+            )
+        if "resample" in given and "grid" not in given:
+            raise UsageError("option resample says how to reach a grid; give grid=HxW too.")
+        return cls(
+            mean=_three(given, "mean"),
+            std=_three(given, "std"),
+            interpolation=given.get("interpolation"),
+            grid=_grid(given["grid"]) if "grid" in given else None,
+            resample=resample,
+            pad_from=side(given["pad_from"]) if "pad_from" in given else None,
+            licence=given.get("licence"),
+        )
+
+    def apply(self, teacher: Teacher) -> Teacher:
+        """The teacher with these changes; itself when there are none."""
+        return teacher if self == Adjustment() else AdjustedTeacher(teacher, self)
+
+
+class AdjustedTeacher:
+    """A teacher whose input or grid was changed by options."""
+
+    def __init__(self, teacher: Teacher, adjustment: Adjustment) -> None:
+        self._teacher, self._adjustment = teacher, adjustment
+        own = teacher.preprocessing()
+        self._full_size = own.size
+        inner = adjustment.pad_from
+        if inner is not None and inner > min(own.size):
+            raise UsageError(
+                f"option pad_from={inner} must be at most the teacher's input, {min(own.size)}."
+            )
+        self._preprocessing = replace(
+            own,
+            mean=adjustment.mean or own.mean,
+            std=adjustment.std or own.std,
+            interpolation=adjustment.interpolation or own.interpolation,
+            size=own.size if inner is None else (inner, inner),
+        )
+
+    @property
+    def licence(self) -> str | None:
+        return self._adjustment.licence or licence_of(self._teacher)
+
+    def identity(self) -> Mapping[str, Any]:
+        found = dict(self._teacher.identity())
+        if self._adjustment.grid is not None:
+            found["resampled_to"] = [*self._adjustment.grid, self._adjustment.resample]
+        if self._adjustment.pad_from is not None:
+            found["padded_to"] = list(self._full_size)
+        return found
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    def to(self, device: torch.device) -> None:
+        self._teacher.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        found = self._teacher.features(self._padded(images))
+        return self._on_grid(self._cropped(found, (images.shape[2], images.shape[3])))
+
+    def shares_forward(self, other: Teacher) -> bool:
+        """Whether one forward pass of the teachers inside serves both."""
+        shares = getattr(self._teacher, "shares_forward", None)
+        return (
+            shares is not None
+            and isinstance(other, AdjustedTeacher)
+            and other._adjustment.pad_from == self._adjustment.pad_from
+            and other._preprocessing == self._preprocessing
+            and bool(shares(other._teacher))
+        )
+
+    @staticmethod
+    def features_together(
+        teachers: Sequence[AdjustedTeacher], images: Float[torch.Tensor, "b 3 h w"]
+    ) -> list[Features]:
+        """Features of teachers that share a forward pass, from one."""
+        inner: Any = teachers[0]._teacher
+        size = (images.shape[2], images.shape[3])
+        found = inner.features_together(
+            [teacher._teacher for teacher in teachers], teachers[0]._padded(images)
+        )
+        return [
+            teacher._on_grid(teacher._cropped(given, size))
+            for teacher, given in zip(teachers, found, strict=True)
+        ]
+
+    def _on_grid(self, found: Features) -> Features:
+        if self._adjustment.grid is None:
+            return found
+        patches = resampled(found.patches, self._adjustment.grid, self._adjustment.resample)
+        return replace(found, patches=patches)
+
+    def _padded(self, images: torch.Tensor) -> torch.Tensor:
+        if self._adjustment.pad_from is None:
+            return images
+        import torch
+
+        height, width = self._full_size
+        inner_h, inner_w = images.shape[2:]
+        return torch.nn.functional.pad(images, (0, width - inner_w, 0, height - inner_h))
+
+    def _cropped(self, found: Features, inner: tuple[int, int]) -> Features:
+        """The part of the patches that shows the image."""
+        if self._adjustment.pad_from is None:
+            return found
+        height, width = self._full_size
+        inner_h, inner_w = inner
+        grid_h, grid_w = found.patches.shape[1:3]
+        if grid_h * inner_h % height or grid_w * inner_w % width:
+            raise TeacherError(
+                f"pad_from={inner_h} cuts through a patch: the teacher sees {height} x {width} "
+                f"pixels as {grid_h} x {grid_w} patches. Take a multiple of "
+                f"{height // grid_h} pixels."
+            )
+        rows, columns = grid_h * inner_h // height, grid_w * inner_w // width
+        return replace(found, patches=found.patches[:, :rows, :columns])
+
+
+def resampled(
+    patches: Float[torch.Tensor, "b h w c"], grid: tuple[int, int], how: str
+) -> Float[torch.Tensor, "b h2 w2 c"]:
+    """Patches on another grid, in float32.
+
+    ``area`` averages over what each new cell covers; ``bilinear`` reads at the centres of the new
+    cells (align_corners=False), with a wider filter where the grid shrinks.
+    """
+    from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+    maps = patches.permute(0, 3, 1, 2).float()
+    if how == "area":
+        found = adaptive_avg_pool2d(maps, grid)
+    else:
+        found = interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
+    return found.permute(0, 2, 3, 1)
+
+
+def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] | None:
+    if key not in options:
+        return None
+    try:
+        values = [float(part) for part in options[key].split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
+        raise UsageError(f"option {key}={options[key]!r} must be one number, or three with commas.")
+    red, green, blue = values * (3 // len(values))
+    return red, green, blue
+
+
+def side(text: str) -> int:
+    """A number of pixels or patches, from its text; UsageError beyond 1 to 65,536."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= MAX_SIDE:
+        raise UsageError(f"{text[:20]!r} is no number of pixels or patches from 1 to {MAX_SIDE:,}.")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    return side(height), side(width if cross else height)

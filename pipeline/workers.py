@@ -1,0 +1,125 @@
+"""Which shards a worker takes when several extract one cache, and what a launcher says of it.
+
+Worker r of R takes the shards whose number leaves the remainder r when divided by R: a restarted
+worker, and one of a cache that has grown, finds the same shards again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from phistill.cache.storage.lock import Holder
+from phistill.errors import UsageError, counted
+
+MAX_NAMED = 5
+"""Shards of a worker that are named, of those that are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Worker ``index`` of ``count``, from 0."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"worker {self.index}/{self.count}: workers are counted from 0, so of {self.count} "
+                f"the last is {self.count - 1}/{self.count}."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``r/R``."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise UsageError(f"worker {text!r} is not r/R: 0/4, 1/4, 2/4 and 3/4 are four workers.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, shards: Iterable[int]) -> list[int]:
+        """Those of ``shards`` that are this worker's."""
+        return [shard for shard in shards if shard % self.count == self.index]
+
+    def split(self, index: int, count: int) -> Share:
+        """Part ``index`` of ``count`` of this share: a worker that is several processes."""
+        return Share(self.index + self.count * index, self.count * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launcher of several processes says to one of them."""
+
+    launcher: str
+    rank: int
+    world: int
+    local_rank: int
+    num_local: int
+    """Processes of the launch on this machine."""
+
+    @property
+    def share(self) -> Share:
+        return Share(self.rank, self.world)
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world} of {self.launcher}"
+
+
+def launched(environ: Mapping[str, str]) -> Launch | None:
+    """What torchrun or srun say of this process; None when it is alone.
+
+    A batch script of Slurm has SLURM_NTASKS as well: only a step, which srun starts, says
+    SLURM_STEP_NUM_TASKS.
+    """
+    for launcher, rank, world, local_rank, num_local in (
+        ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+    ):
+        if rank in environ and world in environ:
+            found = Launch(
+                launcher,
+                _number(environ, rank),
+                _number(environ, world),
+                _number(environ, local_rank) if local_rank in environ else 0,
+                _number(environ, num_local) if num_local in environ else 1,
+            )
+            if found.world > 1:
+                return found
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError as error:
+        raise UsageError(
+            f"{name}={environ[name]!r} in the environment is no number. Unset it, or start the "
+            "processes with torchrun or srun."
+        ) from error
+
+
+def who_misses(
+    missing: Sequence[int], share: Share, writing: Sequence[Holder], command: str
+) -> list[str]:
+    """A line for each worker that has not finished: which shards are left, and who extracts them
+    or how ``command`` does."""
+    lines = []
+    for index in sorted({shard % share.count for shard in missing}):
+        worker = Share(index, share.count)
+        theirs = worker.of(missing)
+        them = "it" if len(theirs) == 1 else "them"
+        who = " and ".join(str(holder) for holder in writing if any(map(holder.may_hold, theirs)))
+        todo = (
+            f"{who} is extracting {them}."
+            if who
+            else (f"nobody is extracting {them}; run `{command} --worker {worker}`.")
+        )
+        named = ", ".join(map(str, theirs[:MAX_NAMED])) + (", ..." if theirs[MAX_NAMED:] else "")
+        lines.append(f"{counted(len(theirs), 'shard')} left of worker {worker} ({named}): {todo}")
+    return lines

@@ -1,0 +1,209 @@
+"""report: one HTML file a person can read on a phone, on paper or years later.
+
+Everything shown is computed here from the cache and the runs; the template holds words alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from phistill import __version__
+from phistill import cache as store
+from phistill.cache import Cache
+from phistill.cache.storage import publish
+from phistill.errors import UsageError
+from phistill.stats.table import render_notes
+from phistill.train import EvalRow
+
+from ..terminal import bytes_text
+from . import figures
+from .canvas import NUM_SERIES
+from .gather import CacheFacts, gather_cache
+from .maps import TeacherMaps, gather_maps
+from .students import RunFacts, by_target, gather_runs
+from .wording import (
+    METHOD_WORDS,
+    eval_lines,
+    finding_text,
+    made_with_text,
+    method_label,
+    number_text,
+    numeric_columns,
+    outcome_text,
+    percent_text,
+    share_bars,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FILE = "report.html"
+TEMPLATE = "page.html.jinja"
+DEFAULT_NORMALIZERS = ("none", "global", "standardize", "phi-s", "hca")
+ReportProgress = Callable[[int, int, str], None]
+"""Called with the parts done, the parts there are, and what is being worked on."""
+
+
+class ExtraTable(NamedTuple):
+    """A table the caller brings; cells are text or numbers. A plain tuple of the four will do."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+def report(
+    cache: Cache | Path | str,
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    normalizers: Sequence[str] = DEFAULT_NORMALIZERS,
+    num_images: int = 6,
+    max_heldout_rows: int = 512,
+    evaluations: Mapping[Path, Sequence[EvalRow]] | None = None,
+    extra_tables: Sequence[ExtraTable | tuple[Any, ...]] = (),
+    title: str = "",
+    device: str = "auto",
+    progress: ReportProgress | None = None,
+) -> Path:
+    """Write the report of a cache and any number of runs (none will do) and return its path.
+
+    ``out`` is the file, or a folder that gets a report.html. ``normalizers`` are compared with raw
+    features and PHI-S; channel variances are measured on ``max_heldout_rows`` held-out rows and
+    ``num_images`` of them are drawn. ``evaluations`` holds what ``evaluate`` already returned, by
+    run; the others are evaluated. Raises UsageError when the extra ``report`` is not installed and
+    for names that do not exist, MissingMoments before fit-stats, RunMismatch for a run of other
+    teachers.
+    """
+    require_libraries()
+    if num_images < 0 or max_heldout_rows < 0:
+        raise UsageError(
+            f"num_images={num_images} and max_heldout_rows={max_heldout_rows} must not be negative."
+        )
+    opened = cache if isinstance(cache, Cache) else store.open(cache)
+    paths = [Path(run) for run in runs]
+    done, total = 0, len(opened.teachers) + len(paths) + 1
+
+    def note(text: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(done, total, text)
+        done += 1
+
+    facts = gather_cache(opened, methods=normalizers, max_heldout_rows=max_heldout_rows, note=note)
+    students = gather_runs(
+        opened,
+        paths,
+        evaluations={Path(path): rows for path, rows in (evaluations or {}).items()},
+        can_evaluate=facts.num_heldout > 0,
+        device=device,
+        note=note,
+    )
+    note("drawing")
+    shown = opened.rows(split="heldout")[:num_images]
+    page = render(
+        facts,
+        students,
+        gather_maps(opened, facts.patches, students, shown),
+        extra_tables=[ExtraTable(*table) for table in extra_tables],
+        title=title or f"phistill report: {opened.files.name}",
+    )
+    target = Path(out)
+    target = target / FILE if target.is_dir() else target
+    publish.publish_bytes(target, page.encode())
+    if progress is not None:
+        progress(total, total, str(target))
+    return target
+
+
+def require_libraries() -> None:
+    """UsageError naming the extra when matplotlib or Jinja2 is not installed."""
+    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"a report needs {' and '.join(missing)}. Install the extra: "
+            "pip install phistill[report]."
+        )
+
+
+def render(
+    cache: CacheFacts,
+    runs: Sequence[RunFacts],
+    maps: Sequence[TeacherMaps],
+    *,
+    extra_tables: Sequence[ExtraTable] = (),
+    title: str,
+) -> str:
+    """The page as text; the same numbers give the same page to the byte."""
+    from markupsafe import Markup
+
+    def drawn(svg: str) -> Markup:
+        # Ours: canvas.py wrote it, and what it quotes from outside is escaped there.
+        return Markup(svg)
+
+    curves = [curve for run in runs for curve in run.curves]
+    run_number = {run.name: number for number, run in enumerate(runs)}
+    evaluation = eval_lines(cache.teachers, runs)
+    drawings: dict[str, Any] = {
+        "before": drawn(figures.spectra(cache, scaled=False)),
+        "after": drawn(figures.spectra(cache, scaled=True)),
+        "channels": {
+            name: drawn(figures.channels(cache, number))
+            for number, name in enumerate(cache.teachers)
+        },
+        "learning": [
+            (target, drawn(figures.learning(same, run_number)))
+            for target, same in by_target(curves).items()
+        ],
+    }
+    if evaluation:
+        drawings["unexplained"] = drawn(figures.unexplained(cache.teachers, runs))
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=title,
+            version=__version__,
+            finding=finding_text(cache),
+            outcome=outcome_text(cache, runs),
+            cache=cache,
+            bars=share_bars(cache),
+            runs=runs,
+            maps=maps,
+            figures=drawings,
+            evaluation=evaluation,
+            extra_tables=[
+                {**table._asdict(), "numeric": numeric_columns(table.header, table.rows)}
+                for table in extra_tables
+            ],
+            teacher_number={name: number for number, name in enumerate(cache.teachers)},
+            run_number=run_number,
+            num_series=NUM_SERIES,
+            method_label=method_label,
+            method_words=METHOD_WORDS,
+            statistics_notes=render_notes([array.stats for array in cache.arrays]),
+            has_warnings=any(array.stats.has_outliers for array in cache.arrays),
+            made_with=made_with_text(runs),
+            has_bands=any(facts.chance is not None for facts in cache.patches),
+            has_checks=any(curve.relative and curve.checks for curve in curves),
+            values_per_point=max((curve.values_per_point for curve in curves), default=1.0),
+        )
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("phistill.report.page", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number_text, percent=percent_text, bytes=bytes_text)
+    return environment

@@ -1,0 +1,178 @@
+"""The numbers a report says about runs: settings, learning curves, evaluations.
+
+A patch loss in one normalizer's coordinates says nothing beside one in another's. Where it is an
+MSE it is divided by the error of the mean in the same coordinates (see gather.py): 1 is a student
+that predicts the training mean. For none, global, isotropic and phi-s, which change all channels
+by one scale, that quotient is the unexplained variance itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from phistill.cache import Cache
+from phistill.errors import MissingMoments, StaleMoments, UsageError
+from phistill.stats import load_moments
+from phistill.train import EvalRow, TrainedStudent, evaluate, load_run
+from phistill.train.metrics import read_metrics
+
+from .gather import PATCHES, Note, channel_variances
+
+MAX_POINTS = 120
+"""Points of a learning curve; more steps than that are averaged in equal bins."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Curve:
+    """One term of one run over its steps."""
+
+    run: str
+    target: str
+    """TEACHER/KIND."""
+
+    relative: bool
+    """Divided by the error of the mean."""
+
+    steps: Float[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+    values_per_point: float
+    """Logged values averaged into one point."""
+
+    checks: tuple[tuple[int, float], ...]
+    """(step, unexplained variance on held-out rows), where the run measured it."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunFacts:
+    """One run: how it was trained and what came of it."""
+
+    name: str
+    path: Path
+    student: TrainedStudent
+    curves: tuple[Curve, ...]
+    evaluation: tuple[EvalRow, ...]
+
+    @property
+    def normalizer(self) -> str:
+        return self.student.config.normalizer
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(weight.numel() for weight in self.student.student.parameters())
+
+    def row(self, teacher: str, kind: str, label: str = "trained") -> EvalRow | None:
+        """The evaluation of one target; None where the run did not learn it."""
+        for line in self.evaluation:
+            if (line.teacher, line.kind, line.student) == (teacher, kind, label):
+                return line
+        return None
+
+
+def gather_runs(
+    cache: Cache,
+    runs: Sequence[Path],
+    *,
+    evaluations: Mapping[Path, Sequence[EvalRow]],
+    can_evaluate: bool,
+    device: str,
+    note: Note = lambda text: None,
+) -> tuple[RunFacts, ...]:
+    """Load every run; evaluate those that ``evaluations`` does not hold already."""
+    found = []
+    for name, path in zip(run_names(runs), runs, strict=True):
+        note(f"run {name}")
+        student = load_run(path, device=device)
+        lines = evaluations.get(path)
+        if lines is None:
+            lines = evaluate(path, cache, untrained=False, device=device) if can_evaluate else ()
+        found.append(
+            RunFacts(
+                name=name,
+                path=path,
+                student=student,
+                curves=tuple(curves_of(cache, name, path, student)),
+                evaluation=tuple(lines),
+            )
+        )
+    return tuple(found)
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that differ; UsageError when two are the same folder."""
+    full = [path.resolve() for path in runs]
+    if len(set(full)) != len(full):
+        raise UsageError(f"runs={[str(path) for path in runs]} names one folder twice.")
+    depth = 1
+    while len({path.parts[-depth:] for path in full}) < len(full):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in full]
+
+
+def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> list[Curve]:
+    """A curve per target of the run; none when the run has no log."""
+    lines = read_metrics(path, "train")
+    checks = read_metrics(path, "validate")
+    found = []
+    for target in student.targets:
+        logged = [line for line in lines if target.key in line.get("losses", {})]
+        if not logged:
+            continue
+        steps = np.array([line["step"] for line in logged], dtype=np.float64)
+        values = np.array([line["losses"][target.key] for line in logged], dtype=np.float64)
+        unit = error_of_the_mean(cache, student, target.key)
+        steps, binned = in_bins(steps, values / (unit or 1.0))
+        found.append(
+            Curve(
+                run=name,
+                target=target.key,
+                relative=unit is not None,
+                steps=steps,
+                values=binned,
+                values_per_point=len(logged) / len(steps),
+                checks=tuple(_checks(checks, target.key)),
+            )
+        )
+    return found
+
+
+def by_target(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """The curves of each target, in the order in which targets appear."""
+    found: dict[str, list[Curve]] = {}
+    for curve in curves:
+        found.setdefault(curve.target, []).append(curve)
+    return found
+
+
+def error_of_the_mean(cache: Cache, student: TrainedStudent, key: str) -> float | None:
+    """mean(diag(W S W^T)) with the run's own W; None for a loss that is no MSE of patches."""
+    teacher, kind = key.split("/")
+    normalizers = student.normalizers
+    if kind != PATCHES or student.config.patch_loss != "mse" or normalizers is None:
+        return None
+    try:
+        moments = load_moments(cache, teacher, kind)
+    except (MissingMoments, StaleMoments, UsageError):
+        return None
+    return float(np.mean(channel_variances(moments, normalizers[key])))
+
+
+def in_bins(
+    steps: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], limit: int = MAX_POINTS
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Means over at most ``limit`` runs of neighbours whose lengths differ by one at most."""
+    parts = min(limit, len(steps))
+    return (
+        np.array([part.mean() for part in np.array_split(steps, parts)]),
+        np.array([part.mean() for part in np.array_split(values, parts)]),
+    )
+
+
+def _checks(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    named = [(int(line["step"]), line.get(key, {}).get("unexplained")) for line in lines]
+    return [(step, float(value)) for step, value in named if value is not None]

@@ -1,0 +1,246 @@
+"""From gathered numbers to the words, bars and cells of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from phistill.train import EvalRow
+
+from .gather import AFTER, BEFORE, PATCHES, CacheFacts, find
+from .students import RunFacts
+
+READABLE_SHARE = 0.22
+"""A part of a bar narrower than this has no room for its name; it is named below the bar."""
+
+MAX_NAMED_RUNS = 3
+"""Runs the opening names one by one; of more it names the best and the worst."""
+
+SUMMARY = "summary"
+DASH = "–"
+PERCENT = "\u00a0%"
+"""With a space at which no line breaks."""
+
+NORMAL_95 = 1.96
+
+METHOD_WORDS = {
+    "none": "the features as they are",
+    "global": "one mean and one standard deviation for all channels",
+    "standardize": "a mean and a standard deviation per channel",
+    "isotropic": "a mean per channel and the one scale phi",
+    "phi-s": "a mean per channel, the one scale phi, and a rotation that evens out the channels",
+    "pca": "whitening in principal components",
+    "zca": "whitening, turned back to the original axes",
+    "hca": "whitening, then the rotation",
+}
+"""What each of stats.METHODS does, for a reader."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarPart:
+    """One teacher's part of a bar; ``text`` is empty where there is no room for it."""
+
+    teacher: str
+    number: int
+    share: float
+    text: str
+
+    @property
+    def flex(self) -> str:
+        """The share as CSS reads it."""
+        return f"{self.share:.8f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One normalizer's bar."""
+
+    label: str
+    parts: tuple[BarPart, ...]
+
+    @property
+    def thin(self) -> tuple[BarPart, ...]:
+        """The parts without room for their text."""
+        return tuple(part for part in self.parts if not part.text)
+
+    @property
+    def text(self) -> str:
+        """The whole bar in words."""
+        return ", ".join(f"{part.teacher} {percent_text(part.share)}" for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalLine:
+    """One line of the evaluation table, as text."""
+
+    teacher: str
+    run: str
+    untrained: bool
+    first: bool
+    best: bool
+    mse: str
+    unexplained: str
+    cosine: str
+    summary: str
+
+
+def number_text(value: float) -> str:
+    """Three digits, trailing zeros kept: 0.00120, 12.0, 1,230, 1.20e−07."""
+    value = float(value)
+    if value == 0 or not math.isfinite(value):
+        text = f"{value:.0f}"
+    elif not 1e-4 <= abs(value) < 1e6:
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+    return text.replace("-", "−")
+
+
+def percent_text(share: float) -> str:
+    """A share as a percentage that is never rounded to all or to nothing."""
+    percent = 100 * float(share)
+    if percent in (0.0, 100.0):
+        return f"{percent:.0f}{PERCENT}"
+    # Digits enough to show how far it is from the nearer end.
+    away = min(percent, 100 - percent)
+    digits = max(1, math.ceil(-math.log10(away)) + 1) if away < 1 else 1
+    return f"{percent:.{min(digits, 9)}f}{PERCENT}"
+
+
+def times_text(ratio: float) -> str:
+    """A ratio with two or three digits: 1.4, 37, 21,000."""
+    if ratio < 9.95:
+        return f"{ratio:.1f}"
+    digits = max(0, math.floor(math.log10(ratio)) - 1)
+    return f"{round(ratio, -digits):,.0f}"
+
+
+def method_label(method: str) -> str:
+    """A normalizer's name as a reader knows it."""
+    return {BEFORE: "none (raw)", AFTER: "PHI-S"}.get(method, method)
+
+
+def finding_text(cache: CacheFacts) -> str:
+    """One sentence: which teacher would own an unweighted raw loss, and by how much."""
+    finding = find(cache.shares[BEFORE])
+    if finding is None:
+        return f"One teacher, {cache.teachers[0]}: there is nothing to balance yet."
+    even = percent_text(1 / len(cache.teachers))
+    return (
+        f"In an unweighted sum of raw patch MSEs, {finding.largest} would hold "
+        f"{percent_text(finding.largest_share)} of the loss, {times_text(finding.ratio)} times "
+        f"the share of {finding.smallest} ({percent_text(finding.smallest_share)}). "
+        f"After PHI-S each of the {len(cache.teachers)} teachers holds {even}."
+    )
+
+
+def outcome_text(cache: CacheFacts, runs: Sequence[RunFacts]) -> str:
+    """What the runs made of the teacher that a raw loss would hear least; empty when unknown."""
+    finding = find(cache.shares[BEFORE])
+    if finding is None:
+        return ""
+    known = [
+        (line.unexplained, run)
+        for run in runs
+        if (line := run.row(finding.smallest, PATCHES)) and line.unexplained is not None
+    ]
+    if not known:
+        return ""
+    known.sort(key=lambda entry: entry[0])
+    many = len(known) > MAX_NAMED_RUNS
+    said = [
+        f"{value:.2f} in run {run.name} "
+        f"({'no normalizer' if run.normalizer == BEFORE else method_label(run.normalizer)})"
+        for value, run in known
+    ]
+    joined = f"from {said[0]} to {said[-1]}" if many else ", ".join(said)
+    return (
+        f"Unexplained variance of {finding.smallest}, the quietest teacher, "
+        f"on held-out images: {joined}."
+    )
+
+
+def made_with_text(runs: Sequence[RunFacts]) -> str:
+    """The versions the runs were trained with, each combination once."""
+    versions = dict.fromkeys(
+        f"phistill {facts['phistill']}, torch {facts['torch']}, timm {facts['timm']}"
+        for facts in (run.student.facts for run in runs)
+    )
+    return f"Trained with {'; '.join(versions)}." if versions else ""
+
+
+def share_bars(cache: CacheFacts) -> list[Bar]:
+    """A bar per normalizer, the raw features first."""
+    methods = sorted(cache.methods, key=lambda method: (method != BEFORE, method == AFTER))
+    return [_bar(method, cache.shares[method]) for method in methods]
+
+
+def _bar(method: str, shares: Mapping[str, float]) -> Bar:
+    parts = tuple(
+        BarPart(
+            teacher=teacher,
+            number=number,
+            share=share,
+            text=f"{teacher} {percent_text(share)}" if share >= READABLE_SHARE else "",
+        )
+        for number, (teacher, share) in enumerate(shares.items())
+    )
+    return Bar(label=method_label(method), parts=parts)
+
+
+def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
+    """The evaluation by teacher and run; the lowest unexplained variance of each is marked."""
+    found: list[EvalLine] = []
+    for teacher in teachers:
+        entries = [
+            (run, label, patches)
+            for run in runs
+            for label in ("trained", "untrained")
+            if (patches := run.row(teacher, PATCHES, label)) is not None
+        ]
+        known = [e.unexplained for _, _, e in entries if e.unexplained is not None]
+        for run, label, patches in entries:
+            lowest = len(known) > 1 and patches.unexplained == min(known)
+            found.append(
+                EvalLine(
+                    teacher=teacher,
+                    run=run.name,
+                    untrained=label == "untrained",
+                    first=bool(found) and found[-1].teacher != teacher,
+                    best=lowest,
+                    mse=DASH if patches.mse is None else number_text(patches.mse),
+                    unexplained=_interval(patches.unexplained, patches.unexplained_error),
+                    cosine=_cosine(patches),
+                    summary=_cosine(run.row(teacher, SUMMARY, label)),
+                )
+            )
+    return found
+
+
+def _interval(value: float | None, error: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {NORMAL_95 * error:.3f}"
+
+
+def _cosine(line: EvalRow | None) -> str:
+    return DASH if line is None else f"{line.cosine:.3f}".replace("-", "−")
+
+
+def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    """Whether a column holds numbers, possibly with an interval or unit behind them."""
+    return [
+        column > 0
+        and any(_starts_like_number(row[column]) for row in rows)
+        and all(_starts_like_number(row[column]) for row in rows if str(row[column]) not in _EMPTY)
+        for column in range(len(header))
+    ]
+
+
+_EMPTY = ("", "-", DASH)
+
+
+def _starts_like_number(cell: object) -> bool:
+    text = str(cell).lstrip("+-−")
+    return text[:1].isdigit() or text[:1] == "."

@@ -1,0 +1,105 @@
+"""What a person is told about one array's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .moments.pass_result import Sketch, Summary
+from .moments.squared_norms import WARNING_SHARE, WARNING_VECTORS
+
+STABLE = 1e-3
+"""Relative change of mean and phi below which more images are said to add nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvergenceStep:
+    """How far the statistics of the first rows lie from those of all rows."""
+
+    num_rows: int
+    mean_shift: float
+    """|mean - mean_all| / (phi sqrt(C)), a fraction of the typical distance to the mean."""
+    phi_change: float
+    """|phi / phi_all - 1|."""
+    axes_shift: float
+    """1 - |V^T V_all|^2 / k over the k leading eigenvectors: 0 the same space, 1 orthogonal."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsRow:
+    """One line of the table: an array, its spread, and how its normalizer was made."""
+
+    teacher: str
+    kind: str
+    width: int
+    num_vectors: int
+    mean_min: float
+    mean_max: float
+    std_min: float
+    std_max: float
+    phi: float
+    """sqrt(trace(Cov) / C): the one scale of PHI-S."""
+    effective_rank: float
+    """exp(-sum p log p), p = s / sum s, s = sqrt of the covariance's eigenvalues (RankMe, on
+    centred features)."""
+    rotation: str
+    num_rows: int = 0
+    outlier_share: float = 0.0
+    """Share of the variance held by the top 0.1 % of tokens."""
+    dispersion: float | None = None
+    """E[arccos(cos(y, E y))^2] of a summary, for the balanced angle loss; None for tokens."""
+    convergence: tuple[ConvergenceStep, ...] = ()
+
+    @property
+    def has_outliers(self) -> bool:
+        """Whether a few tokens hold so much variance that they set phi."""
+        enough = self.num_vectors >= WARNING_VECTORS
+        return enough and self.outlier_share > WARNING_SHARE
+
+    @property
+    def stable_after(self) -> int | None:
+        """Rows after which mean and phi stayed within STABLE of their final value, if they did."""
+        stable = None
+        for step in reversed(self.convergence):
+            if max(step.mean_shift, step.phi_change) > STABLE:
+                break
+            stable = step.num_rows
+        return stable
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> StatsRow:
+        """The row that to_dict() came from."""
+        steps = tuple(ConvergenceStep(**step) for step in record["convergence"])
+        return cls(**{**record, "convergence": steps})
+
+
+def effective_rank(eigenvalues: Float[np.ndarray, " c"]) -> float:
+    """exp of the entropy of p = s / sum s, s = sqrt(eigenvalues); between 1 and c."""
+    s = np.sqrt(np.maximum(eigenvalues, 0.0))
+    p = s[s > 0] / s.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def convergence(summary: Summary) -> tuple[ConvergenceStep, ...]:
+    """Compare the sketches taken at doublings with the state at the end."""
+    last = Sketch.of(summary.moments, summary.num_rows)
+    return tuple(_step(sketch, last) for sketch in summary.sketches)
+
+
+def _step(sketch: Sketch, last: Sketch) -> ConvergenceStep:
+    distance = float(np.linalg.norm(sketch.mean - last.mean))
+    overlap = float(np.sum(np.square(sketch.axes.T @ last.axes))) / last.axes.shape[1]
+    return ConvergenceStep(
+        num_rows=sketch.num_rows,
+        mean_shift=distance / (last.phi * float(np.sqrt(len(last.mean)))),
+        phi_change=abs(sketch.phi / last.phi - 1),
+        axes_shift=max(0.0, 1 - overlap),
+    )

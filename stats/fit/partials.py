@@ -1,0 +1,202 @@
+"""One partial: the summary of one group of shards, computed once and kept beside the array.
+
+A partial lists the keys of the pieces it covers. If those are the pieces wanted now, it is used;
+if they are the first ones of them, the rest is added; otherwise it is computed again. Pieces are
+added from left to right, so all three ways give the same bits, wherever the pieces were summed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from phistill import cache as store
+from phistill.cache import ArrayReader, Cache
+from phistill.cache.storage.files import Files
+from phistill.compute.blas import one_blas_thread
+from phistill.errors import CorruptCache, DegenerateMoments
+
+from ..moments.blocks import BLOCK_VECTORS, BlockSummer, TakeBlock
+from ..moments.moments import Accumulator
+from ..moments.pass_result import Stored, Summary
+from .pieces import ArraySpec, Group, Piece, sample_tokens
+
+READ_BYTES = 64 * 2**20
+"""Most that a thread reads at once, or --tokens-per-image 1 would read thousands of whole rows."""
+
+
+def moments_folder(teacher: str, kind: str) -> str:
+    """Where an array's partials and merged moments lie, relative to the cache."""
+    return f"teachers/{teacher}/moments/{kind}"
+
+
+def partial_path(spec: ArraySpec, group: Group) -> str:
+    """The file of one partial, relative to the cache."""
+    name = "part" if spec.trim is None else "trimmed"
+    return f"{moments_folder(spec.teacher, spec.kind)}/{name}-{group.number:06d}.safetensors"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Partial:
+    """The summary of the first num_pieces pieces of a group."""
+
+    num_pieces: int
+    summary: Summary
+
+
+def stored_partial(files: Files, spec: ArraySpec, group: Group) -> Partial:
+    """What needs no computing: the stored summary of a group's first pieces, or of none."""
+    nothing = Partial(0, Summary.zero(spec.width))
+    path = partial_path(spec, group)
+    try:
+        stored = Stored.from_bytes(files.read(path), files.where(path))
+    except (FileNotFoundError, CorruptCache):
+        return nothing  # computed again: a partial is never the only copy of anything
+    covered = stored.facts.get("pieces")
+    keys = _keys(group)
+    if not isinstance(covered, list) or covered != keys[: len(covered)]:
+        return nothing
+    return Partial(len(covered), stored.summary)
+
+
+def piece_summary(
+    files: Files, spec: ArraySpec, piece: Piece, position: int, num_stored: int
+) -> Summary | None:
+    """The summary of a group's piece at position; None for the num_stored first, which are stored.
+
+    Runs anywhere that sees the cache: it takes its files and plain values, and opens what it needs.
+    """
+    if position < num_stored:
+        return None
+    reader = _reader(files, spec.teacher, spec.kind, spec.key)
+    with one_blas_thread():
+        return _summarise(reader, spec, piece, _take_block(spec))
+
+
+def extended(group_number: int, partial: Partial, piece: Summary | None) -> Partial:
+    """Add the next piece. Group 0 also carries a sketch at every doubling of its pieces."""
+    if piece is None:
+        return partial
+    position, summary = partial.num_pieces, partial.summary
+    if group_number == 0 and position and position & (position - 1) == 0:
+        with one_blas_thread():
+            summary = summary.sketched()
+    return Partial(position + 1, summary + piece)
+
+
+def publish_partial(
+    files: Files, spec: ArraySpec, group: Group, partial: Partial, num_stored: int
+) -> Summary:
+    """Store a group's partial unless it is stored already; returns its summary."""
+    if partial.num_pieces > num_stored:
+        data = Stored(partial.summary, {"pieces": _keys(group)}).to_bytes()
+        files.publish(partial_path(spec, group), [data])
+    return partial.summary
+
+
+def _keys(group: Group) -> list[str]:
+    return [piece.key for piece in group.pieces]
+
+
+_lent: dict[Files, Cache] = {}
+
+
+@contextmanager
+def lending(cache: Cache) -> Iterator[None]:
+    """Tasks of this process read through a cache that is open and knows its commit records, of
+    which there may be thousands. At the end the files they opened are closed."""
+    _lent[cache.files] = cache
+    try:
+        yield
+    finally:
+        del _lent[cache.files]
+        _opened.cache_clear()
+
+
+@lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
+def _opened(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
+    cache = _lent[files] if files in _lent else store.open(files)
+    return cache.reader(teacher, kind)
+
+
+_opening = threading.Lock()
+
+
+def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
+    """One reader per array and state of the cache: making one reads every commit record, so
+    threads that begin together wait for the first."""
+    with _opening:
+        return _opened(files, teacher, kind, key)
+
+
+def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
+    """Read the rows of a piece block by block; memory does not depend on the piece."""
+    accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
+    tokens = int(np.prod(reader.row_shape[:-1]))
+    taken = min(tokens, spec.options.tokens_per_image or tokens)
+    per_block = max(1, min(BLOCK_VECTORS // taken, READ_BYTES // reader.row_bytes))
+    shape = (per_block, *reader.row_shape)
+    if (_kept.buffer.shape, _kept.buffer.dtype) != (shape, reader.dtype):
+        _kept.buffer = np.empty(shape, reader.dtype)
+    for start in range(0, len(piece.rows), per_block):
+        rows = piece.rows[start : start + per_block]
+        values = reader.read(rows, out=_kept.buffer[: len(rows)]).reshape(
+            len(rows), tokens, spec.width
+        )
+        chosen = sample_tokens(rows, tokens, spec.options)
+        if chosen is not None:
+            values = np.take_along_axis(values, chosen[:, :, None], axis=1)
+        vectors = values.reshape(-1, spec.width)
+        if spec.trim is not None:
+            vectors = vectors[spec.trim.keeps(vectors)]
+        try:
+            accumulator.add(vectors)
+        except DegenerateMoments as error:
+            raise DegenerateMoments(_blame(spec, rows, values, error)) from error
+    return Summary(len(piece.rows), accumulator.moments(), accumulator.energies)
+
+
+class _Kept(threading.local):
+    """What a thread keeps from piece to piece: the memory its blocks are read and summed in."""
+
+    summer: BlockSummer | None = None
+    buffer: Shaped[np.ndarray, "*shape"] = np.empty(0)
+
+
+_kept = _Kept()
+
+
+def _take_block(spec: ArraySpec) -> TakeBlock:
+    if spec.options.device != "cpu":
+        from phistill.stats.moments.statistics_device import (
+            torch_sums,  # torch is large, and only this way needs it
+        )
+
+        return torch_sums(spec.options.device)
+    if _kept.summer is None or _kept.summer.width != spec.width:
+        _kept.summer = BlockSummer(spec.width)
+    return _kept.summer
+
+
+def _blame(
+    spec: ArraySpec,
+    rows: Int[np.ndarray, " b"],
+    values: Shaped[np.ndarray, "b t c"],
+    error: DegenerateMoments,
+) -> str:
+    """Say which teacher, shard and row holds what no statistics can be made of."""
+    bad = rows[~np.isfinite(values).all(axis=(1, 2))]
+    if not bad.size:
+        return f"teacher {spec.teacher}, {spec.kind}, rows {rows[0]} to {rows[-1]}: {error}"
+    row = int(bad[0])
+    return (
+        f"teacher {spec.teacher}, {spec.kind}: row {row} (shard {row // spec.shard_rows}) holds "
+        f"NaN or infinity, and {bad.size} of the {rows.size} rows read with it do. "
+        "Features must be finite; extract this teacher again."
+    )

@@ -1,0 +1,264 @@
+"""Which rows of a cache make up which partial, decided before anything is read.
+
+An array's shards fall into groups by their number, group = shard // shards_per_group, and inside a
+group into pieces of consecutive shards. A partial holds the moments of one group. Both sizes follow
+from the array's shape alone, so a cache that grows keeps the groups it had, and a piece is known by
+a key of everything its moments depend on.
+
+T tokens of a row, c width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped, UInt64
+
+from phistill.cache import Cache
+from phistill.errors import UsageError
+
+from ..moments.blocks import BLOCK_VECTORS
+
+PARTIAL_SHARE = 0.01
+"""A partial may take this share of the bytes it summarises; one group at least there must be."""
+
+FORMAT = 1
+"""Version of partials and merged moments, part of every key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassOptions:
+    """What one pass over an array computes; part of every key."""
+
+    exact: bool = False
+    """float64 products instead of float32."""
+
+    tokens_per_image: int | None = None
+    """Tokens taken of each row, chosen by seed; all when None."""
+
+    max_images: int | None = None
+    """Rows taken, chosen by seed; all training rows when None."""
+
+    seed: int = 0
+    """Of the two choices above."""
+
+    trim: float = 0.0
+    """Fraction of vectors left out, those farthest from the mean; 0 keeps all."""
+
+    device: str = "cpu"
+    """Where block products are taken: cpu (NumPy), or a torch device such as cuda."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_image", "max_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1.")
+        if not 0.0 <= self.trim < 0.5:
+            raise UsageError(f"trim={self.trim} must be at least 0 and below 0.5.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Shards per group and per piece, powers of two."""
+
+    shards_per_group: int
+    shards_per_piece: int
+
+    @classmethod
+    def of(cls, *, shard_rows: int, tokens: int, width: int, item_bytes: int) -> Layout:
+        """Groups large enough for PARTIAL_SHARE, pieces of a block of vectors or one shard."""
+        shard_bytes = shard_rows * tokens * width * item_bytes
+        partial_bytes = width * (width + 1) // 2 * 8
+        group = _power_of_two(partial_bytes / (PARTIAL_SHARE * shard_bytes))
+        piece = _power_of_two(BLOCK_VECTORS / (shard_rows * tokens))
+        return cls(shards_per_group=group, shards_per_piece=min(group, piece))
+
+
+def _power_of_two(least: float) -> int:
+    """The smallest power of two that is not below `least`."""
+    size = 1
+    while size < least:
+        size *= 2
+    return size
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Piece:
+    """Rows of consecutive shards, ascending, and the key of all that their moments depend on."""
+
+    key: str
+    rows: Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """The pieces of one partial, in order. number is the group's place in the array."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(piece.rows) for piece in self.pieces)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Trim:
+    """Keep only vectors with |x - mean|^2 <= limit, from the statistics of all of them."""
+
+    mean: Float[np.ndarray, " c"]
+    limit: float
+
+    def keeps(self, x: Shaped[np.ndarray, "n c"]) -> Bool[np.ndarray, " n"]:
+        """Which vectors are near enough; one that is not finite is kept, and found later."""
+        centred = x - self.mean.astype(np.float32)
+        far: Bool[np.ndarray, " n"] = np.einsum("nc,nc->n", centred, centred) > self.limit
+        return ~far
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.mean.tobytes() + repr(self.limit).encode()).digest()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class ArraySpec:
+    """One array and what is computed of it: all a task needs beside its group."""
+
+    teacher: str
+    kind: str
+    width: int
+    row_bytes: int
+    shard_rows: int
+    options: PassOptions
+    key: str
+    """Of the merged moments; see array_key."""
+
+    trim: Trim | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher} {self.kind}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ArrayPlan:
+    """An array and its groups, in order."""
+
+    spec: ArraySpec
+    groups: tuple[Group, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.groups)
+
+
+def plan_array(
+    cache: Cache, teacher: str, kind: str, options: PassOptions, trim: Trim | None = None
+) -> ArrayPlan:
+    """Lay out one array: training rows that are committed and accepted, nothing else."""
+    shape = cache.teacher(teacher).row_shape(kind)
+    tokens, width = int(np.prod(shape[:-1])), shape[-1]
+    reader = cache.reader(teacher, kind)
+    spec = ArraySpec(
+        teacher=teacher,
+        kind=kind,
+        width=width,
+        row_bytes=reader.row_bytes,
+        shard_rows=cache.info.shard_rows,
+        options=options,
+        key=array_key(cache, teacher, kind, options),
+        trim=trim,
+    )
+    layout = Layout.of(
+        shard_rows=spec.shard_rows,
+        tokens=min(tokens, options.tokens_per_image or tokens),
+        width=width,
+        item_bytes=reader.dtype.itemsize,
+    )
+    rows = sample_rows(cache.rows([teacher], split="train"), options)
+    shards, starts = np.unique(rows // spec.shard_rows, return_index=True)
+    rows_of = dict(zip(shards.tolist(), np.split(rows, starts)[1:], strict=True))
+    digests = {shard: record.digest for shard, record in cache.commits(teacher).items()}
+    groups = []
+    for number, members in _chunks(shards.tolist(), layout.shards_per_group):
+        pieces = [
+            _piece(spec, [(shard, digests[shard], rows_of[shard]) for shard in part])
+            for _, part in _chunks(members, layout.shards_per_piece)
+        ]
+        groups.append(Group(number, tuple(pieces)))
+    return ArrayPlan(spec, tuple(groups))
+
+
+def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
+    """Ascending shards by shard // size."""
+    for number, members in groupby(shards, key=lambda shard: shard // size):
+        yield number, list(members)
+
+
+def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " _"]]]) -> Piece:
+    """A piece of (shard, digest of its commit record, rows), keyed by all three."""
+    key = hashlib.sha256(_settings(spec.kind, spec.options))
+    key.update(spec.trim.digest if spec.trim is not None else b"")
+    for shard, digest, rows in shards:
+        mask: Bool[np.ndarray, " shard_rows"] = np.zeros(spec.shard_rows, dtype=bool)
+        mask[rows - shard * spec.shard_rows] = True
+        key.update(f"{shard} {digest} ".encode() + np.packbits(mask).tobytes())
+    return Piece(key.hexdigest(), np.concatenate([rows for _, _, rows in shards]))
+
+
+def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> str:
+    """Everything the merged moments of an array depend on, without looking at single rows.
+
+    Which rows are used follows from the commit records of the teacher and of the pixels, the split
+    settings, the index and the rows taken down, so these stand for the rows.
+    """
+    key = hashlib.sha256(_settings(kind, options))
+    info = cache.info
+    key.update(f"{info.seed} {info.holdout} {info.shard_rows} {info.pixel_size}".encode())
+    key.update(repr(sorted(map(tuple, info.removed))).encode())
+    key.update(" ".join(segment.index_sha256 for segment in info.segments).encode())
+    for owner in ("pixels", teacher) if info.pixel_size else (teacher,):
+        for shard, record in sorted(cache.commits(owner).items()):
+            key.update(f"{shard} {record.digest} ".encode())
+    return key.hexdigest()
+
+
+def _settings(kind: str, options: PassOptions) -> bytes:
+    return json.dumps([FORMAT, kind, asdict(options)], sort_keys=True).encode()
+
+
+def sample_rows(rows: Int[np.ndarray, " n"], options: PassOptions) -> Int[np.ndarray, " m"]:
+    """The max_images rows of smallest hash, ascending: a seeded sample that a growing cache keeps
+    but for the few rows that newcomers displace."""
+    if options.max_images is None or options.max_images >= len(rows):
+        return rows
+    order = np.argsort(mix(rows.astype(np.uint64), options.seed), kind="stable")
+    return np.sort(rows[order[: options.max_images]])
+
+
+def sample_tokens(
+    rows: Int[np.ndarray, " b"], tokens: int, options: PassOptions
+) -> Int[np.ndarray, "b k"] | None:
+    """The k tokens of smallest hash in each row, ascending, or None when all are taken."""
+    k = options.tokens_per_image
+    if k is None or k >= tokens:
+        return None
+    number = rows.astype(np.uint64)[:, None] * np.uint64(tokens) + np.arange(
+        tokens, dtype=np.uint64
+    )
+    order = np.argsort(mix(number, options.seed), axis=1, kind="stable")
+    return np.sort(order[:, :k], axis=1)
+
+
+def mix(x: UInt64[np.ndarray, "*shape"], seed: int) -> UInt64[np.ndarray, "*shape"]:
+    """splitmix64 of x + seed * odd constant: a uint64 hash, the same on every machine."""
+    with np.errstate(over="ignore"):
+        z = x + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

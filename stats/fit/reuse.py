@@ -1,0 +1,55 @@
+"""Statistics that a copy of a cache can take over from the cache it was copied from.
+
+A partial is known by keys of everything it depends on: the shard's number, its content and which
+of its rows count. Where the copy has a shard unchanged under the same number, the partial holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from phistill.cache import Cache
+from phistill.errors import CorruptCache, MissingMoments, StaleMoments
+
+from .fit import load_options, merged_path, normalizer_path, stored_options
+from .partials import partial_path, stored_partial
+from .pieces import plan_array
+
+
+def carry_statistics(source: Cache, target: Cache) -> int:
+    """Copy to ``target`` what of ``source``'s statistics is true of it too; returns the files.
+
+    Merged moments and normalizers come along only where every row is the same; otherwise
+    ``fit_stats`` makes them from the partials, and reads only the shards that have none.
+    """
+    return sum(
+        _carry_array(source, target, teacher, kind)
+        for teacher in target.teachers
+        for kind in target.teacher(teacher).kinds
+    )
+
+
+def _carry_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
+    options = stored_options(source, teacher, kind)
+    if options is None:
+        return 0
+    plan = plan_array(target, teacher, kind, replace(options, trim=0.0))
+    paths = [
+        partial_path(plan.spec, group)
+        for group in plan.groups
+        if stored_partial(source.files, plan.spec, group).num_pieces
+    ]
+    for path in paths:
+        target.files.publish(path, [source.files.read(path)])
+    whole = [normalizer_path(teacher, kind), merged_path(teacher, kind)]
+    if not all(source.files.exists(path) for path in whole):
+        return len(paths)
+    for path in whole:
+        target.files.publish(path, [source.files.read(path)])
+    try:
+        load_options(target, teacher, kind)
+    except (StaleMoments, MissingMoments, CorruptCache):
+        for path in whole:
+            target.files.delete(path)
+        return len(paths)
+    return len(paths) + len(whole)

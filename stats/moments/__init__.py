@@ -1,0 +1,1 @@
+"""Count, mean and scatter of feature vectors, from rows to merged sums."""

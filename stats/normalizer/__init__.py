@@ -1,0 +1,1 @@
+"""Affine maps fitted from moments: PHI-S, its rivals, and their rotations."""

@@ -1,0 +1,26 @@
+from .config import TrainConfig
+from .evaluation import EvalRow, evaluate
+from .run import Progress, RunResult
+from .student.export import export, load_export
+from .student.predict import TrainedStudent, load_run
+from .sweeps.cells import Cell, cells, read_grid
+from .sweeps.sweep import SweepResult, sweep
+from .trainer import train
+
+__all__ = [
+    "Cell",
+    "EvalRow",
+    "Progress",
+    "RunResult",
+    "SweepResult",
+    "TrainConfig",
+    "TrainedStudent",
+    "cells",
+    "evaluate",
+    "export",
+    "load_export",
+    "load_run",
+    "read_grid",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,1 @@
+"""From targets and predictions to one number."""

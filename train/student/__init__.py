@@ -1,0 +1,1 @@
+"""The student: backbone, heads, predictions, export."""

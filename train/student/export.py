@@ -1,0 +1,138 @@
+"""A student that leaves phistill behind: the inverse normalizers folded into its heads.
+
+model.safetensors, config.json    the backbone; timm.create_model("local-dir:FOLDER") loads it
+heads.safetensors                 a head per target, answering in the teacher's raw space
+phistill.json                     what the heads are, the grid rule, and where it all came from
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from phistill import __version__
+from phistill.cache.storage import publish
+from phistill.cache.storage.new_folder import filling, require_new
+from phistill.errors import CorruptCheckpoint, UsageError
+from phistill.stats import Normalizer
+
+from ..config import TrainConfig
+from ..targets import Target
+from .backbone import build_student
+from .predict import TrainedStudent, load_run
+
+FORMAT = 1
+
+
+def folded(
+    last: nn.Linear, normalizer: Normalizer
+) -> tuple[Float[Tensor, "c h"], Float[Tensor, " c"]]:
+    """Weight and bias, float64, of the last linear followed by the inverse normalizer.
+
+    W = Theta W', b = Theta b' + mean (arXiv:2410.01680, A.6).
+    """
+    weight = last.weight.detach().cpu().double().numpy()
+    bias = last.bias.detach().cpu().double().numpy()
+    new_weight, new_bias = normalizer.fold(weight, bias)
+    return torch.from_numpy(new_weight), torch.from_numpy(new_bias)
+
+
+def fold_heads(student: TrainedStudent) -> None:
+    """Fold every normalizer into its head, in place and in the head's own dtype."""
+    if student.normalizers is None:
+        return
+    for target in student.targets:
+        last = student.student.head(target).last
+        assert isinstance(last, nn.Linear), "heads.make_head checks it"
+        weight, bias = folded(last, student.normalizers[target.key])
+        with torch.no_grad():
+            last.weight.copy_(weight)
+            last.bias.copy_(bias)
+    student.inverses = nn.ModuleList(nn.Identity() for _ in student.targets)
+    student.normalizers = None
+
+
+def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
+    """Write the student of a run, folded, into a new or empty folder; returns the folder.
+
+    What a stopped call left in the folder is written again.
+    """
+    folder = Path(out)
+    require_new(folder)  # loading takes a while
+    student = load_run(run, which=which)
+    facts = student.facts
+    fold_heads(student)
+    heads = _weights(student.student.heads)
+    kept = ("config", "targets", "image_size", "teachers", "torch", "timm", "num_steps", "num_rows")
+    record = {"format": FORMAT, "phistill": __version__, **{key: facts[key] for key in kept}}
+    with filling(folder):
+        publish.publish_bytes(folder / "model.safetensors", _weights(student.student.backbone.net))
+        publish.publish_bytes(folder / "heads.safetensors", heads)
+        publish.publish_bytes(folder / "phistill.json", _json(record))
+        publish.publish_bytes(folder / "config.json", _json(_timm_config(student)))
+    return folder
+
+
+def load_export(folder: Path | str) -> TrainedStudent:
+    """The student that ``export`` wrote, as ``load_run`` gives it."""
+    path = Path(folder)
+    try:
+        record = json.loads((path / "phistill.json").read_bytes())
+        backbone = safetensors.torch.load_file(path / "model.safetensors")
+        heads = safetensors.torch.load_file(path / "heads.safetensors")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} is not an exported student: {error.filename} is missing."
+        ) from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise CorruptCheckpoint(f"{path} cannot be read ({error}). Export it again.") from error
+    if record.get("format") != FORMAT:
+        raise UsageError(f"{path} has export format {record.get('format')!r}; wanted {FORMAT}.")
+    config = TrainConfig.from_dict({**record["config"], "pretrained": False})
+    targets = [Target.from_dict(entry) for entry in record["targets"]]
+    student = build_student(config, targets, int(record["image_size"]))
+    student.backbone.net.load_state_dict(backbone)
+    student.heads.load_state_dict(heads)
+    return TrainedStudent(student, config, None, record)
+
+
+def _timm_config(student: TrainedStudent) -> dict[str, Any]:
+    """timm's own form of a model folder, with the input the student was trained on."""
+    config, net = student.config, student.student.backbone.net
+    side = student.image_size
+    # The options that the trainer added by itself (img_size, reg_tokens) are needed to rebuild.
+    given: Any = getattr(net, "phistill_options", config.student_options)
+    return {
+        "architecture": config.student.split(".")[0],
+        "num_classes": 0,
+        "num_features": student.student.backbone.width,
+        "model_args": dict(given),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, side, side],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": list(config.pixel_mean),
+            "std": list(config.pixel_std),
+            "num_classes": 0,
+            "license": "unknown",
+        },
+    }
+
+
+def _weights(module: nn.Module) -> bytes:
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()

@@ -1,0 +1,164 @@
+"""A trained student as a function: pixels to every teacher's own feature space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from phistill.compute.ranks import resolve_device
+from phistill.errors import UsageError
+from phistill.stats import Normalizer
+from phistill.stats.normalizer.torch_module import NormalizerModule
+
+from .. import checkpoint
+from ..checkpoint import Checkpoint, tensors_below
+from ..config import TrainConfig
+from ..loss.token_grids import GridRule
+from ..targets import SUMMARY, Target
+from .backbone import Student, build_student, to_images
+
+Prediction = dict[str, dict[str, Tensor]]
+
+
+class InverseModule(NormalizerModule):
+    """x = Theta y + mean as a forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inverse(x)
+
+
+class TrainedStudent(nn.Module):
+    """A student that answers in raw feature space. Needs neither cache nor teachers.
+
+    ``normalizers`` are inverted behind the heads; None says that they are folded in already.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: TrainConfig,
+        normalizers: Mapping[str, Normalizer] | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.student, self.config, self.facts = student, config, dict(facts)
+        self.targets: tuple[Target, ...] = student.targets
+        self.normalizers = None if normalizers is None else dict(normalizers)
+        self.inverses = nn.ModuleList(
+            nn.Identity() if normalizers is None else InverseModule(normalizers[target.key])
+            for target in self.targets
+        )
+        self.rule = GridRule(
+            interpolation=config.grid_interpolation, align_corners=config.grid_align_corners
+        )
+        self.eval()
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the student's input; pixels of another side are resized."""
+        return self.student.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.pixel_mean.device
+
+    @torch.inference_mode()
+    def predict(
+        self, pixels: UInt8[Tensor, "b S S 3"] | UInt8[np.ndarray, "b S S 3"]
+    ) -> Prediction:
+        """By teacher and kind, float32 in the teacher's raw feature space.
+
+        patches (b, T, C) on the teacher's grid, row-major; summary (b, D), whose direction alone
+        means something unless the summary loss was MSE.
+        """
+        given = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[-1] != 3:
+            raise UsageError(
+                f"pixels are {given.dtype} {tuple(given.shape)}; wanted uint8 (b, S, S, 3)."
+            )
+        images = to_images(given.to(self.device), self.image_size)
+        predictions = self.student(images).predictions
+        found: Prediction = {}
+        for target, inverse in zip(self.targets, self.inverses, strict=True):
+            raw = inverse(predictions[target.key].float())
+            if target.kind != SUMMARY:
+                raw = self.rule.resize(raw, target.grid).flatten(1, 2)
+            found.setdefault(target.teacher, {})[target.kind] = raw
+        return found
+
+    @torch.inference_mode()
+    def features(self, pixels: UInt8[Tensor, "b S S 3"]) -> tuple[Tensor, Tensor]:
+        """The backbone's own patch tokens (b, h, w, d) and the mean over them (b, d), float32."""
+        images = to_images(pixels.to(self.device), self.image_size)
+        tokens, _ = self.student.backbone(
+            (images - self.student.pixel_mean) / self.student.pixel_std
+        )
+        return tokens.float(), tokens.float().mean((1, 2))
+
+
+def load_run(
+    run: Path | str,
+    *,
+    which: str = "latest",
+    step: int | None = None,
+    untrained: bool = False,
+    device: str = "cpu",
+) -> TrainedStudent:
+    """The student of a run folder: its ``latest`` or ``best`` checkpoint, or that of a step.
+
+    Averaged weights are taken where the run keeps them. ``untrained`` gives the same student with
+    its seeded random start (also where the run began from timm's weights). Needs only the folder.
+    """
+    folder = Path(run)
+    if step is not None:
+        found: Checkpoint | None = checkpoint.load(folder, step)
+    elif which == "best":
+        found = checkpoint.load_best(folder)
+    elif which == "latest":
+        found = checkpoint.load_latest(folder)
+    else:
+        raise UsageError(f"which={which!r} is not one of latest, best.")
+    if found is None:
+        raise checkpoint.nothing_in(folder)
+    return from_checkpoint(found, untrained=untrained).to(resolve_device(device))
+
+
+def from_checkpoint(found: Checkpoint, *, untrained: bool = False) -> TrainedStudent:
+    """The student a checkpoint holds."""
+    facts = found.facts
+    config = TrainConfig.from_dict({**facts["config"], "pretrained": False})
+    targets = [Target.from_dict(record) for record in facts["targets"]]
+    student = build_student(config, targets, int(facts["image_size"]))
+    if not untrained:
+        weights = tensors_below(found.tensors, "student/") | tensors_below(found.tensors, "ema/")
+        student.load_state_dict(weights)
+    return TrainedStudent(student, config, stored_normalizers(found), facts)
+
+
+def stored_normalizers(found: Checkpoint) -> dict[str, Normalizer]:
+    """The matrices a checkpoint keeps, by target key: never fitted again."""
+    return {
+        key: Normalizer.from_arrays(
+            {
+                name: value.numpy()
+                for name, value in tensors_below(found.tensors, f"normalizer/{key}/").items()
+            },
+            metadata,
+        )
+        for key, metadata in found.facts["normalizers"].items()
+    }
+
+
+def normalizer_tensors(normalizers: Mapping[str, Normalizer]) -> dict[str, Tensor]:
+    """Their matrices, float64, under the names that ``stored_normalizers`` reads."""
+    return {
+        f"normalizer/{key}/{name}": torch.from_numpy(np.array(array))
+        for key, normalizer in normalizers.items()
+        for name, array in normalizer.to_arrays().items()
+    }

@@ -1,0 +1,1 @@
+"""Several runs from one pass over a cache."""
