@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from phistill.pipeline.decode.pool import DecodePool
 from phistill.pipeline.decode.rgb import DecodeRules
 from phistill.pipeline.decode.shards import num_cores
 from phistill.pipeline.decode.views import Rendering, View
-from phistill.pipeline.teachers.spec import GROUP
+from phistill.plugins import TEACHERS, registered
 
 from .terminal import bytes_text
 
@@ -227,11 +227,9 @@ def _decoding() -> Iterator[Finding]:
 
 
 def _sources() -> Iterator[Finding]:
-    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
-    yield Finding(
-        "teachers", "ok", f"sources: {', '.join(entry.name for entry in entries)}, module"
-    )
-    for entry in entries:
+    entries = registered(TEACHERS)
+    yield Finding("teachers", "ok", f"sources: {', '.join(sorted(entries))}, module")
+    for entry in entries.values():
         if entry.value.startswith("phistill."):
             continue
         try:

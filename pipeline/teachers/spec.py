@@ -7,15 +7,14 @@ Some options are for teachers of every source (see ``adjust``); a source sees th
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any, Self
+from typing import Self
 from urllib.parse import parse_qsl
 
+from phistill import plugins
 from phistill.cache.format.names import check_teacher_name
 from phistill.errors import PhistillError, TeacherError, UsageError
 
@@ -24,7 +23,6 @@ from .hub import asked_once, needs_hub
 from .wrapper import OPTIONS as COMMON_OPTIONS
 from .wrapper import Adjustment
 
-GROUP = "phistill.teachers"
 MODULE = "module"
 HUB_ADVICE = (
     "\nThe weights come from a hub. Without a network give ?weights=FILE or a local-dir:FOLDER "
@@ -108,7 +106,7 @@ def _is_hub_error(error: BaseException) -> bool:
 
 def known_sources() -> list[str]:
     """Names of the installed sources."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)} | {MODULE})
+    return sorted({*plugins.registered(plugins.TEACHERS), MODULE})
 
 
 def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
@@ -122,24 +120,11 @@ def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> 
 
 def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Teacher]:
     if source == MODULE:
-        return _function(model)
-    for entry in entry_points(group=GROUP):
-        if entry.name == source:
-            loaded: Callable[[str, dict[str, str]], Teacher] = entry.load()
-            return loaded
-    raise UsageError(
-        f"teacher source {source!r} is not known; known are {', '.join(known_sources())}."
-    )
-
-
-def _function(target: str) -> Callable[..., Any]:
-    module, colon, attribute = target.partition(":")
-    if not colon:
-        raise UsageError(f"module:{target} must be module:package.module:function.")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"module:{target} cannot be imported: {error}.") from error
-    if not callable(found):
-        raise UsageError(f"module:{target} is not a function build(model, options) -> Teacher.")
-    return found
+        return plugins.load(model, MODULE)
+    entry = plugins.registered(plugins.TEACHERS).get(source)
+    if entry is None:
+        raise UsageError(
+            f"teacher source {source!r} is not known; known are {', '.join(known_sources())}."
+        )
+    builder: Callable[[str, dict[str, str]], Teacher] = entry.load()
+    return builder
