@@ -16,9 +16,21 @@ from typing import Any, NoReturn
 import click
 
 from phistill import __version__
-from phistill.commands import caches, exchange, extracting, pages, training
+from phistill.commands import change, exchange, learn, look, make
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+GROUPS = {
+    "Make": (make.extract, make.fit_stats, make.demo),
+    "Look": (look.inspect, look.verify, look.report, look.plan, look.check_teacher, look.doctor),
+    "Learn": (learn.train, learn.sweep, learn.evaluate, learn.export),
+    "Change": (change.merge, change.remove_images, change.compact, change.remove_teacher),
+    "Exchange": (
+        *(exchange.stage, exchange.import_features, exchange.export_features),
+        exchange.export_normalizer,
+    ),
+}
 
 
 class _Terminated(BaseException):
@@ -26,10 +38,18 @@ class _Terminated(BaseException):
 
 
 class _Commands(click.Group):
-    """Lists commands in the order of work; turns our errors into one line and an exit code."""
+    """Lists commands by what they are for; turns our errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A section per group, with the first sentence of each command in full."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in GROUPS.items():
+            lines = [(c.name or "", c.get_short_help_str(limit=1000)) for c in commands]
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in lines])
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
@@ -88,30 +108,9 @@ def main() -> None:
     """
 
 
-for command in (
-    extracting.extract,
-    training.fit_stats,
-    training.train,
-    training.evaluate,
-    training.export,
-    training.sweep,
-    training.export_normalizer,
-    caches.inspect,
-    caches.verify,
-    exchange.stage,
-    exchange.import_features,
-    exchange.export_features,
-    caches.merge,
-    caches.remove_images,
-    caches.compact,
-    caches.remove_teacher,
-    pages.report,
-    pages.plan,
-    pages.doctor,
-    pages.check_teacher,
-    pages.demo,
-):
-    main.add_command(command)
+for commands in GROUPS.values():
+    for command in commands:
+        main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,89 +1,103 @@
-"""Arguments that several commands share, and how their text is read."""
+"""Arguments that several commands share, and how text is read as a value."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-cache_path = click.Path(path_type=str)
-"""Where a cache lies: a folder, kept as it was typed because it may be something else too."""
 
-cache_argument = click.argument("cache", type=cache_path)
-caches_argument = click.argument(
-    "caches", metavar="CACHE...", nargs=-1, required=True, type=cache_path
-)
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Text that a function reads; its ValueError says what the text should be like."""
 
-teacher_option = click.option(
-    "--teacher",
-    "teachers",
-    multiple=True,
-    metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
-    help="Teacher to run, repeatable.",
-)
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name, self.read = name, read
 
-
-def fraction_or_file(text: str | None) -> tuple[float | None, Path | None]:
-    """``0.05`` as a fraction, anything else as the path of a file."""
-    if text is None:
-        return None, None
-    try:
-        return float(text), None
-    except ValueError:
-        return None, Path(text)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-def count_or_auto(option: str, text: str | None) -> int | str | None:
-    """``auto`` or a number; None stays None."""
-    from phistill.errors import UsageError
-
-    if text is None or text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is neither a number nor auto.") from None
-
-
-def seconds_of(text: str | None) -> float | None:
-    """``3h50m``, ``90m``, ``45s`` or a number of seconds."""
+def _duration(text: str) -> float:
     import re
 
-    from phistill.errors import UsageError
+    from dask.utils import parse_timedelta
 
-    if text is None:
-        return None
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
-    if not text.strip() or found is None:
-        raise UsageError(f"--time-limit {text!r} is not like 3h50m, 90m or 45s.")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return float(hours * 3600 + minutes * 60 + seconds)
+    parts = re.findall(r"[0-9.]+\s*[a-z]*", text)
+    try:
+        if "".join(parts) != text or not parts:
+            raise ValueError
+        return float(sum(parse_timedelta(part) for part in parts))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{text!r} is not like 3h50m, 90m or 45s.") from error
 
 
-def names_of(text: str | None) -> list[str] | None:
-    """``a,b`` as a list without repeats; None stays None. UsageError for a text without a name.
+def _num_bytes(text: str) -> int:
+    from dask.utils import parse_bytes
 
-    An empty text comes from a shell variable that is not set, and must not mean "all".
-    """
-    from phistill.errors import UsageError
+    try:
+        num_bytes = parse_bytes(text) if text[:1].isdigit() else 0
+    except ValueError:
+        num_bytes = 0
+    if num_bytes <= 0:
+        raise ValueError(f"{text!r} is not like 200G (10^9 bytes each), 1.5TiB or 500M.")
+    return int(num_bytes)
 
-    if text is None:
-        return None
+
+def _names(text: str) -> list[str]:
+    """An empty text comes from a shell variable that is not set, and must not mean "all"."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise UsageError(f"--teachers {text!r} names no teacher. Leave it out to take all of them.")
+        raise ValueError(f"{text!r} names no teacher. Leave it out to take all of them.")
     return list(dict.fromkeys(names))
 
 
-def numbers_of(option: str, text: str) -> list[float]:
-    """``0.7,0.3`` as numbers; UsageError names the option."""
-    from phistill.errors import UsageError
-
+def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is not like 0.7,0.3.") from error
+        raise ValueError(f"{text!r} is not like 0.7,0.3.") from error
+
+
+def _fraction_or_file(text: str) -> float | Path:
+    try:
+        return float(text)
+    except ValueError:
+        return Path(text)
+
+
+def _count_or_auto(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a number nor auto.") from None
+
+
+def _named_grid(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, sides = text.rpartition("=")
+    height, _, width = sides.partition(",")
+    if not (name and height.strip().isdigit() and width.strip().isdigit()):
+        raise ValueError(f"{text!r} is not NAME=H,W, for example dino=16,16.")
+    return name, (int(height), int(width))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """The value is read as TOML; what is not TOML is a string."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"{text!r} is not KEY=VALUE.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
 
 
 def read_lines(path: Path) -> list[str]:
@@ -96,59 +110,63 @@ def read_lines(path: Path) -> list[str]:
         raise UsageError(f"{path} is not a text file in UTF-8 ({error.reason}).") from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def _toml(text: str) -> dict[str, Any]:
     import tomllib
 
-    from phistill.errors import UsageError
-
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(Path(text).read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}.") from error
+        raise ValueError(f"{text} is not TOML: {error}.") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+        raise ValueError(f"{text} cannot be read ({error.strerror}).") from error
 
 
-def assignment_of(text: str) -> tuple[str, Any]:
-    """``key=value`` with the value as in TOML; what is not TOML is a string."""
-    import tomllib
+DURATION = Parsed("duration", _duration)
+"""``3h50m``, ``90m``, ``45s`` or a number of seconds, in seconds."""
+NUM_BYTES = Parsed("bytes", _num_bytes)
+"""``200G``, ``1.5TiB``, ``500M`` or a number of bytes. G is 10^9, GiB 2^30."""
+NAMES = Parsed("names", _names)
+"""``a,b``, without repeats."""
+NUMBERS = Parsed("numbers", _numbers)
+FRACTION_OR_FILE = Parsed("fraction or file", _fraction_or_file)
+COUNT_OR_AUTO = Parsed("count or auto", _count_or_auto)
+NAMED_GRID = Parsed("grid", _named_grid)
+ASSIGNMENT = Parsed("assignment", _assignment)
+TOML = Parsed("toml", _toml)
+PATH = click.Path(path_type=Path)
+LOCATION = click.Path(path_type=str)
+"""Where a cache lies: a folder, kept as it was typed because it may be something else too."""
 
-    from phistill.errors import UsageError
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set {text!r} is not KEY=VALUE.")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
-
-
-def bytes_of(option: str, text: str | None) -> int:
-    """``200G``, ``1.5TiB``, ``500M`` or a number of bytes; 0 for None. G is 10^9, GiB 2^30."""
-    import re
-
-    from phistill.errors import UsageError
-
-    if text is None:
-        return 0
-    found = re.fullmatch(r"([0-9.]+)\s*(?:([kMGTP])(i?)B?|B)?", text.strip())
-    try:
-        number = float(found.group(1)) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if found is None or number <= 0:
-        raise UsageError(f"{option} {text!r} is not like 200G, 1.5TiB or 500M.")
-    exponent = " kMGTP".index(found.group(2) or " ")
-    return int(number * (1024 if found.group(3) else 1000) ** exponent)
+cache_argument = click.argument("cache", type=LOCATION)
+caches_argument = click.argument(
+    "caches", metavar="CACHE...", nargs=-1, required=True, type=LOCATION
+)
+teacher_option = click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="[NAME=]SOURCE:MODEL[?KEY=VALUE&...]",
+    help="Teacher to run, repeatable.",
+)
+teachers_option = click.option(
+    "--teachers", type=NAMES, metavar="A,B", help="Comma-separated.  [default: all of the cache]"
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)
+autocast_option = click.option(
+    "--autocast",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-def grid_of(text: str) -> tuple[str, tuple[int, int]]:
-    """``NAME=H,W`` as a name and a grid."""
-    from phistill.errors import UsageError
-
-    name, _, sides = text.rpartition("=")
-    height, _, width = sides.partition(",")
-    if not (name and height.strip().isdigit() and width.strip().isdigit()):
-        raise UsageError(f"--grid {text!r} is not NAME=H,W, for example dino=16,16.")
-    return name, (int(height), int(width))
+def split_option(default: str) -> Callable[..., Any]:
+    return click.option(
+        "--split",
+        type=click.Choice(["train", "heldout", "all"]),
+        default=default,
+        show_default=True,
+        help="Only these rows.",
+    )

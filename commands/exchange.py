@@ -10,30 +10,32 @@ import click
 if TYPE_CHECKING:
     from phistill.cache import Cache
 
-from .arguments import bytes_of, cache_argument, cache_path, grid_of, names_of
+from .arguments import (
+    LOCATION,
+    NAMED_GRID,
+    NUM_BYTES,
+    PATH,
+    cache_argument,
+    split_option,
+    teachers_option,
+)
 
 
 @click.command()
 @cache_argument
-@click.argument("dest", type=cache_path)
-@click.option("--teachers", help="Comma-separated; all by default.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "heldout", "all"]),
-    default="all",
-    show_default=True,
-    help="Only these rows, in shards of their own.",
-)
+@click.argument("dest", type=LOCATION)
+@teachers_option
+@split_option("all")
 @click.option("--rows", "num_rows", type=click.IntRange(min=1), help="Only so many rows.")
-@click.option("--max-bytes", metavar="200G", help="Only as many rows as fit.")
+@click.option("--max-bytes", type=NUM_BYTES, metavar="200G", help="Only as many rows as fit.")
 @click.option("--workers", type=click.IntRange(min=1), default=4, show_default=True)
 def stage(
     cache: str,
     dest: str,
-    teachers: str | None,
+    teachers: list[str] | None,
     split: Any,
     num_rows: int | None,
-    max_bytes: str | None,
+    max_bytes: int | None,
     workers: int,
 ) -> None:
     """Copy what a run needs of a cache to DEST, a disk near by.
@@ -54,10 +56,10 @@ def stage(
 
     source = store.open(cache)
     selection = Selection(
-        teachers=tuple(names_of(teachers) or ()),
+        teachers=tuple(teachers or ()),
         split=split,
         num_rows=num_rows or 0,
-        max_bytes=bytes_of("--max-bytes", max_bytes),
+        max_bytes=max_bytes or 0,
     )
     with progress_bar("stage") as bar:
         report = run(
@@ -65,7 +67,7 @@ def stage(
             dest,
             selection,
             workers=workers,
-            progress=lambda done, total: bar(done, total, bytes_text(total)),
+            progress=bar.bytes,
         )
     staged = report.cache
     if not selection.is_whole and split != "heldout":
@@ -98,15 +100,22 @@ def _has_statistics(cache: Cache) -> bool:
 
 @click.command("import-features")
 @click.argument("features", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--cache", required=True, type=cache_path, help="Cache to make, or to add to.")
+@click.option("--cache", required=True, type=LOCATION, help="Cache to make, or to add to.")
 @click.option("--source", default="", help="What computed them: MODEL, layer, revision.")
 @click.option(
     "--ids",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Which image each row is.  [default: ids.parquet or ids.txt in FEATURES]",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="For the student's pixels, by id.")
-@click.option("--grid", "grids", multiple=True, metavar="NAME=H,W", help="Of a teacher's patches.")
+@click.option("--images", type=PATH, help="For the student's pixels, by id.")
+@click.option(
+    "--grid",
+    "grids",
+    type=NAMED_GRID,
+    multiple=True,
+    metavar="NAME=H,W",
+    help="Of a teacher's patches.",
+)
 @click.option("--view", "views", multiple=True, help="What the features see.  [default: resize]")
 @click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
 @click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
@@ -121,7 +130,7 @@ def import_features(
     source: str,
     ids: Path | None,
     images: Path | None,
-    grids: tuple[str, ...],
+    grids: tuple[tuple[str, tuple[int, int]], ...],
     views: tuple[str, ...],
     max_reject_frac: float | None,
     repair: bool,
@@ -150,7 +159,7 @@ def import_features(
             cache,
             source=source,
             ids=ids,
-            grids=dict(grid_of(text) for text in grids),
+            grids=dict(grids),
             images=images,
             settings=CacheSettings(views=parsed, **settings),
             max_reject_frac=max_reject_frac,
@@ -173,7 +182,7 @@ def import_features(
 
 @click.command("export-features")
 @cache_argument
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--format",
     "kind",
@@ -182,10 +191,8 @@ def import_features(
     show_default=True,
     help="An array per teacher and kind, or tars.",
 )
-@click.option("--teachers", help="Comma-separated; all by default.")
-@click.option(
-    "--split", type=click.Choice(["train", "heldout", "all"]), default="all", show_default=True
-)
+@teachers_option
+@split_option("all")
 @click.option("--pixels", is_flag=True, help="The student's pixels too.")
 @click.option(
     "--rows-per-tar", type=click.IntRange(min=1), default=1000, show_default=True, help="For tars."
@@ -194,7 +201,7 @@ def export_features(
     cache: str,
     out: Path,
     kind: str,
-    teachers: str | None,
+    teachers: list[str] | None,
     split: Any,
     pixels: bool,
     rows_per_tar: int,
@@ -218,7 +225,7 @@ def export_features(
             store.open(cache),
             out,
             format=kind,
-            teachers=tuple(names_of(teachers) or ()),
+            teachers=tuple(teachers or ()),
             split=split,
             pixels=pixels,
             rows_per_tar=rows_per_tar,
@@ -226,3 +233,21 @@ def export_features(
         )
     shown = ", ".join(report.files[:6]) + (", ..." if len(report.files) > 6 else "")
     click.echo(f"{out}: {counted(report.num_rows, 'row')} in {shown}")
+
+
+@click.command("export-normalizer")
+@cache_argument
+@click.argument("teacher")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--kind", default="patches", show_default=True, help="patches, summary, registers.")
+@click.option("--method", default="phi-s", show_default=True, help="Normalizer.")
+def export_normalizer(cache: str, teacher: str, out: Path, kind: str, method: str) -> None:
+    """Write a fitted normalizer as a file of its own.
+
+    One safetensors file with mean, W and Theta, to be used without phistill.
+    """
+    from phistill import cache as store
+    from phistill.stats.export import export_normalizer as write
+
+    write(store.open(cache), teacher, out, kind=kind, method=method)
+    click.echo(f"Written: {out}")

@@ -15,9 +15,9 @@ from phistill.cache import Cache
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
 from phistill.report import report
-from phistill.report.terminal import duration_text, progress_bar
+from phistill.report.tables import statistics_notes, statistics_table
+from phistill.report.terminal import duration_text, progress_bar, table_text
 from phistill.stats import fit_stats
-from phistill.stats.table import render_notes, render_table
 from phistill.train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
 
 from .pictures import BUNDLED
@@ -79,8 +79,8 @@ def demo(
     say(f"   {cache.index().num_rows:,} images in {cache.location}")
     say("2. fit-stats: moments and PHI-S")
     rows = fit_stats(cache)
-    say(render_table(rows))
-    for note in render_notes(rows):
+    say(statistics_table(rows))
+    for note in statistics_notes(rows):
         say(f"   {note}")
     runs, lines = {}, {}
     for name, method in RUNS.items():
@@ -120,10 +120,10 @@ def unexplained_table(lines: dict[str, list[EvalRow]]) -> str:
     columns = {name: _patches(found, "trained") for name, found in lines.items()}
     columns["untrained"] = _patches(next(iter(lines.values())), "untrained")
     teachers = list(columns["untrained"])
-    heads = ["teacher", *(f"{name} student" for name in columns)]
-    cells = [[t, *(f"{column[t]:.3f}" for column in columns.values())] for t in teachers]
+    header = ["teacher", *(f"{name} student" for name in columns)]
+    rows = [[t, *(f"{column[t]:.3f}" for column in columns.values())] for t in teachers]
     title = "Unexplained variance on held-out images (0: the teacher itself, 1: its mean)"
-    return "\n".join([title, _aligned([heads, *cells])])
+    return f"{title}\n{table_text(header, rows)}"
 
 
 def _patches(lines: Sequence[EvalRow], student: str) -> dict[str, float]:
@@ -132,14 +132,3 @@ def _patches(lines: Sequence[EvalRow], student: str) -> dict[str, float]:
         for line in lines
         if line.student == student and line.kind == "patches" and line.unexplained is not None
     }
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    )

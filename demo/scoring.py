@@ -16,6 +16,7 @@ import torch
 
 from phistill.cache import HELDOUT, Cache
 from phistill.cache.format.parquet import read_table
+from phistill.report.terminal import table_text
 from phistill.train import TrainedStudent, load_run
 
 from . import tasks
@@ -36,21 +37,15 @@ class ScoreTable:
 
     def rows(self) -> list[list[str]]:
         """A header, then a line per who."""
-        head = ["", *SHOWN]
+        head = ["features", *SHOWN]
         return [head, *([who, *(str(s[task]) for task in SHOWN)] for who, s in self.scores.items())]
 
     def as_text(self) -> str:
         """Aligned columns for a terminal."""
-        rows = self.rows()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        header, *rows = self.rows()
         num = next(iter(self.scores.values()))[SHOWN[0]].n
-        return "\n".join(
-            [f"The teachers' own tasks on {num} held-out images, 95 % interval", *lines]
-        )
+        title = f"The teachers' own tasks on {num} held-out images, 95 % interval"
+        return f"{title}\n{table_text(header, rows, words=range(len(header)))}"
 
     def as_report_tables(self) -> list[tuple[str, list[str], list[list[str]], str]]:
         """For the report: title, header, rows, note."""

@@ -9,15 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from phistill import cache as store
 from phistill.cache import Cache, CommitRecord
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
 from phistill.pipeline.teachers.licences import UNKNOWN
 from phistill.stats import PassOptions, load_options, load_row
 
-from .terminal import bytes_text
+from .terminal import bytes_text, table_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
 """State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""
@@ -107,8 +105,8 @@ def render(description: Mapping[str, Any]) -> str:
         f"format {facts['format']}",
         f"usable rows: {splits['train']:,} for training, {splits['heldout']:,} held out",
         "",
-        *_columns(
-            ("", "shards", "bytes", "rejected", "arrays"),
+        table_text(
+            ("owner", "shards", "bytes", "rejected", "arrays"),
             [
                 (
                     name,
@@ -200,18 +198,3 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _plain(value: Any) -> str:
     return (value or "none") if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int]
-) -> list[str]:
-    """Aligned columns, words to the left and numbers to the right."""
-    lines = [header, *rows]
-    widths = np.max([[len(cell) for cell in line] for line in lines], axis=0)
-    return [
-        "  ".join(
-            cell.ljust(width) if column in words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from datetime import timedelta
+from io import StringIO
 
+from rich import filesize
+from rich.box import Box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,16 +22,26 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 LOG_FIRST_S = 10.0
 LOG_EVERY_S = 60.0
 """Where nobody watches, the first line comes after so long, and then one so often."""
 
+_RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
+"""Nothing but a line of hyphens below the header."""
 
-class Bar(Protocol):
+
+class Bar(ABC):
     """``bar(done, total, note)`` moves the bar and says something beside it."""
 
+    @abstractmethod
     def __call__(self, done: float, total: float, note: str = "") -> None: ...
+
+    def bytes(self, done: float, total: float, note: str = "") -> None:
+        """The same for work that is measured in bytes: says how many there are."""
+        self(done, total, f"{note} {bytes_text(total)}".strip())
 
 
 @contextmanager
@@ -49,15 +63,18 @@ def progress_bar(title: str, *, lines: bool = False) -> Iterator[Bar]:
         yield LogLines(title, lambda line: print(line, file=sys.stderr, flush=True))
         return
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None, note="")
-
-        def move(done: float, total: float, note: str = "") -> None:
-            progress.update(task, completed=done, total=total, note=note)
-
-        yield move
+        yield _DrawnBar(progress, title)
 
 
-class LogLines:
+class _DrawnBar(Bar):
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._task = progress, progress.add_task(title, total=None, note="")
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+class LogLines(Bar):
     """``bar(done, total, note)`` as lines: ``extract: 1,200 of 5,000 (24 %), NOTE, 12:30 left``."""
 
     def __init__(
@@ -90,16 +107,25 @@ class LogLines:
 
 def bytes_text(num_bytes: float) -> str:
     """Bytes in decimal units: ``1.3 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"
+    return filesize.decimal(round(num_bytes))
 
 
 def duration_text(seconds: float) -> str:
-    """``0:07``, ``12:30`` or ``3:05:00``."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+    """``0:00:07``, ``0:12:30`` or ``1 day, 3:05:00``."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def table_text(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int] = (0,)
+) -> str:
+    """Aligned columns for a terminal or a pipe, never wrapped; ``words`` are aligned to the left,
+    the other columns hold numbers."""
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, title in enumerate(header):
+        table.add_column(title, justify="left" if number in words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=StringIO(), width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())

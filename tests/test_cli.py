@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click import BadParameter
 from click.testing import CliRunner
 
 from phistill.cache import Cache
 from phistill.cli import main
+from phistill.commands.arguments import DURATION, NUM_BYTES
 from phistill.errors import counted
 
 CacheFactory = Callable[..., Cache]
@@ -44,6 +46,47 @@ def test_every_command_explains_itself(command: str) -> None:
     first = main.commands[command].help
     assert first is not None
     assert first.strip().split("\n")[0].endswith((".", ":"))
+
+
+def test_help_lists_every_command_once_under_what_it_is_for_with_a_whole_sentence() -> None:
+    _, out, _ = run("--help")
+    assert {"Make:", "Look:", "Learn:", "Change:", "Exchange:"} < set(out.splitlines())
+    assert out.count("\n  export ") == 1
+    words = " ".join(out.split())
+    for name, command in main.commands.items():
+        assert command.help is not None
+        sentence = command.help.strip().split("\n")[0]
+        assert f" {name} {sentence}" in words
+
+
+def test_weights_of_caches_and_of_losses_cannot_be_mistaken_for_each_other(tmp_path: Path) -> None:
+    code, _, err = run("train", tmp_path, "--out", tmp_path / "r", "--weights", "0.7,0.3")
+    assert code == 2
+    assert "No such option" in err
+    assert "--cache-weights" in run("train", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1d12h", 129600), ("7", 7)]
+)
+def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("200G", 2 * 10**11), ("1.5TiB", 3 * 2**39), ("500 MB", 5 * 10**8)]
+)
+def test_a_size_is_read_as_people_write_it(text: str, num_bytes: int) -> None:
+    assert NUM_BYTES.convert(text, None, None) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "G", "-3G", "nan", "3h4x", "0"])
+def test_what_is_no_size_and_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BadParameter, match="is not like 200G"):
+        NUM_BYTES.convert(text, None, None)
+    if text != "0":
+        with pytest.raises(BadParameter, match="is not like 3h50m"):
+            DURATION.convert(text, None, None)
 
 
 def test_an_unknown_teacher_source_lists_the_known_ones(tmp_path: Path) -> None:
@@ -215,7 +258,7 @@ EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
         ([*EXTRACT, "--seed", "-1"], 2, "seed"),
         ([*EXTRACT, "--device", "mps"], 2, "mps"),
         ([*EXTRACT, "--min-side", "-1"], 2, "min_side"),
-        (["extract", "IMAGES", "--cache", "NEW", "--teacher", "module:os:path"], 2, "function"),
+        (["extract", "IMAGES", "--cache", "NEW", "--teacher", "module:os:path"], 2, "callable"),
         (["extract", "LIST", "--cache", "NEW", "--teacher", "demo:clip"], 2, "nothing.png"),
         (["extract", "IMAGES", "--cache", "IMAGES", "--teacher", "demo:clip"], 2, "holds other"),
         (["extract", "NOWHERE", "--cache", "NEW", "--teacher", "demo:clip"], 2, "do not exist"),

@@ -289,33 +289,3 @@ def refuse_other_teachers(
                 f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"
                 f"{lines}\nTake the cache the run was trained on, or train a new run."
             )
-
-
-def as_table(lines: Sequence[EvalRow]) -> str:
-    """A plain table for a terminal; a first column names the cache where there are several."""
-    if not lines:
-        raise UsageError("there is nothing to show.")
-    names = ("student", "teacher", "kind", "rows", "mse", "unexplained")
-    head = "{:10} {:16} {:8} {:>6} {:>11} {:>17} cosine".format(*names)
-    width = max(len(line.cache) for line in lines)
-    table = [head, *(_line(line) for line in lines)]
-    if width:
-        width = max(width, len("cache"))
-        first = ["cache", *(line.cache for line in lines)]
-        table = [f"{cell:{width}} {rest}" for cell, rest in zip(first, table, strict=True)]
-    if any("±" in line for line in table):
-        table.append("± is the 95 % confidence interval, over images.")
-    return "\n".join(table)
-
-
-def _line(line: EvalRow) -> str:
-    mse = "-" if line.mse is None else f"{line.mse:.4g}"
-    share = "-"
-    if line.unexplained is not None:
-        share = f"{line.unexplained:.3f}"
-        if line.unexplained_error is not None:
-            share += f" ± {1.96 * line.unexplained_error:.3f}"
-    return (
-        f"{line.student:10} {line.teacher:16} {line.kind:8} {line.num_rows:6d} {mse:>11} "
-        f"{share:>17} {line.cosine:.3f}"
-    )

@@ -15,9 +15,9 @@ from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.storage import publish
 from phistill.errors import UsageError
-from phistill.stats.table import render_notes
 from phistill.train import EvalRow
 
+from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
 from .canvas import NUM_SERIES
@@ -185,7 +185,7 @@ def render(
             num_series=NUM_SERIES,
             method_label=method_label,
             method_words=METHOD_WORDS,
-            statistics_notes=render_notes([array.stats for array in cache.arrays]),
+            statistics_notes=statistics_notes([array.stats for array in cache.arrays]),
             has_warnings=any(array.stats.has_outliers for array in cache.arrays),
             made_with=made_with_text(runs),
             has_bands=any(facts.chance is not None for facts in cache.patches),

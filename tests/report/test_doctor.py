@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from phistill.report.doctor import Finding, doctor, render, to_json
+from phistill.report.doctor.examination import doctor
+from phistill.report.doctor.findings import Finding, render, to_json
+from phistill.report.doctor.installation import _answer
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +77,10 @@ def test_a_run_that_learnt_from_another_teacher_does_not_fit(
 
 
 def test_a_hub_that_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    from phistill.report import doctor as module
-
     # A port of this machine that nobody listens on.
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         monkeypatch.undo()
-        found = module._answer(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+        found = _answer(f"http://127.0.0.1:{reserved.getsockname()[1]}")
     assert found.state == "problem"
     assert "does not answer" in found.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phistill.pipeline.progress import ExtractProgress, Stopwatch
-from phistill.report.extract_bar import done_images, progress_note
+from phistill.report.extraction import done_images, progress_note
 from phistill.report.terminal import LogLines
 
 HALFWAY = ExtractProgress(
@@ -54,7 +54,7 @@ def test_a_log_gets_a_line_after_ten_seconds_and_then_one_a_minute() -> None:
     assert [line.split(",")[0] for line in lines] == [
         "extract: 10 of 1", "extract: 70 of 1", "extract: 130 of 1",
     ]  # fmt: skip
-    assert lines[1] == "extract: 70 of 1,000 (7%), 1 images/s, 15:30 left"
+    assert lines[1] == "extract: 70 of 1,000 (7%), 1 images/s, 0:15:30 left"
 
 
 def test_what_a_resumed_run_had_before_does_not_count_as_speed() -> None:
@@ -63,7 +63,7 @@ def test_what_a_resumed_run_had_before_does_not_count_as_speed() -> None:
     bar(900, 1000)
     now[0] = 20.0
     bar(910, 1000)
-    assert lines == ["train: 910 of 1,000 (91%), 3:00 left"]
+    assert lines == ["train: 910 of 1,000 (91%), 0:03:00 left"]
 
 
 def test_waiting_is_timed_by_what_is_waited_for() -> None:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phistill.cache import Cache, TeacherInfo
+from phistill.report.tables import statistics_notes, statistics_table
 from phistill.stats import StatsRow, fit_stats, load_moments, load_row
 from phistill.stats.description import ConvergenceStep, effective_rank
 from phistill.stats.moments.dispersion import squared_angles
 from phistill.stats.moments.moments import Accumulator
 from phistill.stats.moments.squared_norms import Energies
-from phistill.stats.table import render_notes, render_table
 
 CacheFactory = Callable[..., Cache]
 
@@ -55,7 +55,7 @@ def test_a_few_enormous_tokens_raise_the_warning_with_their_share(c: int) -> Non
     # 0.1 % of tokens with 900 times the energy: 0.9 / 1.9; bins are 9 % wide, blocks differ
     assert share == pytest.approx(naive_top_share(x, 1e-3), rel=0.03)
     assert row(outlier_share=share).has_outliers
-    assert "47% of the variance" in "".join(render_notes([row(outlier_share=0.47)]))
+    assert "47% of the variance" in "".join(statistics_notes([row(outlier_share=0.47)]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,8 +75,8 @@ def test_histograms_merge_exactly_and_bound_the_share(a: int, b: int, fraction: 
 
 
 def test_fewer_vectors_than_channels_are_a_warning() -> None:
-    assert "12 vectors span fewer" in "".join(render_notes([row(width=12, num_vectors=12)]))
-    assert "span fewer" not in "".join(render_notes([row(width=12, num_vectors=13)]))
+    assert "12 vectors span fewer" in "".join(statistics_notes([row(width=12, num_vectors=12)]))
+    assert "span fewer" not in "".join(statistics_notes([row(width=12, num_vectors=13)]))
 
 
 def test_a_handful_of_vectors_raises_no_warning() -> None:
@@ -159,9 +159,9 @@ def test_stable_after_is_the_first_size_from_which_nothing_moved() -> None:
     assert row().stable_after is None
     assert (
         "stable to 0.1% after 8 rows"
-        in render_notes([row(convergence=steps(0.1, 1e-4, 0.1, 1e-4, 1e-5))])[0]
+        in statistics_notes([row(convergence=steps(0.1, 1e-4, 0.1, 1e-4, 1e-5))])[0]
     )
-    assert "not yet stable" in render_notes([row(convergence=steps(0.1))])[0]
+    assert "not yet stable" in statistics_notes([row(convergence=steps(0.1))])[0]
 
 
 def test_a_trimmed_estimate_leaves_out_the_outliers_and_says_so(make_cache: CacheFactory) -> None:
@@ -210,10 +210,10 @@ def test_a_row_survives_json() -> None:
 
 
 def test_the_table_is_aligned_text() -> None:
-    table = render_table([row(), row(teacher="a-long-name", phi=0.02415, width=8)])
+    table = statistics_table([row(), row(teacher="a-long-name", phi=0.02415, width=8)])
     header, rule, first, second = table.splitlines()
     assert header.split()[:3] == ["teacher", "kind", "width"]
-    assert set(rule) == {"-", " "}
+    assert set(rule) == {"-"}
     assert first.index("192") + 3 == second.index("8  ") + 1
     assert "1,234,567" in first
     assert "-3.39 .. 4.29" in first

@@ -12,10 +12,10 @@ import torch
 import phistill.cache as store
 from phistill.cache import Cache
 from phistill.errors import CorruptCache, LockHeld, RunMismatch, StoreError, UsageError
+from phistill.report.tables import evaluation_table
 from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
 from phistill.train.data.sequence import make_plan
-from phistill.train.evaluation import as_table
 from phistill.train.metrics import read_metrics
 
 Config = Callable[..., TrainConfig]
@@ -94,8 +94,8 @@ def test_a_single_row_has_no_interval(
 ) -> None:
     train(fitted_cache, tmp_path / "run", make_config(num_steps=1))
     several, one = (evaluate(tmp_path / "run", max_rows=number) for number in (0, 1))
-    assert as_table(several).endswith("± is the 95 % confidence interval, over images.")
-    assert "±" not in as_table(one)
+    assert evaluation_table(several).endswith("± is the 95 % confidence interval, over images.")
+    assert "±" not in evaluation_table(one)
     assert {line.cosine_error for line in one} == {None}
 
 

@@ -310,16 +310,16 @@ def test_the_command_line_takes_caches_and_weights(
     options = ", ".join(f"{k} = {v}" for k, v in settings["student_options"].items())
     toml.write_text("\n".join([*lines, f"student_options = {{ {options} }}"]), "utf-8")
     run = ["train", *paths, "--out", str(tmp_path / "run"), "--config", str(toml)]
-    result = CliRunner().invoke(main, [*run, "--weights", "3,1"])
+    result = CliRunner().invoke(main, [*run, "--cache-weights", "3,1"])
     assert result.exit_code == 0, result.output
     caches = json.loads((tmp_path / "run" / "config.json").read_bytes())["caches"]
     assert [entry["share"] for entry in caches] == [0.75, 0.25]
     shown = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
     assert "first.cache" in shown.output
     assert "second.cache" in shown.output
-    wrong = CliRunner().invoke(main, [*run, "--weights", "a,b"])
+    wrong = CliRunner().invoke(main, [*run, "--cache-weights", "a,b"])
     assert wrong.exit_code == 2
-    assert "--weights 'a,b'" in wrong.output
+    assert "--cache-weights': 'a,b'" in wrong.output
 
 
 def test_a_sweep_over_several_caches_ends_where_separate_runs_do(

@@ -1,4 +1,4 @@
-"""``extract``: stage one."""
+"""Making a cache: features, then statistics; and the demo, which makes everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
     from phistill.pipeline.workers import Share
 
-from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, teacher_option
+from .arguments import (
+    COUNT_OR_AUTO,
+    DURATION,
+    FRACTION_OR_FILE,
+    LOCATION,
+    PATH,
+    autocast_option,
+    cache_argument,
+    device_option,
+    teacher_option,
+    teachers_option,
+)
 
 
 @click.command()
@@ -20,12 +31,13 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 @click.option(
     "--cache",
     required=True,
-    type=cache_path,
+    type=LOCATION,
     help="Cache to write: a folder, or s3://BUCKET/PREFIX.",
 )
 @teacher_option
 @click.option(
     "--holdout",
+    type=FRACTION_OR_FILE,
     metavar="FRACTION|FILE",
     help="Fraction of images held out, or a file of their ids, one per line.  [default: 0.05]",
 )
@@ -49,15 +61,12 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 @click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
 @click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--autocast",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
-)
+@device_option
+@autocast_option
 @click.option(
     "--batch-size",
     "rows_per_forward",
+    type=COUNT_OR_AUTO,
     metavar="N|auto",
     help="Rows per forward pass of a new teacher, stored with it; auto measures what is fastest "
     "here.  [default: by the size of its input]",
@@ -89,6 +98,8 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 )
 @click.option(
     "--time-limit",
+    "time_limit_s",
+    type=DURATION,
     metavar="3h50m",
     help="Finish a shard and stop after this long, with exit code 143.",
 )
@@ -107,7 +118,7 @@ from .arguments import cache_path, count_or_auto, fraction_or_file, seconds_of, 
 @click.option(
     "--labels",
     "labels_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Classes of the images: .json, .csv, .tsv or .parquet, from an image's id, its folder or "
     "its class number to a name (docs/images.md).",
@@ -129,7 +140,7 @@ def extract(
     images: str,
     cache: str,
     teachers: tuple[str, ...],
-    holdout: str | None,
+    holdout: float | Path | None,
     seed: int | None,
     pixel_size: int | None,
     views: tuple[str, ...],
@@ -137,7 +148,6 @@ def extract(
     min_side: int | None,
     shard_rows: int | None,
     compression: str | None,
-    time_limit: str | None,
     worker: str | None,
     **options: Any,
 ) -> None:
@@ -148,15 +158,12 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
-    from phistill.errors import counted
     from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode.rgb import DecodeRules
     from phistill.pipeline.decode.views import View
-    from phistill.pipeline.teachers.licences import licences_text
-    from phistill.pipeline.workers import who_misses
-    from phistill.report.extract_bar import done_images, progress_note
-    from phistill.report.terminal import bytes_text, duration_text, progress_bar
+    from phistill.report.extraction import done_images, progress_note, summary_text
+    from phistill.report.terminal import progress_bar
 
     decode = None
     if background or min_side is not None:
@@ -164,13 +171,11 @@ def extract(
             background=background or DecodeRules().background,
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
-    fraction, options["holdout_file"] = fraction_or_file(holdout)
-    options["time_limit_s"] = seconds_of(time_limit)
-    options["rows_per_forward"] = count_or_auto("--batch-size", options["rows_per_forward"])
+    options["holdout_file"] = holdout if isinstance(holdout, Path) else None
     share = _take_share(worker, options)
     settings = CacheSettings(
         seed=seed,
-        holdout=fraction,
+        holdout=None if isinstance(holdout, Path) else holdout,
         pixel_size=pixel_size,
         views=tuple(View.parse(view) for view in views) or None,
         decode=decode,
@@ -178,11 +183,12 @@ def extract(
         compression=compression,
     )
     title = f"extract, worker {share}" if share else "extract"
-    last: list[ExtractProgress] = []
+    last: ExtractProgress | None = None
     with progress_bar(title, lines=options.get("local_rank") is not None) as bar:
 
         def show(at: ExtractProgress) -> None:
-            last[:] = [at]
+            nonlocal last
+            last = at
             bar(done_images(at), at.num_images, progress_note(at))
 
         report = run(
@@ -194,30 +200,9 @@ def extract(
             on_progress=show,
             on_notice=lambda text: click.echo(text, err=True),
         )
-    found = report.cache
-    names = ", ".join(found.teachers)
-    who = f"{cache}, worker {share}" if share else str(cache)
-    if report.num_shards:
-        click.echo(
-            f"{who}: {counted(report.num_shards, 'shard')}, "
-            f"{bytes_text(report.written_bytes)} written in "
-            f"{duration_text(report.elapsed_s)}{_speed(last)}."
-        )
-    elif not report.out_of_time:
-        click.echo(f"{who}: nothing to do." if share else f"{cache} is complete: nothing to do.")
+    click.echo(summary_text(report, images, share, last))
     if share and report.missing_shards and not report.out_of_time:
-        command = f"phistill extract {images} --cache {cache}"
-        holders = found.files.holders()
-        click.echo("\n".join(who_misses(report.missing_shards, share, holders, command)))
         return
-    click.echo(f"{counted(found.index().num_rows, 'row')}, teachers {names}.")
-    click.echo(licences_text({name: found.teacher(name).licence for name in found.teachers}))
-    _print_rejects(report.rejects, cache)
-    if report.num_repaired:
-        click.echo(f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}.")
-    if report.num_new_images:
-        new = counted(report.num_new_images, "image")
-        click.echo(f"Not in it: {new} of {images}. Add what is new with --append.")
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)
@@ -242,22 +227,50 @@ def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
     return share
 
 
-def _speed(last: list[ExtractProgress]) -> str:
-    """How fast it was, for the line at the end; nothing where nothing was computed."""
-    if not last or not last[0].computed_rows:
-        return ""
-    busy = last[0].busy
-    known = "" if busy is None else f", with the teachers busy {busy:.0%} of the time"
-    return f" (once the teachers ran, {last[0].images_per_s:,.1f} images/s{known})"
+@click.command("fit-stats")
+@cache_argument
+@teachers_option
+@click.option("--exact", is_flag=True, help="Float64 products: error 1e-12, not 2e-6.")
+@click.option("--tokens-per-image", type=int, help="Tokens taken of each image; all by default.")
+@click.option("--max-images", type=int, help="Training rows taken; all by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
+@click.option(
+    "--trim",
+    type=float,
+    default=0.0,
+    help="Leave out up to this share of tokens, the farthest; summaries stay whole.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device: cuda.")
+@click.option("--workers", type=int, help="Processes; a thread per core by default.")
+@click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
+@click.option("--repair", is_flag=True, help="Check every stored file; make damaged ones again.")
+def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
+    """Compute the moments of every teacher and fit PHI-S.
+
+    A killed run goes on where it stopped, and a cache that grew costs its new shards only.
+    """
+    from phistill import cache as store
+    from phistill.report.tables import statistics_notes, statistics_table
+    from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.stats import fit_stats as run
+    from phistill.stats.fit.schedule import FitProgress
+
+    with progress_bar("fit-stats") as bar:
+
+        def show(at: FitProgress) -> None:
+            bar(at.done_bytes, at.total_bytes, f"{at.array}, {bytes_text(at.total_bytes)}")
+
+        rows = run(store.open(cache), teachers=teachers, progress=show, **options)
+    click.echo(statistics_table(rows))
+    for note in statistics_notes(rows):
+        click.echo(note)
+    click.echo(f"Next: phistill train {cache} --out runs/phi-s")
 
 
-def _print_rejects(rejects: tuple[tuple[str, str], ...], cache: str) -> None:
-    if rejects:
-        click.echo(f"{len(rejects)} rejected:")
-        click.echo(rejects_text(rejects[:10]))
-    if len(rejects) > 10:
-        click.echo(f"  and {len(rejects) - 10} more: phistill inspect {cache} --rejects")
+@click.command()
+@click.option("--out", type=PATH, default="demo-out", show_default=True, help="Folder to make.")
+def demo(out: Path) -> None:
+    """Run the whole method on bundled images and teachers."""
+    from phistill.demo.run import demo as run
 
-
-def rejects_text(rejects: tuple[tuple[str, str], ...]) -> str:
-    return "\n".join(f"  {name}: {reason}" for name, reason in rejects)
+    run(out, say=click.echo)

@@ -1,4 +1,4 @@
-"""Statistics and students: stages two and three."""
+"""Learning from a cache: one student or many, how good they are, and taking them away."""
 
 from __future__ import annotations
 
@@ -8,54 +8,17 @@ from typing import Any
 import click
 
 from .arguments import (
-    assignment_of,
-    cache_argument,
-    cache_path,
+    ASSIGNMENT,
+    LOCATION,
+    NAMES,
+    NUMBERS,
+    PATH,
+    TOML,
     caches_argument,
-    names_of,
-    numbers_of,
-    read_toml,
+    device_option,
+    json_option,
+    split_option,
 )
-
-
-@click.command("fit-stats")
-@cache_argument
-@click.option("--teachers", help="Comma-separated; all by default.")
-@click.option("--exact", is_flag=True, help="Float64 products: error 1e-12, not 2e-6.")
-@click.option("--tokens-per-image", type=int, help="Tokens taken of each image; all by default.")
-@click.option("--max-images", type=int, help="Training rows taken; all by default.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
-@click.option(
-    "--trim",
-    type=float,
-    default=0.0,
-    help="Leave out up to this share of tokens, the farthest; summaries stay whole.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device: cuda.")
-@click.option("--workers", type=int, help="Processes; a thread per core by default.")
-@click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
-@click.option("--repair", is_flag=True, help="Check every stored file; make damaged ones again.")
-def fit_stats(cache: str, teachers: str | None, **options: Any) -> None:
-    """Compute the moments of every teacher and fit PHI-S.
-
-    A killed run goes on where it stopped, and a cache that grew costs its new shards only.
-    """
-    from phistill import cache as store
-    from phistill.report.terminal import bytes_text, progress_bar
-    from phistill.stats import fit_stats as run
-    from phistill.stats.fit.schedule import FitProgress
-    from phistill.stats.table import render_notes, render_table
-
-    with progress_bar("fit-stats") as bar:
-
-        def show(at: FitProgress) -> None:
-            bar(at.done_bytes, at.total_bytes, f"{at.array}, {bytes_text(at.total_bytes)}")
-
-        rows = run(store.open(cache), teachers=names_of(teachers), progress=show, **options)
-    click.echo(render_table(rows))
-    for note in render_notes(rows):
-        click.echo(note)
-    click.echo(f"Next: phistill train {cache} --out runs/phi-s")
 
 
 def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -75,11 +38,16 @@ stage_option = click.option(
 
 @click.command()
 @caches_argument
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder.")
-@click.option("--weights", help="Of several caches, comma-separated.  [default: by their rows]")
-@click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML of settings.")
+@click.option("--out", required=True, type=PATH, help="Run folder.")
+@click.option(
+    "--cache-weights",
+    type=NUMBERS,
+    metavar="0.7,0.3",
+    help="Shares of several caches in what is drawn.  [default: by their rows]",
+)
+@click.option("--config", type=TOML, metavar="FILE", help="TOML of settings.")
 @click.option("--normalizer", help="Of the patch targets.  [default: phi-s]")
-@click.option("--teachers", help="Comma-separated; all of the cache by default.")
+@click.option("--teachers", type=NAMES, metavar="A,B", help="[default: all of the cache]")
 @click.option("--student", help="A timm model.  [default: vit_small_patch16_224]")
 @click.option("--epochs", type=float, help="Passes over the training rows.  [default: 20]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 128]")
@@ -90,6 +58,7 @@ stage_option = click.option(
 @click.option(
     "--set",
     "assignments",
+    type=ASSIGNMENT,
     multiple=True,
     metavar="KEY=VALUE",
     help="Any other setting (see --settings), value as in TOML; repeatable.",
@@ -105,10 +74,8 @@ stage_option = click.option(
 def train(
     caches: tuple[str, ...],
     out: Path,
-    weights: str | None,
-    config: Path | None,
-    teachers: str | None,
-    assignments: tuple[str, ...],
+    config: dict[str, Any] | None,
+    assignments: tuple[tuple[str, Any], ...],
     stage: Path | None,
     **options: Any,
 ) -> None:
@@ -119,23 +86,19 @@ def train(
 
     \b
     phistill train my.cache --out runs/phi-s
-    phistill train web.cache photos.cache --weights 0.7,0.3 --out runs/mixed
+    phistill train web.cache photos.cache --cache-weights 0.7,0.3 --out runs/mixed
     phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
     from phistill.errors import UsageError, counted
-    from phistill.report.terminal import bytes_text, duration_text, progress_bar
+    from phistill.report.terminal import duration_text, progress_bar
     from phistill.train import Progress, TrainConfig
     from phistill.train import train as run
 
-    values = read_toml(config) if config else {}
+    values = config or {}
     if "grid" in values:
-        raise UsageError(f"{config} has a [grid]: it is for `phistill sweep`, not for one run.")
-    values |= dict(assignment_of(text) for text in assignments)
+        raise UsageError("--config has a [grid]: it is for `phistill sweep`, not for one run.")
+    values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
-    if teachers is not None:
-        values["teachers"] = names_of(teachers)
-    if weights is not None:
-        values["cache_weights"] = numbers_of("--weights", weights)
     with progress_bar("train") as bar:
 
         def show(at: Progress) -> None:
@@ -147,7 +110,7 @@ def train(
             TrainConfig.from_dict(values),
             stage=stage,
             progress=show,
-            stage_progress=lambda done, total: bar(done, total, f"staging {bytes_text(total)}"),
+            stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
         )
     if result.resumed_from == result.num_steps:
         click.echo(f"{out} is finished: {counted(result.num_steps, 'step')}, nothing to do.")
@@ -174,20 +137,18 @@ checkpoint_option = click.option(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--cache",
     "caches",
     multiple=True,
-    type=cache_path,
+    type=LOCATION,
     help="Repeatable.  [default: the run's own]",
 )
 @checkpoint_option
-@click.option(
-    "--split", type=click.Choice(["heldout", "train", "all"]), default="heldout", show_default=True
-)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@split_option("heldout")
+@device_option
+@json_option
 def evaluate(
     run: Path, caches: tuple[str, ...], which: str, split: Any, device: str, as_json: bool
 ) -> None:
@@ -199,21 +160,21 @@ def evaluate(
     """
     import json
 
+    from phistill.report.tables import evaluation_table
     from phistill.report.terminal import progress_bar
     from phistill.train import evaluate as measure
-    from phistill.train.evaluation import as_table
 
     with progress_bar("evaluate") as bar:
         lines = measure(run, caches or None, which=which, split=split, device=device, progress=bar)
     if as_json:
         click.echo(json.dumps([line.to_dict() for line in lines], indent=2))
     else:
-        click.echo(as_table(lines))
+        click.echo(evaluation_table(lines))
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
+@click.argument("out", type=PATH)
 @checkpoint_option
 def export(run: Path, out: Path, which: str) -> None:
     """Write the student with its normalizers folded in.
@@ -228,7 +189,7 @@ def export(run: Path, out: Path, which: str) -> None:
 
 @click.command()
 @caches_argument
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
+@click.option("--out", required=True, type=PATH, help="Folder of the runs.")
 @click.option(
     "--config",
     "grid",
@@ -248,7 +209,7 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
     phistill sweep /nfs/my.cache --config grid.toml --out runs/grid --stage /local/scratch
     """
     from phistill.errors import counted
-    from phistill.report.terminal import bytes_text, duration_text, progress_bar
+    from phistill.report.terminal import duration_text, progress_bar
     from phistill.train import Progress
     from phistill.train.sweeps.cells import read_grid
     from phistill.train.sweeps.sweep import sweep as run
@@ -264,7 +225,7 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
             read_grid(grid),
             stage=stage,
             progress=show,
-            stage_progress=lambda done, total: bar(done, total, f"staging {bytes_text(total)}"),
+            stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
         )
     click.echo(
         f"{out}: {result.num_trained} of {counted(result.num_cells, 'cell')} trained in "
@@ -275,21 +236,3 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
         click.echo("Other processes still train cells; the last to end writes the table.")
     else:
         click.echo(result.table.read_text("utf-8"))
-
-
-@click.command("export-normalizer")
-@cache_argument
-@click.argument("teacher")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--kind", default="patches", show_default=True, help="patches, summary, registers.")
-@click.option("--method", default="phi-s", show_default=True, help="Normalizer.")
-def export_normalizer(cache: str, teacher: str, out: Path, kind: str, method: str) -> None:
-    """Write a fitted normalizer as a file of its own.
-
-    One safetensors file with mean, W and Theta, to be used without phistill.
-    """
-    from phistill import cache as store
-    from phistill.stats.export import export_normalizer as write
-
-    write(store.open(cache), teacher, out, kind=kind, method=method)
-    click.echo(f"Written: {out}")

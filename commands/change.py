@@ -1,0 +1,122 @@
+"""Changing what a cache holds: merging, taking down, leaving out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .arguments import LOCATION, cache_argument, read_lines
+
+
+@click.command()
+@cache_argument
+@click.argument("other", type=LOCATION)
+def merge(cache: str, other: str) -> None:
+    """Copy into CACHE the shards that OTHER has.
+
+    OTHER is another worker's copy of the same cache, or one of other images with equal settings.
+    """
+    from phistill import cache as store
+    from phistill.cache.upkeep.growth import merge as run
+    from phistill.errors import counted
+
+    opened = store.open(cache)
+    with opened.writing():
+        num_shards = run(opened, store.open(other))
+    click.echo(f"{cache}: {counted(num_shards, 'shard')} copied from {other}.")
+    click.echo(f"Next: phistill fit-stats {cache}")
+
+
+@click.command("remove-teacher")
+@cache_argument
+@click.argument("name")
+def remove_teacher(cache: str, name: str) -> None:
+    """Delete a teacher and all its features."""
+    from phistill import cache as store
+    from phistill.cache.upkeep.growth import remove_teacher as run
+
+    opened = store.open(cache)
+    with opened.writing():
+        run(opened, name)
+    click.echo(f"{cache}: teacher {name} is deleted; {', '.join(opened.teachers) or 'none'} left.")
+
+
+@click.command("remove-images")
+@cache_argument
+@click.argument("ids", nargs=-1)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Further ids, one per line.",
+)
+@click.option("--with-duplicates", is_flag=True, help="Also images with the same bytes.")
+def remove_images(
+    cache: str, ids: tuple[str, ...], path: Path | None, with_duplicates: bool
+) -> None:
+    """Take down images by id.
+
+    Their rows are never given out again; their bytes go with compact. Other images with the same
+    bytes are named. Run fit-stats afterwards.
+
+    \b
+    phistill remove-images my.cache photos/0017.jpg photos/0018.jpg --with-duplicates
+    phistill remove-images my.cache --file takedown.txt
+    """
+    from phistill import cache as store
+    from phistill.cache.upkeep import growth
+    from phistill.errors import UsageError, counted
+
+    wanted = [*ids, *(read_lines(path) if path else [])]
+    if not wanted:
+        raise UsageError("say which images: ids, or --file with one per line.")
+    opened = store.open(cache)
+    with opened.writing():
+        same = growth.duplicates(opened, wanted)
+        num_rows = growth.remove_images(opened, [*wanted, *same] if with_duplicates else wanted)
+    click.echo(f"{cache}: {counted(num_rows, 'row')} removed.")
+    for name, original in list(same.items())[:10]:
+        click.echo(f"  {name} has the same bytes as {original}")
+    if len(same) > 10:
+        click.echo(f"  and {len(same) - 10} more")
+    if same and with_duplicates:
+        click.echo(f"Removed with it: {counted(len(same), 'duplicate')}.")
+    elif same:
+        left = counted(len(same), "duplicate")
+        click.echo(f"Still in it: {left}. Take duplicates down too with --with-duplicates.")
+    click.echo(f"Next: phistill fit-stats {cache}")
+    click.echo(f"The bytes stay until: phistill compact {cache} OUT --drop-removed")
+
+
+@click.command()
+@cache_argument
+@click.argument("out", type=LOCATION)
+@click.option("--drop-removed", is_flag=True, help="Leave out what remove-images took down.")
+def compact(cache: str, out: str, drop_removed: bool) -> None:
+    """Write a smaller copy of a cache.
+
+    CACHE is not changed. Shards that lost no image are copied as they are and keep their
+    statistics. Run it again after an interruption to go on.
+
+    \b
+    phistill compact my.cache my-clean.cache --drop-removed
+    """
+    from phistill import cache as store
+    from phistill.errors import UsageError, counted
+    from phistill.pipeline.compact import compact as run
+    from phistill.report.terminal import bytes_text, progress_bar
+
+    if not drop_removed:
+        raise UsageError("say what to leave out: --drop-removed.")
+    with progress_bar("compact") as bar:
+        report = run(store.open(cache), out, progress=bar.bytes)
+    if not report.num_shards:
+        click.echo(f"{out} is complete: nothing to do.")
+    else:
+        click.echo(
+            f"{out}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} "
+            f"written, {counted(report.num_statistics, 'file')} of statistics taken over."
+        )
+    click.echo(f"Next: phistill fit-stats {out}")
+    click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")

@@ -1,0 +1,1 @@
+"""``doctor``: what is installed, which devices there are, whether cache and run are in order."""

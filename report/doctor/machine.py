@@ -1,0 +1,95 @@
+"""What the machine has: devices, cores, room on its disks, and whether it decodes images."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.errors import PhistillError
+from phistill.pipeline.decode.image import DecodeSetup
+from phistill.pipeline.decode.pool import DecodePool
+from phistill.pipeline.decode.rgb import DecodeRules
+from phistill.pipeline.decode.shards import num_cores
+from phistill.pipeline.decode.views import Rendering, View
+
+from ..terminal import bytes_text
+from .findings import Finding
+
+LITTLE_SPACE = 10 * 10**9
+
+
+def devices() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            yield Finding(
+                "device", "ok", f"cuda:{number} {facts.name}, {bytes_text(facts.total_memory)}"
+            )
+    elif torch.backends.mps.is_available():
+        yield Finding("device", "ok", "mps")
+    else:
+        built = torch.version.cuda
+        advice = "Fine for small teachers; a ViT-L needs about a second per image."
+        if built and shutil.which("nvidia-smi"):
+            advice = f"torch is built for CUDA {built} and sees no device: look at nvidia-smi."
+        yield Finding("device", "note", "no GPU: teachers and students run on the CPU", advice)
+
+
+def cores() -> Iterator[Finding]:
+    cores = num_cores()
+    text = f"{cores} cores of {os.cpu_count()}, {platform.machine()}"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is not None:
+        text += f", OMP_NUM_THREADS={threads}"
+    yield Finding("cpu", "ok", text)
+
+
+def disks(cache: Path | str | None) -> Iterator[Finding]:
+    places = {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
+    files = None if cache is None else open_files(cache)
+    if isinstance(files, LocalFiles):
+        places = {"the cache": files.root, **places}
+    for what, place in places.items():
+        existing = place.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
+        short = free < LITTLE_SPACE
+        yield Finding(
+            "disk", "note" if short else "ok", f"{bytes_text(free)} free for {what} ({existing})",
+            "phistill plan says what a cache needs." if short else "",
+        )  # fmt: skip
+        if not os.access(existing, os.W_OK):
+            yield Finding(
+                "disk", "problem", f"{existing} cannot be written", "Choose another place."
+            )
+
+
+def decoding() -> Iterator[Finding]:
+    from PIL import features
+
+    lacking = [name for name in ("jpg", "zlib", "webp", "libtiff", "jpg_2000", "avif")
+               if not features.check(name)]  # fmt: skip
+    if lacking:
+        yield Finding(
+            "decoding", "note", f"Pillow lacks {', '.join(lacking)}",
+            "Such images are rejected; install Pillow's ordinary wheel.",
+        )  # fmt: skip
+    setup = DecodeSetup(DecodeRules(), (View(),), (Rendering((8, 8), "bicubic"),), 0)
+    pool = DecodePool(1, setup)
+    try:
+        reason = pool.decode(b"", "doctor", [0]).reason
+    except PhistillError as error:
+        yield Finding("decoding", "problem", str(error))
+        return
+    finally:
+        pool.close()
+    assert reason == "empty file", "an empty image is rejected"
+    yield Finding("decoding", "ok", "a decoding process starts and answers")

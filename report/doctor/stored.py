@@ -1,0 +1,123 @@
+"""Whether a cache and a run are in order, by sizes and documents: no feature is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from phistill.cache import Cache, CommitRecord
+from phistill.cache import open as open_cache
+from phistill.errors import LockHeld, PhistillError, StoreError, counted
+
+from .findings import Finding
+
+
+def cache_state(location: Path | str) -> Iterator[Finding]:
+    try:
+        cache = open_cache(location)
+    except PhistillError as error:
+        yield Finding("cache", "problem", str(error))
+        return
+    yield Finding("cache", "ok", f"{location}: {counted(cache.index().num_rows, 'row')}, teachers "
+                                 f"{', '.join(cache.teachers) or 'none'}")  # fmt: skip
+    yield from _writer(cache)
+    rejected: set[int] = set()
+    for owner in cache.owners:
+        commits = cache.commits(owner)
+        if missing := cache.missing_shards(owner):
+            yield Finding(
+                "cache", "problem",
+                f"{owner}: {len(missing)} of {cache.info.num_shards} shards are missing",
+                f"phistill extract IMAGES --cache {location}",
+            )  # fmt: skip
+        wrong = sorted(_wrong_sizes(cache, commits.values()))
+        if wrong:
+            yield Finding(
+                "cache", "problem",
+                f"{owner}: gone or cut: {counted(len(wrong), 'file')}, {wrong[0]} first",
+                f"phistill extract IMAGES --cache {location} --repair",
+            )  # fmt: skip
+        rejected |= {r.start + slot for r in commits.values() for slot in r.reasons}
+    if rejected:
+        yield Finding(
+            "cache", "note", f"rejected rows: {len(rejected):,}",
+            f"phistill inspect {location} --rejects",
+        )  # fmt: skip
+    yield from _moments(cache)
+    yield Finding(
+        "cache", "ok", "sizes only were compared", f"phistill verify {location} reads it all."
+    )
+
+
+def _wrong_sizes(cache: Cache, records: Iterable[CommitRecord]) -> list[str]:
+    committed = {name: size for record in records for name, (size, _) in record.files.items()}
+    found: dict[str, int | None] = {}
+
+    def look(name: str) -> None:
+        found[name] = cache.files.size(name)
+
+    cache.files.each(look, list(committed))
+    return [name for name, size in committed.items() if found[name] != size]
+
+
+def _writer(cache: Cache) -> Iterator[Finding]:
+    try:
+        with cache.writing():
+            pass
+    except LockHeld as error:
+        yield Finding("cache", "note", str(error))
+    except OSError as error:
+        yield Finding(
+            "cache", "note", f"cannot be written: {error.strerror or error}", "Reading works."
+        )
+    except StoreError as error:
+        yield Finding("cache", "note", f"cannot be written: {error}", "Reading works.")
+
+
+def _moments(cache: Cache) -> Iterator[Finding]:
+    from phistill.stats import load_moments
+
+    for teacher in cache.teachers:
+        for kind in cache.teacher(teacher).kinds:
+            if kind == "registers":
+                continue
+            try:
+                load_moments(cache, teacher, kind)
+            except PhistillError as error:
+                yield Finding("cache", "problem", str(error))
+            else:
+                yield Finding("cache", "ok", f"{teacher}/{kind} has its statistics")
+
+
+def run_state(path: Path, cache_path: Path | str | None) -> Iterator[Finding]:
+    try:
+        facts: Any = json.loads((path / "config.json").read_bytes())
+        teachers = facts["teachers"]
+        names = sorted(teachers.keys())
+    except FileNotFoundError:
+        yield Finding("run", "problem", f"{path} holds no config.json, so it is no run",
+                      "Give the folder that `phistill train --out` made.")  # fmt: skip
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Finding("run", "problem", f"{path}/config.json cannot be read: {error}")
+        return
+    steps = sorted((path / "checkpoints").glob("*.safetensors"))
+    yield Finding(
+        "run", "ok", f"{path}: teachers {', '.join(names)}, {counted(len(steps), 'checkpoint')}"
+    )
+    if cache_path is None:
+        return
+    try:
+        cache = open_cache(cache_path)
+    except PhistillError:
+        return  # said above
+    from phistill.train.evaluation import refuse_other_teachers
+
+    try:
+        refuse_other_teachers(cache, teachers, path)
+    except PhistillError as error:
+        yield Finding("run", "problem", str(error))
+    else:
+        yield Finding("run", "ok", f"{cache_path} holds the teachers it was trained on")

@@ -1,0 +1,97 @@
+"""What an extraction says: the live line (how fast, how busy the teachers are, what they wait for)
+and the summary at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from phistill.errors import counted
+from phistill.pipeline import ExtractProgress, ExtractReport
+from phistill.pipeline.teachers.licences import licences_text
+from phistill.pipeline.workers import Share, who_misses
+
+from .terminal import bytes_text, duration_text
+
+WAIT_WORTH_SAYING = 0.05
+"""From this share of the time on, what the teachers wait for is named."""
+
+
+def done_images(at: ExtractProgress) -> int:
+    """Images through everything they miss; one through half of its teachers counts a half."""
+    return at.computed_rows * at.num_images // at.total_rows if at.total_rows else 0
+
+
+def progress_note(at: ExtractProgress) -> str:
+    """``41.2 images/s, teachers busy 97 %, 12.3 MB/s written, 0 rejected``."""
+    parts = [
+        f"{at.images_per_s:.3g} images/s"
+        if at.images_per_s < 100
+        else f"{at.images_per_s:,.0f} images/s"
+    ]
+    if at.busy is not None:
+        parts.append(f"teachers busy {at.busy:.0%}{_waiting(at)}")
+    parts.append(f"{bytes_text(at.bytes_per_s)}/s written")
+    parts.append(f"{at.num_rejects:,} rejected")
+    return ", ".join(parts)
+
+
+def _waiting(at: ExtractProgress) -> str:
+    waits = {"images": at.images_wait_s or 0.0, "the disk": at.disk_wait_s or 0.0}
+    shares = {what: wait_s / at.pass_s for what, wait_s in waits.items() if at.pass_s > 0}
+    named = [
+        f"{share:.0%} waiting for {what}"
+        for what, share in shares.items()
+        if share >= WAIT_WORTH_SAYING
+    ]
+    return f" ({', '.join(named)})" if named else ""
+
+
+def summary_text(
+    report: ExtractReport, images: str, share: Share | None, last: ExtractProgress | None
+) -> str:
+    """What was done, what the cache holds now, and what it lacks; ``last`` is the last progress."""
+    return "\n".join(_summary(report, images, share, last))
+
+
+def rejects_text(rejects: Sequence[tuple[str, str]]) -> str:
+    """A line per rejected image: its id and why."""
+    return "\n".join(f"  {name}: {reason}" for name, reason in rejects)
+
+
+def _summary(
+    report: ExtractReport, images: str, share: Share | None, last: ExtractProgress | None
+) -> Iterator[str]:
+    cache, location = report.cache, report.cache.location
+    who = f"{location}, worker {share}" if share else location
+    if report.num_shards:
+        yield (
+            f"{who}: {counted(report.num_shards, 'shard')}, "
+            f"{bytes_text(report.written_bytes)} written in "
+            f"{duration_text(report.elapsed_s)}{_speed(last)}."
+        )
+    elif not report.out_of_time:
+        yield f"{who}: nothing to do." if share else f"{location} is complete: nothing to do."
+    if share and report.missing_shards and not report.out_of_time:
+        command = f"phistill extract {images} --cache {location}"
+        yield from who_misses(report.missing_shards, share, cache.files.holders(), command)
+        return
+    yield f"{counted(cache.index().num_rows, 'row')}, teachers {', '.join(cache.teachers)}."
+    yield licences_text({name: cache.teacher(name).licence for name in cache.teachers})
+    if report.rejects:
+        yield f"{len(report.rejects)} rejected:"
+        yield rejects_text(report.rejects[:10])
+    if len(report.rejects) > 10:
+        yield f"  and {len(report.rejects) - 10} more: phistill inspect {location} --rejects"
+    if report.num_repaired:
+        yield f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}."
+    if report.num_new_images:
+        new = counted(report.num_new_images, "image")
+        yield f"Not in it: {new} of {images}. Add what is new with --append."
+
+
+def _speed(last: ExtractProgress | None) -> str:
+    """How fast it was, for the line at the end; nothing where nothing was computed."""
+    if last is None or not last.computed_rows:
+        return ""
+    known = "" if last.busy is None else f", with the teachers busy {last.busy:.0%} of the time"
+    return f" (once the teachers ran, {last.images_per_s:,.1f} images/s{known})"
