@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from phistill.pipeline.decode.image import DecodeSetup, decode_image
+from phistill.pipeline.decode.pending import ShardRows
 from phistill.pipeline.decode.rgb import DecodeRules
-from phistill.pipeline.decode.shards import Mode, ShardRows, decode_shards
+from phistill.pipeline.decode.shards import Mode, decode_shards
 from phistill.pipeline.decode.views import Rendering, View
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.teachers.runner import TeacherRunner
@@ -56,33 +57,33 @@ def bare_decode(images: Path) -> Speed:
     """Reading, decoding and resizing one image after another, in this thread alone."""
     source, rules = open_source(images), DecodeRules()
     setup = DecodeSetup(rules, (View(),), (RENDERING,), 0)
-    entries = source.entries()[:256]
+    records = source.records()[:256]
     started, cpu = time.perf_counter(), cpu_s()
-    for entry in entries:
-        decode_image(source.read(entry.uri, entry.offset, entry.length), entry.id, [0], setup)
-    total = len(entries)
+    for record in records:
+        decode_image(source.read(record.uri, record.offset, record.length), record.id, [0], setup)
+    total = len(records)
     return Speed(wall_s=(time.perf_counter() - started) / total, cpu_s=(cpu_s() - cpu) / total)
 
 
 def decode_rate(images: Path, mode: Mode, workers: int) -> float:
     """Images/s of reading, decoding and resizing alone, after the workers have started."""
     source = open_source(images)
-    entries = source.entries()
+    records = source.records()
     jobs = []
-    for shard, start in enumerate(range(0, len(entries), 64)):
-        part = entries[start : start + 64]
+    for shard, start in enumerate(range(0, len(records), 64)):
+        part = records[start : start + 64]
         nothing = [-1] * len(part)
-        uris = [entry.uri for entry in part]
+        uris = [record.uri for record in part]
         jobs.append(ShardRows(shard, uris, nothing, nothing, [0] * len(part)))
     shards = decode_shards(
-        source, jobs, rules=DecodeRules(), views=[View()], renderings=[RENDERING],
+        source.read, jobs, rules=DecodeRules(), views=[View()], renderings=[RENDERING],
         num_workers=workers, mode=mode,
     )  # fmt: skip
     next(shards)
     started = time.perf_counter()
     for _ in shards:
         pass
-    return (len(entries) - 64) / (time.perf_counter() - started)
+    return (len(records) - 64) / (time.perf_counter() - started)
 
 
 def cpu_s() -> float:

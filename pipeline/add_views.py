@@ -19,7 +19,7 @@ from phistill.cache.upkeep import growth
 from phistill.errors import CacheMismatch, UsageError
 
 from .decode.views import View
-from .images.record import Entry
+from .images.source import ImageRecord
 from .index import build_index
 
 
@@ -42,42 +42,42 @@ def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ..
     return tuple(wanted[len(have) :])
 
 
-def add_views(cache: Cache, views: Sequence[View], listed: Sequence[Entry]) -> None:
+def add_views(cache: Cache, views: Sequence[View], listed: Sequence[ImageRecord]) -> None:
     """Publish rows for ``views`` of every image, in a random order of their own.
 
     Images that were taken down, or that could not be decoded, are left out. Raises UsageError, and
     changes nothing, when one is not ``listed`` by the source: its rows could never be extracted.
     """
-    entries = _entries(cache)
-    if not entries:
+    records = _records(cache)
+    if not records:
         raise UsageError(f"{cache.location} has no image left to add views of.")
-    there = {entry.id for entry in listed}
-    if absent := [entry.id for entry in entries if entry.id not in there]:
+    there = {record.id for record in listed}
+    if absent := [record.id for record in records if record.id not in there]:
         raise UsageError(
-            f"the images given lack {len(absent)} of the {len(entries)} that {cache.location} "
+            f"the images given lack {len(absent)} of the {len(records)} that {cache.location} "
             f"needs further views of, for example {absent[0]!r}. Give one source that holds all of "
             f"them under these names, or take them down with `phistill remove-images`."
         )
     start, first = growth.next_row(cache.info), len(cache.info.views)
-    index = build_index(entries, num_views=len(views), seed=cache.info.seed, start=start)
+    index = build_index(records, num_views=len(views), seed=cache.info.seed, start=start)
     number = index.column_names.index("view")
     shifted = index["view"].to_numpy() + np.int32(first)
     index = index.set_column(number, "view", pa.array(shifted, pa.int32()))
     growth.add_segment(cache, index, views=tuple(view.to_dict() for view in views))
 
 
-def _entries(cache: Cache) -> list[Entry]:
+def _records(cache: Cache) -> list[ImageRecord]:
     """Each image once, as the index has it."""
     index: Any = cache.index()
     readable = np.ones(cache.num_rows, bool)
     for record in cache.commits(cache.owners[0]).values() if cache.owners else ():
         readable[record.start : record.start + record.num_rows] = record.accepted
     readable &= ~removed_rows(cache.info)
-    found: dict[str, Entry] = {}
+    found: dict[str, ImageRecord] = {}
     for line in index.to_pylist():
         if readable[line["row"]] and line["id"] not in found:
             fields = (line["id"], line["uri"], line["offset"], line["length"])
-            found[line["id"]] = Entry(*fields, line.get("label"), line.get("split"))
+            found[line["id"]] = ImageRecord(*fields, line.get("label"), line.get("split"))
     return list(found.values())
 
 

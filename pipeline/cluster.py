@@ -26,8 +26,8 @@ from phistill.errors import LockHeld, counted
 
 from .decode.shards import num_cores
 from .extraction import ExtractReport, extract_shards, make_request, report_of
-from .images.open_source import Source
 from .images.remote_tar import is_remote
+from .images.source import ImageSource
 from .options import ExtractOptions
 from .prepare import Facts, Prepared, holding, if_prepared, prepare
 from .progress import ExtractProgress
@@ -47,7 +47,7 @@ class Job:
     """All that a worker needs to know of a run; every path can be opened from anywhere."""
 
     token: str
-    images: str | Source
+    images: str | ImageSource
     cache: str
     teachers: tuple[str, ...]
     settings: CacheSettings
@@ -135,7 +135,7 @@ def shards_task(job: Job, shards: tuple[int, ...]) -> list[Done]:
 
 
 def extract_on_cluster(
-    images: str | Path | Source,
+    images: str | Path | ImageSource,
     cache_path: str | Path | Files,
     teachers: Sequence[str],
     *,

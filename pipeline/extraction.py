@@ -21,7 +21,8 @@ from phistill.cache.storage.files import Files, open_files
 from phistill.errors import UsageError
 
 from .add_views import require_same_images
-from .images.open_source import Source, open_source
+from .images.open_source import open_source
+from .images.source import ImageSource
 from .options import ExtractOptions
 from .prepare import (
     Facts,
@@ -69,7 +70,7 @@ class ExtractReport:
 
 
 def extract(
-    images: str | Path | Source,
+    images: str | Path | ImageSource,
     cache_path: str | Path | Files,
     teachers: Sequence[str] = (),
     *,
@@ -104,7 +105,7 @@ def extract(
     request = make_request(images, cache_path, teachers, settings, options, on_notice)
     with ExitStack() as stack:
         if request.source is not images:
-            stack.callback(getattr(request.source, "close", lambda: None))
+            stack.callback(request.source.close)
         prepared, work = _extract(request, on_progress, started)
     cache = prepared.cache
     if request.options.add_views:
@@ -142,7 +143,7 @@ def _extract(
     if share is None or share.count == 1:
         if request.must_list:
             # Before anything is locked or made: a wrong path leaves no trace.
-            found = request.entries
+            found = request.records
             assert found, "a source without images says so"
         built = first_runners(request)
         with request.files.writing():
@@ -156,7 +157,7 @@ def _extract(
 
 
 def make_request(
-    images: str | Path | Source,
+    images: str | Path | ImageSource,
     cache_path: str | Path | Files,
     teachers: Sequence[str] = (),
     settings: CacheSettings | None = None,

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .images.record import Entry
+from .images.source import ImageRecord
 
 
 def build_index(
-    entries: Sequence[Entry],
+    records: Sequence[ImageRecord],
     *,
     num_views: int,
     seed: int,
@@ -26,28 +26,28 @@ def build_index(
 ) -> pa.Table:
     """The table of a segment: row, id, view, uri, offset, length, and label and split if known.
 
-    ``shuffle=False`` keeps the order of entries that are in random order already. With a ``window``
+    ``shuffle=False`` keeps the order of records that are in random order already. With a ``window``
     files are in random order and images only change places with those of the same ``window`` files:
     an order for files that are fetched one after another.
     """
     generator = np.random.Generator(np.random.PCG64([seed, start]))
     if window is not None:
-        order = _windowed(generator, [entry.uri for entry in entries], window)
+        order = _windowed(generator, [record.uri for record in records], window)
     else:
-        order = generator.permutation(len(entries)) if shuffle else np.arange(len(entries))
-    chosen = [entries[position] for position in np.repeat(order, num_views).tolist()]
+        order = generator.permutation(len(records)) if shuffle else np.arange(len(records))
+    chosen = [records[position] for position in np.repeat(order, num_views).tolist()]
     columns = {
         "row": pa.array(np.arange(start, start + len(chosen), dtype=np.int64)),
-        "id": pa.array([entry.id for entry in chosen], pa.string()),
-        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int32), len(entries))),
-        "uri": pa.array([entry.uri for entry in chosen], pa.string()),
-        "offset": pa.array([entry.offset for entry in chosen], pa.int64()),
-        "length": pa.array([entry.length for entry in chosen], pa.int64()),
+        "id": pa.array([record.id for record in chosen], pa.string()),
+        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int32), len(records))),
+        "uri": pa.array([record.uri for record in chosen], pa.string()),
+        "offset": pa.array([record.offset for record in chosen], pa.int64()),
+        "length": pa.array([record.length for record in chosen], pa.int64()),
     }
-    if any(entry.label is not None for entry in entries):
-        columns["label"] = pa.array([entry.label for entry in chosen], pa.string())
-    if any(entry.split is not None for entry in entries):
-        columns["split"] = pa.array([entry.split for entry in chosen], pa.string())
+    if any(record.label is not None for record in records):
+        columns["label"] = pa.array([record.label for record in chosen], pa.string())
+    if any(record.split is not None for record in records):
+        columns["split"] = pa.array([record.split for record in chosen], pa.string())
     return pa.table(columns)
 
 

@@ -25,9 +25,8 @@ from phistill.errors import LockHeld, OutOfTime, UsageError
 
 from .add_views import add_views, missing_views
 from .decode.views import View
-from .images.holdout import hold_out
-from .images.labels import label
-from .images.open_source import Entry, Source
+from .images.annotations import hold_out, label
+from .images.source import ImageRecord, ImageSource
 from .index import build_index
 from .options import AUTO, ExtractOptions
 from .same_teacher import add_or_require, require_equal
@@ -55,7 +54,7 @@ def silent(text: str) -> None:
 class Request:
     """What is to be extracted; neither images nor teachers were looked at yet."""
 
-    source: Source
+    source: ImageSource
     files: Files
     specs: tuple[TeacherSpec, ...]
     settings: CacheSettings
@@ -73,29 +72,22 @@ class Request:
     def must_list(self) -> bool:
         """Whether the images have to be listed: not those of a source from afar once the cache has
         them, because listing reads everything."""
-        slow = getattr(self.source, "slow_to_list", False)
-        return not slow or self.options.append or not store.exists(self.files)
-
-    @property
-    def window(self) -> int | None:
-        """Files whose images are mixed, where the source wants an order of its own."""
-        found: int | None = getattr(self.source, "window_tars", None)
-        return found
+        return not self.source.slow_to_list or self.options.append or not store.exists(self.files)
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def records(self) -> list[ImageRecord]:
         """The images of the source, some of them held out by name."""
-        entries = self.source.entries()
+        records = self.source.records()
         if self.options.holdout_file is not None:
-            entries = hold_out(entries, self.options.holdout_file)
+            records = hold_out(records, self.options.holdout_file)
         if self.options.labels_file is not None:
-            entries, missing = label(entries, self.options.labels_file)
+            records, missing = label(records, self.options.labels_file)
             if missing:
                 self.on_notice(
-                    f"{missing:,} of {len(entries):,} images have no label in "
+                    f"{missing:,} of {len(records):,} images have no label in "
                     f"{self.options.labels_file}."
                 )
-        return entries
+        return records
 
     def open(self) -> Cache | None:
         """The cache, or None when it is not made yet; CacheMismatch when it has other settings."""
@@ -158,15 +150,15 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
-        add_views(cache, views, request.entries)
-    new = _new_entries(cache, request.entries) if listed else []
+        add_views(cache, views, request.records)
+    new = _new_records(cache, request.records) if listed else []
     if new and request.options.append:
         index = build_index(
             new,
             num_views=len(cache.info.views),
             seed=cache.info.seed,
             start=growth.next_row(cache.info),
-            window=request.window,
+            window=request.source.window,
         )
         growth.add_segment(cache, index)
         new = []
@@ -226,7 +218,7 @@ def if_prepared(request: Request) -> Cache | None:
     cache = request.open()
     if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
         return None
-    if request.options.append and _new_entries(cache, request.entries):
+    if request.options.append and _new_records(cache, request.records):
         return None
     if request.options.add_views and missing_views(cache, request.settings.views):
         return None
@@ -328,16 +320,18 @@ def _runner(
 
 
 def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
-    settings, entries = request.settings, request.entries
+    settings, records = request.settings, request.records
     side = 224 if settings.pixel_size is None else settings.pixel_size
     info = settings.new_cache(
-        num_rows=len(entries) * len(settings.views or (View(),)),
+        num_rows=len(records) * len(settings.views or (View(),)),
         max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
     )
-    index = build_index(entries, num_views=len(info.views), seed=info.seed, window=request.window)
+    index = build_index(
+        records, num_views=len(info.views), seed=info.seed, window=request.source.window
+    )
     return store.create(request.files, info, index)
 
 
-def _new_entries(cache: Cache, entries: Sequence[Entry]) -> list[Entry]:
+def _new_records(cache: Cache, records: Sequence[ImageRecord]) -> list[ImageRecord]:
     known = set(cache.index()["id"].to_pylist())
-    return [entry for entry in entries if entry.id not in known]
+    return [record for record in records if record.id not in known]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from phistill.cache import Cache
 from phistill.errors import CacheMismatch
 
+from .decode.pending import ShardRows
 from .decode.rgb import DecodeRules
-from .decode.shards import ShardRows, decode_shards
+from .decode.shards import decode_shards
 from .decode.views import View
-from .images.open_source import Source
+from .images.source import ImageSource
 from .teachers.runner import TeacherRunner
 
 NUM_ROWS = 8
@@ -54,7 +55,7 @@ class LiveReport:
 
 
 def compare_live(
-    cache: Cache, source: Source, runner: TeacherRunner, rows: NDArray[np.int64]
+    cache: Cache, source: ImageSource, runner: TeacherRunner, rows: NDArray[np.int64]
 ) -> LiveReport:
     """Compute ``rows`` (n,) again and compare them with what is stored.
 
@@ -86,7 +87,7 @@ def sample_rows(cache: Cache, teacher: str, num_rows: int, seed: int = 0) -> NDA
 
 def require_same_teacher(
     cache: Cache,
-    source: Source,
+    source: ImageSource,
     runners: Mapping[str, TeacherRunner],
     environment: Mapping[str, str],
 ) -> list[LiveReport]:
@@ -125,7 +126,7 @@ def _changes(cache: Cache, teacher: str, environment: Mapping[str, str]) -> list
 
 
 def _render(
-    cache: Cache, source: Source, runner: TeacherRunner, rows: NDArray[np.int64]
+    cache: Cache, source: ImageSource, runner: TeacherRunner, rows: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """The teacher's input of ``rows``, from the images themselves: uint8 (n, h, w, 3)."""
     index = cache.index()
@@ -134,7 +135,7 @@ def _render(
     job = ShardRows(0, part["uri"], part["offset"], part["length"], part["view"], part["id"])
     info = cache.info
     decoded = decode_shards(
-        source,
+        source.read,
         [job],
         rules=DecodeRules.from_dict(info.decode),
         views=[View.from_dict(view) for view in info.views],
@@ -147,7 +148,7 @@ def _render(
         shard = next(decoded)
     finally:
         decoded.close()
-    _require_same_images(cache, runner.info.name, rows, shard.images.sha256, part["id"])
+    _require_same_images(cache, runner.info.name, rows, shard.sha256, part["id"])
     return shard.pixels[runner.rendering]
 
 

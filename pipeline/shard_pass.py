@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phistill.cache import Cache, CommitRecord
+from phistill.cache import Cache, CommitRecord, ImageFacts
 from phistill.cache.format import names
 
 from .decode.image import DecodeSetup
-from .decode.pending import ArrivingShard
+from .decode.pending import DecodedShard, PendingShard, ShardRows
 from .decode.rgb import DecodeRules
-from .decode.shards import Mode, ShardRows, arriving_shards, choose_mode
+from .decode.shards import Mode, arriving_shards, choose_mode
 from .decode.views import Rendering, View
-from .images.open_source import Source
+from .images.source import ImageSource
 from .progress import ExtractProgress, Stopwatch
 from .rejects import RejectBudget
 from .teachers.runner import StoredRows, TeacherRunner, environment, sharing
@@ -65,7 +65,7 @@ class ShardPass:
     def __init__(
         self,
         cache: Cache,
-        source: Source,
+        source: ImageSource,
         runners: dict[str, TeacherRunner],
         device: torch.device,
         limits: PassLimits,
@@ -100,7 +100,7 @@ class ShardPass:
         self._num_images = sum(size.values())
         self._total_rows = sum(size[s] for owner in self._missing.values() for s in owner)
         decoding = arriving_shards(
-            self._source,
+            self._source.read,
             self._jobs(shards),
             DecodeSetup(
                 DecodeRules.from_dict(info.decode),
@@ -112,7 +112,7 @@ class ShardPass:
             mode=choose_mode(self._limits.decode, self._num_images),
         )
         self._watch = Stopwatch()
-        self._expect(shards)
+        self._source.expect(self._reads(shards))
         self._report()
         stages = _Stages(self._num_writers)
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
@@ -124,9 +124,9 @@ class ShardPass:
                 finished = not self.out_of_time
             finally:
                 if not finished:  # nobody waits for what comes from afar
-                    getattr(self._source, "stop", lambda: None)()
+                    self._source.stop()
 
-    def _flow(self, arriving: Iterator[ArrivingShard], stages: _Stages) -> None:
+    def _flow(self, arriving: Iterator[PendingShard], stages: _Stages) -> None:
         ahead: deque[tuple[_Work, int, Future[torch.Tensor]]] = deque()
 
         def step() -> None:
@@ -168,7 +168,7 @@ class ShardPass:
         while self._writing:
             self._count(self._writing.popleft().result())
 
-    def _works(self, shard: ArrivingShard) -> Iterator[_Work]:
+    def _works(self, shard: PendingShard) -> Iterator[_Work]:
         wanted = {
             name: runner
             for name, runner in self._runners.items()
@@ -186,18 +186,18 @@ class ShardPass:
             name,
             shard.shard,
             arrays,
-            images=shard.images,
+            images=_facts(shard),
             reasons={**reasons, **shard.reasons},
             environment=self._environment,
         )
 
-    def _commit_pixels(self, arriving: ArrivingShard) -> CommitRecord:
+    def _commit_pixels(self, arriving: PendingShard) -> CommitRecord:
         shard = arriving.complete()
         return self._cache.commit_shard(
             names.PIXELS,
             shard.shard,
             {names.PIXELS: shard.pixels[self._pixel_rendering()]},
-            images=shard.images,
+            images=_facts(shard),
             reasons=shard.reasons,
             environment=self._pixel_environment,
         )
@@ -231,17 +231,15 @@ class ShardPass:
                 shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]
             )
 
-    def _expect(self, shards: Sequence[int]) -> None:
-        """Tell a source from afar what will be read, in order."""
-        expect = getattr(self._source, "expect", None)
-        if expect is None:
-            return
+    def _reads(self, shards: Sequence[int]) -> Iterator[tuple[str, int]]:
+        """(uri, offset) of the images of ``shards``, in order; nothing is done until one is asked
+        for."""
         index = self._cache.index().select(["row", "uri", "offset"])
         rows = index["row"].to_numpy()
         spans = [self._cache.info.shard_range(shard) for shard in shards]
         wanted = np.concatenate([np.arange(*rows.searchsorted(span)) for span in spans])
         part = index.take(wanted)
-        expect(zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True))
+        yield from zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True)
 
     def _renderings(self) -> tuple[Rendering, ...]:
         wanted = [runner.rendering for runner in self._runners.values()]
@@ -279,6 +277,10 @@ class ShardPass:
         )
 
 
+def _facts(shard: DecodedShard) -> ImageFacts:
+    return ImageFacts(sha256=tuple(shard.sha256), size=tuple(shard.size), box=tuple(shard.box))
+
+
 class _Stages:
     """The threads beside the teachers'."""
 
@@ -300,7 +302,7 @@ class _Work:
     """Teachers that share a forward pass, over one shard."""
 
     def __init__(
-        self, shard: ArrivingShard, names: Sequence[str], runners: Sequence[TeacherRunner]
+        self, shard: PendingShard, names: Sequence[str], runners: Sequence[TeacherRunner]
     ) -> None:
         self.shard, self.names, self._first = shard, tuple(names), runners[0]
         self.rows = StoredRows(runners, shard.num_rows)

@@ -17,10 +17,11 @@ import numpy as np
 
 from phistill.cache.storage.files import LocalFiles, open_files
 from phistill.errors import SourceError, UsageError, counted
-from phistill.pipeline.decode.shards import DecodedShard, ShardRows, decode_shards, num_cores
+from phistill.pipeline.decode.pending import DecodedShard, ShardRows
+from phistill.pipeline.decode.shards import decode_shards, num_cores
 from phistill.pipeline.decode.views import Rendering, View
-from phistill.pipeline.images.open_source import Source, opened
-from phistill.pipeline.images.record import Entry
+from phistill.pipeline.images.open_source import opened
+from phistill.pipeline.images.source import ImageRecord, ImageSource
 from phistill.pipeline.settings import CacheSettings
 from phistill.pipeline.teachers.licences import licence_of
 from phistill.pipeline.teachers.runner import TeacherRunner, choose_device
@@ -35,7 +36,7 @@ PIXEL_INTERPOLATION = "bicubic"
 
 
 def plan(
-    images: str | Path | Source,
+    images: str | Path | ImageSource,
     teachers: Sequence[str],
     *,
     cache: Path | str | None = None,
@@ -72,10 +73,10 @@ def plan(
     settings = settings or CacheSettings()
     say = say or (lambda text: None)
     with opened(images) as source:
-        entries = source.entries()
+        records = source.records()
         views = settings.views or (View(),)
-        num_rows = len(entries) * len(views)
-        sample = _Sample(source, entries, settings, num_sample)
+        num_rows = len(records) * len(views)
+        sample = _Sample(source, records, settings, num_sample)
         target = choose_device(device)
         plans, renderings = [], []
         for text in teachers:
@@ -108,7 +109,7 @@ def plan(
     pixel_row_bytes = side * side * 3
     per_row = pixel_row_bytes + sum(teacher_plan.row_bytes for teacher_plan in plans)
     return Plan(
-        num_images=len(entries),
+        num_images=len(records),
         num_rows=num_rows,
         num_sample=sample.num_images,
         num_rejected=sample.num_rejected,
@@ -142,13 +143,17 @@ class _Sample:
     """Some random images of a source."""
 
     def __init__(
-        self, source: Source, entries: Sequence[Entry], settings: CacheSettings, size: int
+        self,
+        source: ImageSource,
+        records: Sequence[ImageRecord],
+        settings: CacheSettings,
+        size: int,
     ) -> None:
         generator = np.random.default_rng(0)
-        order = generator.permutation(len(entries))[:size].tolist()
+        order = generator.permutation(len(records))[:size].tolist()
         self._source, self._settings = source, settings
         self._views = settings.views or (View(),)
-        self._chosen = [entries[number] for number in order]
+        self._chosen = [records[number] for number in order]
         sizes = [len(source.read(e.uri, e.offset, e.length)) for e in self._chosen]
         self.image_bytes = float(np.mean(sizes))
         self.num_images = len(self._chosen)
@@ -177,17 +182,17 @@ class _Sample:
     ) -> DecodedShard:
         from phistill.pipeline.decode.rgb import DecodeRules
 
-        rows = [(entry, view) for entry in self._chosen for view in range(num_views)]
+        rows = [(record, view) for record in self._chosen for view in range(num_views)]
         job = ShardRows(
             0,
-            [entry.uri for entry, _ in rows],
-            [entry.offset for entry, _ in rows],
-            [entry.length for entry, _ in rows],
+            [record.uri for record, _ in rows],
+            [record.offset for record, _ in rows],
+            [record.length for record, _ in rows],
             [view for _, view in rows],
-            [entry.id for entry, _ in rows],
+            [record.id for record, _ in rows],
         )
         (shard,) = decode_shards(
-            self._source,
+            self._source.read,
             [job],
             rules=self._settings.decode or DecodeRules(),
             views=self._views,

@@ -13,10 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from phistill.cache.format.record import Box
-
 from .rgb import DecodeRules, Reject, decode
-from .views import Rendering, View, render
+from .views import Box, Rendering, View, render
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from phistill.cache import ImageFacts
-from phistill.cache.format.record import Box
-
 from .image import DecodedImage
-from .views import Rendering
+from .views import Box, Rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,15 @@ class DecodedShard:
 
     shard: int
     pixels: dict[Rendering, NDArray[np.uint8]]
-    images: ImageFacts
+    sha256: Sequence[str | None]
+    """Of each row's encoded bytes."""
+    size: Sequence[tuple[int, int] | None]
+    """(width, height) of each row's upright image; None when it was rejected, as ``box``."""
+    box: Sequence[Box | None]
     reasons: dict[int, str]
 
 
-class ArrivingShard:
+class PendingShard:
     """A shard that fills as its images are decoded, from several threads."""
 
     def __init__(self, job: ShardRows, renderings: Sequence[Rendering]) -> None:
@@ -80,6 +81,5 @@ class ArrivingShard:
         """The whole shard, when it is there."""
         for _, done in self._expected:
             done.result()
-        facts = ImageFacts(sha256=tuple(self._sha256), size=tuple(self._size), box=tuple(self._box))
         reasons = dict(sorted(self._reasons.items()))
-        return DecodedShard(self.shard, self._pixels, facts, reasons)
+        return DecodedShard(self.shard, self._pixels, self._sha256, self._size, self._box, reasons)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -16,15 +16,16 @@ from typing import Literal, Protocol
 
 from phistill.errors import UsageError
 
-from ..images.open_source import Source
 from .image import DecodedImage, DecodeSetup, decode_image
-from .pending import ArrivingShard, DecodedShard, ShardRows
+from .pending import DecodedShard, PendingShard, ShardRows
 from .pool import DECODE_TIMEOUT_S, DecodePool
 from .process import Request
 from .rgb import DecodeRules, prepare_decoder
 from .views import Rendering, View
 
 Mode = Literal["auto", "threads", "processes"]
+Read = Callable[[str, int, int], bytes]
+"""The encoded bytes of an image by uri, offset and length; called from several threads."""
 MODES: tuple[Mode, ...] = ("auto", "threads", "processes")
 
 PROCESS_MIN_ROWS = 1000
@@ -33,17 +34,6 @@ PROCESS_MIN_ROWS = 1000
 MAX_BUNDLE = 8
 MAX_BUNDLE_BYTES = 16 * 2**20
 """Images handed to a worker together: at most so many, and no more once they are this large."""
-
-__all__ = [
-    "MODES",
-    "DecodedShard",
-    "Mode",
-    "ShardRows",
-    "arriving_shards",
-    "choose_mode",
-    "decode_shards",
-    "num_cores",
-]
 
 
 def choose_mode(mode: Mode, num_rows: int | None) -> Mode:
@@ -57,7 +47,7 @@ def choose_mode(mode: Mode, num_rows: int | None) -> Mode:
 
 
 def decode_shards(
-    source: Source,
+    read: Read,
     jobs: Iterable[ShardRows],
     *,
     rules: DecodeRules,
@@ -76,7 +66,7 @@ def decode_shards(
     """
     setup = DecodeSetup(rules, tuple(views), tuple(renderings), seed)
     with arriving_shards(
-        source, jobs, setup,
+        read, jobs, setup,
         num_workers=num_workers, mode=choose_mode(mode, num_rows), timeout_s=timeout_s,
     ) as arriving:  # fmt: skip
         for shard in arriving:
@@ -85,14 +75,14 @@ def decode_shards(
 
 @contextmanager
 def arriving_shards(
-    source: Source,
+    read: Read,
     jobs: Iterable[ShardRows],
     setup: DecodeSetup,
     *,
     mode: Mode,
     num_workers: int | None = None,
     timeout_s: float = DECODE_TIMEOUT_S,
-) -> Iterator[Iterator[ArrivingShard]]:
+) -> Iterator[Iterator[PendingShard]]:
     """Shards in order, handed out at once; their rows arrive one after another.
 
     While a shard is used the next is being decoded, and as many more as keep every worker busy.
@@ -105,20 +95,20 @@ def arriving_shards(
         decoder = DecodePool(workers, setup, timeout_s=timeout_s)
         num_threads = 2 * workers  # half of them read while the others wait for a process
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-    pending: deque[ArrivingShard] = deque()
+    pending: deque[PendingShard] = deque()
     remaining = iter(jobs)
 
     def submit() -> bool:
         for job in islice(remaining, 1):
-            shard = ArrivingShard(job, setup.renderings)
+            shard = PendingShard(job, setup.renderings)
             for rows in _bundles(_images(job, setup), workers):
-                work = pool.submit(_read_and_decode, source, job, rows, decoder, shard)
+                work = pool.submit(_read_and_decode, read, job, rows, decoder, shard)
                 shard.expect(rows[0].start, work)
             pending.append(shard)
             return True
         return False
 
-    def shards() -> Iterator[ArrivingShard]:
+    def shards() -> Iterator[PendingShard]:
         while True:
             # One whole shard ahead, or several small ones.
             while sum(shard.num_rows for shard in islice(pending, 1, None)) < 4 * workers:
@@ -188,14 +178,14 @@ def _bundles(images: Sequence[range], workers: int) -> Iterator[Sequence[range]]
 
 
 def _read_and_decode(
-    source: Source, job: ShardRows, images: Sequence[range], decoder: _Decoder, shard: ArrivingShard
+    read: Read, job: ShardRows, images: Sequence[range], decoder: _Decoder, shard: PendingShard
 ) -> None:
     """Read some images, decode them, and put them into their shard."""
     requests: list[Request] = []
     first = 0
     for number, rows in enumerate(images):
         row = rows.start
-        data = source.read(job.uris[row], job.offsets[row], job.lengths[row])
+        data = read(job.uris[row], job.offsets[row], job.lengths[row])
         image_id = job.uris[row] if job.ids is None else job.ids[row]
         requests.append(Request(data, image_id, [job.views[row] for row in rows]))
         large = sum(len(request.data) for request in requests) > MAX_BUNDLE_BYTES

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from phistill.cache.format.record import Box
 from phistill.errors import UsageError
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels."""
 
 KINDS = ("resize", "center-crop", "random-resized-crop")
 FLIPS = ("no", "yes", "random")

@@ -30,7 +30,7 @@ from phistill.cache.format import names
 from phistill.cache.format.parquet import read_table
 from phistill.errors import SourceError, UsageError
 
-from ..images.record import read_part
+from ..images.local_files import read_part
 from ..images.tar import Member, members
 
 FACTS = "features.json"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from phistill.errors import UsageError
 
-from ..images.record import refuse_duplicates
+from ..images.source import refuse_duplicates
 
 
 class ImageLines:

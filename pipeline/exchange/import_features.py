@@ -23,8 +23,8 @@ from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, UsageError
 
 from ..decode.views import View
-from ..images.open_source import Source, opened
-from ..images.record import Entry, split_of
+from ..images.open_source import opened
+from ..images.source import ImageRecord, ImageSource, split_of
 from ..index import build_index
 from ..prepare import keep_out_of_the_way
 from ..settings import CacheSettings
@@ -56,7 +56,7 @@ def import_features(
     source: str = "",
     ids: Path | None = None,
     grids: Mapping[str, tuple[int, int]] | None = None,
-    images: Path | str | Source | None = None,
+    images: Path | str | ImageSource | None = None,
     settings: CacheSettings | None = None,
     max_reject_frac: float | None = None,
     repair: bool = False,
@@ -200,7 +200,7 @@ def _create(
     found: FeatureFiles,
     lines: ImageLines,
     teachers: Sequence[TeacherInfo],
-    images: Source | None,
+    images: ImageSource | None,
     settings: CacheSettings,
 ) -> Cache:
     """A cache whose rows are the images of the table; an export's own settings are its defaults."""
@@ -212,12 +212,12 @@ def _create(
             f"the features show {lines.num_views} views of an image, and {len(views)} are "
             "described. Describe each with --view, in the order of their numbers."
         )
-    entries = _entries(found, lines, images)
+    records = _records(found, lines, images)
     largest = max(side * side * 3, *(teacher.row_bytes for teacher in teachers))
     settings = replace(settings, pixel_size=side)
-    info = settings.new_cache(num_rows=len(entries) * len(views), max_row_bytes=largest)
+    info = settings.new_cache(num_rows=len(records) * len(views), max_row_bytes=largest)
     mixed = found.facts.get("order") == "random"
-    index = build_index(entries, num_views=len(views), seed=info.seed, shuffle=not mixed)
+    index = build_index(records, num_views=len(views), seed=info.seed, shuffle=not mixed)
     return store.create(files, info, index)
 
 
@@ -238,7 +238,7 @@ def _with_facts(settings: CacheSettings, found: FeatureFiles) -> CacheSettings:
         ) from error
 
 
-def _pixel_size(found: FeatureFiles, images: Source | None, settings: CacheSettings) -> int:
+def _pixel_size(found: FeatureFiles, images: ImageSource | None, settings: CacheSettings) -> int:
     if PIXELS in found.arrays:
         values = found.arrays[PIXELS]
         side = values.row_shape[0] if values.row_shape else 0
@@ -256,9 +256,11 @@ def _pixel_size(found: FeatureFiles, images: Source | None, settings: CacheSetti
     return 0
 
 
-def _entries(found: FeatureFiles, lines: ImageLines, images: Source | None) -> list[Entry]:
+def _records(
+    found: FeatureFiles, lines: ImageLines, images: ImageSource | None
+) -> list[ImageRecord]:
     """One per image, in the order of the table: from the source of images, or as far as known."""
-    given = {entry.id: entry for entry in images.entries()} if images is not None else {}
+    given = {record.id: record for record in images.records()} if images is not None else {}
     ids = list(dict.fromkeys(lines.ids))
     if images is not None and (unknown := [name for name in ids if name not in given]):
         raise UsageError(
@@ -266,17 +268,17 @@ def _entries(found: FeatureFiles, lines: ImageLines, images: Source | None) -> l
             f"of theirs looks like {next(iter(given))!r}."
         )
     split = "split" in lines.columns and found.facts.get("split") != "hash"
-    entries = []
+    records = []
     for name in ids:
         line = next(
             lines.line[name, view] for view in range(lines.num_views) if (name, view) in lines.line
         )
         label = lines.get("label", line)
-        entries.append(
+        records.append(
             replace(
-                given.get(name) or Entry(name, name),
+                given.get(name) or ImageRecord(name, name),
                 label=None if label is None else str(label),
                 split=split_of(lines.get("split", line), found.path) if split else None,
             )
         )
-    return entries
+    return records

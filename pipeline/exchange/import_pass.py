@@ -14,7 +14,7 @@ from phistill.cache.format import names
 from phistill.cache.format.info import DTYPES
 from phistill.errors import CacheMismatch, UsageError
 
-from ..images.open_source import Source
+from ..images.source import ImageSource
 from ..rejects import RejectBudget
 from ..same_teacher import add_or_require
 from ..shard_pass import PassLimits, ShardPass
@@ -64,7 +64,7 @@ class ImportPass:
             self._cache, teacher, "Name the files differently, or import into another cache."
         )
 
-    def run(self, teachers: Sequence[str], images: Source | None) -> None:
+    def run(self, teachers: Sequence[str], images: ImageSource | None) -> None:
         """Pixels first, because they say what the images are; then each teacher."""
         self._budget.check()
         cache = self._cache
@@ -116,7 +116,7 @@ class ImportPass:
                     f"`phistill remove-teacher {self._cache.location} {teacher}` first."
                 )
 
-    def _decode(self, images: Source) -> None:
+    def _decode(self, images: ImageSource) -> None:
         limits = PassLimits(None, "auto", self._max_reject_frac, None)
         device = choose_device("cpu")
         shards = set(self._cache.info.shards())

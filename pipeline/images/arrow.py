@@ -17,7 +17,8 @@ import pyarrow as pa
 from phistill.errors import SourceError
 
 from .columns import Columns, image_bytes
-from .record import Entry, read_file, refuse_duplicates, splits_of_names
+from .local_files import read_file
+from .source import ImageRecord, ImageSource, refuse_duplicates, splits_of_names
 
 STATE, DICTIONARY = "state.json", "dataset_dict.json"
 MAX_JSON_BYTES = 64 * 2**20
@@ -28,7 +29,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / STATE).is_file() or (folder / DICTIONARY).is_file()
 
 
-class ArrowSource:
+class ArrowSource(ImageSource):
     """The rows of a saved dataset; a split's name is kept when one of the splits is held out."""
 
     kind = "arrow"
@@ -38,19 +39,19 @@ class ArrowSource:
         self._files: dict[str, _File] = {}
         self._lock = threading.Lock()
 
-    def entries(self) -> list[Entry]:
+    def records(self) -> list[ImageRecord]:
         parts = [""]
         if (self._root / DICTIONARY).is_file():
             parts = _strings(_json(self._root / DICTIONARY).get("splits"), self._root / DICTIONARY)
-        found: list[Entry] = []
+        found: list[ImageRecord] = []
         for part, split in zip(parts, splits_of_names(parts), strict=True):
             for name in _data_files(self._root / part):
                 uri = f"{part}/{name}" if part else name
                 file = self._file(uri)
                 small = file.columns.small
                 table = pa.Table.from_batches(file.batches).select(small)
-                found += file.columns.entries(uri, table, file.starts[-1], self._root / uri, split)
-        refuse_duplicates([entry.id for entry in found], str(self._root))
+                found += file.columns.records(uri, table, file.starts[-1], self._root / uri, split)
+        refuse_duplicates([record.id for record in found], str(self._root))
         return found
 
     def read(self, uri: str, offset: int, length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, labels, ids and splits, and the entries they give.
+"""Which columns of a table hold images, labels, ids and splits, and the records they give.
 
 Parquet tables and Hugging Face datasets on disk are read alike. Where the schema carries Hugging
 Face's metadata, a class label is its name.
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from phistill.errors import UsageError
 
-from .record import Entry, refuse_duplicates, split_of
+from .source import ImageRecord, refuse_duplicates, split_of
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "pixel_values")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "uri", "url")
@@ -57,10 +57,10 @@ class Columns:
         wanted = [self.label, self.id, self.split, self.image if self.is_path else None]
         return [name for name in wanted if name is not None]
 
-    def entries(
+    def records(
         self, uri: str, table: pa.Table, num_rows: int, where: Path, split: str | None
-    ) -> list[Entry]:
-        """An entry per row; ``split`` is for all of them, unless the table has a column."""
+    ) -> list[ImageRecord]:
+        """A record per row; ``split`` is for all of them, unless the table has a column."""
         nothing: list[Any] = [None] * num_rows
         values = {name: table[name].to_pylist() for name in table.column_names}
         ids = [str(v) for v in values[self.id]] if self.id else _numbered(uri, num_rows)
@@ -68,7 +68,7 @@ class Columns:
         labels = values[self.label] if self.label else nothing
         splits = values[self.split] if self.split else nothing
         return [
-            Entry(
+            ImageRecord(
                 id=ids[row],
                 uri=values[self.image][row] if self.is_path else uri,
                 offset=-1 if self.is_path else row,

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .record import read_bytes_at
+from .local_files import read_bytes_at
 
 NUM_DOWNLOADS = 4
 """At a time; more share the same line."""
@@ -26,7 +26,7 @@ class _Tar:
     readers: int = 0
 
 
-class Spool:
+class DownloadBuffer:
     """At most ``limit`` downloaded tars."""
 
     def __init__(self, download: Callable[[str], BinaryIO], limit: int) -> None:
@@ -37,7 +37,7 @@ class Spool:
         """Offsets of the images that are still to be read, by tar."""
         self._waiting: deque[str] = deque()
         self._closed = False
-        self._pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="spool")
+        self._pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="download")
 
     def adopt(self, uri: str, file: BinaryIO) -> bool:
         """Keep a tar that is here already; False when there is no room."""

@@ -1,65 +1,33 @@
 """Where images come from: a folder, a list of files, tables, tars, or a saved dataset.
 
-A source lists its images once (an entry each, in a fixed order) and reads the bytes of one when
+A source lists its images once (a record each, in a fixed order) and reads the bytes of one when
 asked. Names from a source are only ever identifiers; nothing is written under them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from phistill.errors import UsageError
 
 from .arrow import ArrowSource, is_saved_dataset
-from .braces import expand, has_braces
+from .folder import FolderSource, ListSource, listed_lines
 from .parquet import ParquetSource
-from .record import (
-    HELDOUT_NAMES,
-    SUFFIXES,
-    TRAIN_NAMES,
-    Entry,
-    read_file,
-    refuse_duplicates,
-    splits_of_names,
-)
 from .remote_tar import WINDOW_TARS, RemoteTarSource, check_urls, is_remote
+from .source import SUFFIXES, ImageSource, refuse_duplicates
 from .tar import TarSource
 
-__all__ = [
-    "ArrowSource",
-    "Entry",
-    "FolderSource",
-    "ListSource",
-    "ParquetSource",
-    "RemoteTarSource",
-    "Source",
-    "TarSource",
-    "open_source",
-    "opened",
-]
-
+MAX_NAMES = 1_000_000
+"""That braces may stand for."""
+_GROUP = re.compile(r"\{([^{}]*)\}")
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-class Source(Protocol):
-    """Images that can be listed and read. ``read`` is called from several threads.
-
-    A source from afar may have more, each looked for by name: ``slow_to_list``, ``window_tars`` (an
-    order for a new cache), ``expect(reads)`` before many images are read, and ``close()``.
-    """
-
-    kind: str
-
-    def entries(self) -> list[Entry]: ...
-
-    def read(self, uri: str, offset: int, length: int) -> bytes: ...
-
-
-def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> Source:
+def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource:
     """A source by what ``path`` is.
 
     A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet`` or
@@ -109,7 +77,7 @@ def _local_tars(tars: list[Path]) -> TarSource:
     return TarSource(root, [tar.absolute() for tar in tars])
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path) -> ImageSource:
     if is_saved_dataset(path):
         return ArrowSource(path)
     # A snapshot of a dataset repository keeps its tables one folder down.
@@ -121,7 +89,9 @@ def _open_folder(path: Path) -> Source:
 
 
 @contextmanager
-def opened(images: str | Path | Source, window_tars: int = WINDOW_TARS) -> Iterator[Source]:
+def opened(
+    images: str | Path | ImageSource, window_tars: int = WINDOW_TARS
+) -> Iterator[ImageSource]:
     """The source of what a caller gave; one that was opened here is closed in the end."""
     if not isinstance(images, str | Path):
         yield images
@@ -130,95 +100,42 @@ def opened(images: str | Path | Source, window_tars: int = WINDOW_TARS) -> Itera
     try:
         yield source
     finally:
-        getattr(source, "close", lambda: None)()  # only a source from afar keeps files
+        source.close()
 
 
-class FolderSource:
-    """Every image file below a folder; the label is the folder it lies in, below ``train`` or
-    ``val`` where these are the folders at the top."""
-
-    kind = "folder"
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def entries(self) -> list[Entry]:
-        found = [
-            Path(folder, name).relative_to(self._root)
-            for folder, _, names in os.walk(self._root)
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not _is_broken_link(folder, name)
-        ]
-        if not found:
-            raise UsageError(
-                f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
-                "Give another folder, or a parquet file."
-            )
-        found.sort()
-        splits = self._splits(found)
-        folders = [
-            path.parent if split is None else path.parent.relative_to(path.parts[0])
-            for path, split in zip(found, splits, strict=True)
-        ]
-        labelled = any(folder.parts for folder in folders)
-        return [
-            Entry(
-                id=path.as_posix(),
-                uri=path.as_posix(),
-                label=folder.as_posix() if labelled else None,
-                split=split,
-            )
-            for path, folder, split in zip(found, folders, splits, strict=True)
-        ]
-
-    def _splits(self, found: list[Path]) -> list[str | None]:
-        """From ``train/`` and ``val/`` at the top, where all images lie in such folders."""
-        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in found]
-        if not all(top.lower() in (*TRAIN_NAMES, *HELDOUT_NAMES) for top in tops):
-            return [None] * len(found)
-        return splits_of_names(tops)
-
-    def read(self, uri: str, offset: int, length: int) -> bytes:
-        return read_file(self._root / uri)
+def has_braces(text: str) -> bool:
+    """Whether the text stands for several names."""
+    return any(".." in group or "," in group for group in _GROUP.findall(text))
 
 
-def _is_broken_link(folder: str, name: str) -> bool:
-    path = os.path.join(folder, name)
-    return os.path.islink(path) and not os.path.exists(path)
-
-
-def listed_lines(path: Path) -> list[str]:
-    """The lines of a text file that are neither empty nor comments; UsageError without any."""
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is neither an image folder, a parquet file, a tar nor a text file of paths."
-        ) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageError(f"{path} lists no image.")
+def expand(text: str) -> list[str]:
+    """Every name, in order; UsageError for a range that is none, or a million names."""
+    found = [text]
+    while any(_GROUP.search(name) for name in found):
+        found = [name for given in found for name in _first(given)]
+        if len(found) > MAX_NAMES:
+            raise UsageError(f"{text!r} stands for more than {MAX_NAMES:,} names.")
     return found
 
 
-class ListSource:
-    """A text file with one path per line, relative to the file's own folder."""
+def _first(text: str) -> Iterator[str]:
+    group = _GROUP.search(text)
+    if group is None:
+        yield text
+        return
+    before, after = text[: group.start()], text[group.end() :]
+    for part in _parts(group[1]):
+        yield before + part + after
 
-    kind = "list"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def entries(self) -> list[Entry]:
-        paths = listed_lines(self._path)
-        for path in paths:
-            if not (self._path.parent / path).is_file():
-                raise UsageError(
-                    f"{self._path} is read as a list of image paths, and {path!r} is no file below "
-                    f"{self._path.parent}. Mend the line, or give a folder, parquet or tar."
-                )
-        refuse_duplicates(paths, str(self._path))
-        return [Entry(id=path, uri=path) for path in sorted(paths)]
-
-    def read(self, uri: str, offset: int, length: int) -> bytes:
-        return read_file(self._path.parent / uri)
+def _parts(group: str) -> list[str]:
+    bounds = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", group)
+    if bounds is None:
+        if ".." in group or not group:
+            raise UsageError(f"{{{group}}} is neither {{first..last}} with numbers nor {{a,b,c}}.")
+        return group.split(",")
+    first, last = int(bounds[1]), int(bounds[2])
+    if last < first or last - first >= MAX_NAMES:
+        raise UsageError(f"{{{group}}} is no range: the first number must be the smaller one.")
+    width = len(bounds[1]) if bounds[1].startswith("0") or len(bounds[1]) == len(bounds[2]) else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]

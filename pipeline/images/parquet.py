@@ -26,7 +26,8 @@ from phistill.cache.format.parquet import read_row_group, read_table
 from phistill.errors import SourceError
 
 from .columns import Columns, image_bytes
-from .record import Entry, read_bytes_at, read_file, refuse_duplicates, retried, splits_of_names
+from .local_files import read_bytes_at, read_file, retried
+from .source import ImageRecord, ImageSource, refuse_duplicates, splits_of_names
 
 MEMORY_BYTES = 2**30
 """Tables whose images are larger than this, unpacked, go to a temporary file."""
@@ -34,7 +35,7 @@ PART = re.compile(r"-\d{5}-of-\d{5}$")
 """What Hugging Face puts behind the split in a file's name."""
 
 
-class ParquetSource:
+class ParquetSource(ImageSource):
     """Parquet tables with encoded images in a column, or with paths to them."""
 
     kind = "parquet"
@@ -47,26 +48,26 @@ class ParquetSource:
         self._columns: dict[str, Columns] = {}
         self._starts: dict[str, list[int]] = {}
         self._groups: dict[tuple[str, int], _Group] = {}
-        self._spool: _Spool | None = None
+        self._buffer: _DiskBuffer | None = None
         self._decided = False
         self._lock = threading.Lock()
         self._busy: dict[tuple[str, int], threading.Lock] = {}
 
-    def entries(self) -> list[Entry]:
+    def records(self) -> list[ImageRecord]:
         splits = splits_of_names([PART.sub("", table.stem) for table in self._tables])
         found = [
-            entry
+            record
             for table, split in zip(self._tables, splits, strict=True)
-            for entry in self._table_entries(table, split)
+            for record in self._table_records(table, split)
         ]
-        refuse_duplicates([entry.id for entry in found], str(self._root))
+        refuse_duplicates([record.id for record in found], str(self._root))
         return found
 
-    def _table_entries(self, table: Path, split: str | None) -> list[Entry]:
+    def _table_records(self, table: Path, split: str | None) -> list[ImageRecord]:
         uri = table.relative_to(self._root).as_posix()
         columns = self._open(uri)
         data = read_table(table, columns.small)
-        return columns.entries(uri, data, self._starts[uri][-1], table, split)
+        return columns.records(uri, data, self._starts[uri][-1], table, split)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
@@ -99,7 +100,7 @@ class ParquetSource:
         if self._decided:
             return
         total = sum(_image_bytes(table) for table in self._tables if table.is_file())
-        self._spool = _Spool() if total > self._memory_bytes else None
+        self._buffer = _DiskBuffer() if total > self._memory_bytes else None
         self._decided = True
 
     def _group(self, uri: str, group: int) -> _Group:
@@ -116,7 +117,7 @@ class ParquetSource:
                         f"{table}: row group {group} cannot be read: {error}. "
                         "Get the file again; nothing was recorded for its images."
                     ) from error
-                found = _InMemory(values) if self._spool is None else self._spool.add(values)
+                found = _InMemory(values) if self._buffer is None else self._buffer.add(values)
                 self._groups[key] = found
             return self._groups[key]
 
@@ -133,7 +134,7 @@ class _InMemory:
         return image_bytes(self._values[row].as_py())
 
 
-class _Spool:
+class _DiskBuffer:
     """A temporary file that unpacked row groups are appended to."""
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ class _Spool:
         self._end = 0
         self._lock = threading.Lock()
 
-    def add(self, values: pa.ChunkedArray) -> _Spooled:
+    def add(self, values: pa.ChunkedArray) -> _OnDisk:
         offsets = np.zeros(len(values) + 1, np.int64)
         with self._lock:
             offsets[0] = self._end
@@ -161,19 +162,19 @@ class _Spool:
                     f"({error.strerror}); set TMPDIR to a folder with room for all of them."
                 ) from error
             self._end = int(offsets[-1])
-        return _Spooled(self, offsets)
+        return _OnDisk(self, offsets)
 
     def read(self, start: int, length: int) -> bytes:
         return read_bytes_at(self._descriptor, start, length)
 
 
-class _Spooled:
-    def __init__(self, spool: _Spool, offsets: NDArray[np.int64]) -> None:
-        self._spool, self._offsets = spool, offsets
+class _OnDisk:
+    def __init__(self, spool: _DiskBuffer, offsets: NDArray[np.int64]) -> None:
+        self._buffer, self._offsets = spool, offsets
 
     def read(self, row: int) -> bytes:
         start, stop = self._offsets[row : row + 2].tolist()
-        return self._spool.read(start, stop - start)
+        return self._buffer.read(start, stop - start)
 
 
 def _image_bytes(table: Path) -> int:

@@ -1,7 +1,7 @@
 """Images in tars on a web server or an object store, as WebDataset shards lie there.
 
 A tar is downloaded once to be listed when a cache is made, and once when its images are wanted,
-into a bounded spool; few images, as for a comparison, are read by ranges. Rows of a new cache are
+into a bounded buffer; few images, as for a comparison, are read by ranges. Rows of a new cache are
 in a windowed order: the tars in random order, in windows of ``window_tars``, and the images of a
 window permuted. The index holds that order like any other.
 """
@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from phistill.errors import SourceError, UsageError
 
-from .download_buffer import NUM_DOWNLOADS, Spool
-from .record import SUFFIXES, Entry, read_bytes_at, refuse_duplicates
+from .download_buffer import NUM_DOWNLOADS, DownloadBuffer
+from .local_files import read_bytes_at
 from .remote_files import (
     HTTP_SCHEMES,
     OBJECT_SCHEMES,
@@ -27,18 +27,18 @@ from .remote_files import (
     remote_files,
     shown,
 )
-from .tar import entries_of, members_of
+from .source import SUFFIXES, ImageRecord, ImageSource, refuse_duplicates
+from .tar import members_of, records_of
 
 WINDOW_TARS = 8
 """Tars whose images are mixed; twice as many are on the disk at most."""
 
 
-class RemoteTarSource:
+class RemoteTarSource(ImageSource):
     """Every image in some tars, by URL."""
 
     kind = "remote tar"
     slow_to_list = True
-    """Listing reads everything: it is done when images are added, not when a run goes on."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class RemoteTarSource:
         names = _names(urls)
         refuse_duplicates(names, "the list of tars")
         self._urls = dict(zip(names, urls, strict=True))
-        self.window_tars = window_tars
+        self.window = window_tars
         self._files = files(urls[0])
         self._limit = 2 * window_tars
-        self._spool = Spool(self._fetch, self._limit)
+        self._buffer = DownloadBuffer(self._fetch, self._limit)
 
-    def entries(self) -> list[Entry]:
+    def records(self) -> list[ImageRecord]:
         pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="list")
         try:
             listed = list(pool.map(self._list, self._urls))
@@ -65,13 +65,13 @@ class RemoteTarSource:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        found = [entry for tar in listed for entry in tar]
+        found = [record for tar in listed for record in tar]
         if not found:
             raise UsageError(f"the tars hold no image ({', '.join(sorted(SUFFIXES))}).")
         return found
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
-        data = self._spool.read(uri, offset, length)
+        data = self._buffer.read(uri, offset, length)
         if data is None:
             data = self._files.read(self._url(uri), offset, length)
         if len(data) < length:
@@ -83,29 +83,28 @@ class RemoteTarSource:
         return data
 
     def expect(self, reads: Iterable[tuple[str, int]]) -> None:
-        """These images (uri, offset) will be read, about in this order: their tars are fetched."""
-        self._spool.expect(reads)
+        """Their tars are fetched ahead."""
+        self._buffer.expect(reads)
 
     def stop(self) -> None:
-        """End what is being read, within seconds; the source is of no use afterwards."""
         self._files.stop()
 
     def close(self) -> None:
         """Stop, and drop what was downloaded."""
         self.stop()
-        self._spool.close()
+        self._buffer.close()
 
-    def _list(self, uri: str) -> list[Entry]:
+    def _list(self, uri: str) -> list[ImageRecord]:
         file = self._fetch(uri)
         try:
             size = os.fstat(file.fileno()).st_size
             found = list(members_of(file, size, shown(self._url(uri))))
-            entries = entries_of(
+            records = records_of(
                 uri, found, lambda m: read_bytes_at(file.fileno(), m.offset, m.length)
             )
-            if len(self._urls) <= self._limit and self._spool.adopt(uri, file):
+            if len(self._urls) <= self._limit and self._buffer.adopt(uri, file):
                 file = cast(BinaryIO, None)  # all fit: nothing is downloaded twice
-            return entries
+            return records
         finally:
             if file is not None:
                 file.close()

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from phistill.errors import SourceError, UsageError
 
-from .record import SUFFIXES, Entry, read_part, retried
+from .local_files import read_part, retried
+from .source import SUFFIXES, ImageRecord, ImageSource
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20
@@ -32,7 +33,7 @@ class Member:
     length: int
 
 
-class TarSource:
+class TarSource(ImageSource):
     """Every image in some tar files."""
 
     kind = "tar"
@@ -40,25 +41,27 @@ class TarSource:
     def __init__(self, root: Path, tars: Sequence[Path]) -> None:
         self._root, self._tars = root, list(tars)
 
-    def entries(self) -> list[Entry]:
-        found = [entry for tar in self._tars for entry in self._tar_entries(tar)]
+    def records(self) -> list[ImageRecord]:
+        found = [record for tar in self._tars for record in self._tar_records(tar)]
         if not found:
             raise UsageError(
                 f"{self._root}: the tars hold no image ({', '.join(sorted(SUFFIXES))})."
             )
         return found
 
-    def _tar_entries(self, tar: Path) -> list[Entry]:
+    def _tar_records(self, tar: Path) -> list[ImageRecord]:
         found = retried(lambda: list(members(tar)), tar)
         uri = tar.relative_to(self._root).as_posix()
-        return entries_of(uri, found, lambda member: read_part(tar, member.offset, member.length))
+        return records_of(uri, found, lambda member: read_part(tar, member.offset, member.length))
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_part(self._root / uri, offset, length)
 
 
-def entries_of(uri: str, found: Sequence[Member], read: Callable[[Member], bytes]) -> list[Entry]:
-    """An entry per image among the members of a tar; ``read`` gives the bytes of a label."""
+def records_of(
+    uri: str, found: Sequence[Member], read: Callable[[Member], bytes]
+) -> list[ImageRecord]:
+    """A record per image among the members of a tar; ``read`` gives the bytes of a label."""
     images: list[Member] = []
     labels: dict[str, str] = {}
     for member in found:
@@ -68,15 +71,15 @@ def entries_of(uri: str, found: Sequence[Member], read: Callable[[Member], bytes
         elif suffix == LABEL_SUFFIX and member.length <= MAX_LABEL_BYTES:
             labels[key] = read(member).decode(errors="replace").strip()
     seen: set[str] = set()
-    entries = []
+    records = []
     for member in images:
         name = f"{uri}/{member.name}"
         if name in seen:  # a tar may hold a name twice
             name = f"{name}@{member.offset}"
         seen.add(name)
         label = labels.get(_key(member.name)[0])
-        entries.append(Entry(name, uri, member.offset, member.length, label))
-    return entries
+        records.append(ImageRecord(name, uri, member.offset, member.length, label))
+    return records
 
 
 def members(tar: Path) -> Iterator[Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phistill.errors import UsageError
-from phistill.pipeline.images.braces import expand
+from phistill.pipeline.images.open_source import expand
 
 
 @pytest.mark.parametrize(

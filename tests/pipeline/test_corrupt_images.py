@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from phistill.pipeline.decode.pending import DecodedShard, ShardRows
 from phistill.pipeline.decode.rgb import DecodeRules
-from phistill.pipeline.decode.shards import DecodedShard, ShardRows, decode_shards
+from phistill.pipeline.decode.shards import decode_shards
 from phistill.pipeline.decode.views import Rendering, View
-from phistill.pipeline.images.open_source import Entry
 
 FULL = os.environ.get("PHISTILL_FULL") == "1"
 MUTANTS = 1000 if FULL else 100
@@ -43,24 +43,11 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-class Memory:
-    kind = "memory"
-
-    def __init__(self, images: Sequence[bytes]) -> None:
-        self._images = images
-
-    def entries(self) -> list[Entry]:
-        return []
-
-    def read(self, uri: str, offset: int, length: int) -> bytes:
-        return self._images[int(uri)]
-
-
 def decoded(images: Sequence[bytes], rules: DecodeRules | None = None) -> DecodedShard:
     rows = [str(number) for number in range(len(images))]
     nothing = [-1] * len(rows)
     (shard,) = decode_shards(
-        Memory(images),
+        lambda uri, offset, length: images[int(uri)],
         [ShardRows(0, rows, nothing, nothing, [0] * len(rows), rows)],
         rules=rules or DecodeRules(),
         views=[View()],
@@ -122,7 +109,7 @@ def test_every_mutant_is_used_or_rejected_with_a_reason(format: str) -> None:
     assert 0 not in shard.reasons
     assert 1 not in shard.reasons
     assert len(shard.pixels[RENDERING]) == len(images)
-    accepted = [row for row, size in enumerate(shard.images.size) if size is not None]
+    accepted = [row for row, size in enumerate(shard.size) if size is not None]
     assert len(accepted) + len(shard.reasons) == len(images)
     assert not set(accepted) & set(shard.reasons)
     assert all(reason.strip() for reason in shard.reasons.values())
@@ -211,7 +198,7 @@ def test_the_curated_list_goes_as_stated() -> None:
             assert expected in shard.reasons.get(row, "accepted"), what
         else:
             assert row not in shard.reasons, (what, shard.reasons[row])
-            assert shard.images.size[row] == expected, what
+            assert shard.size[row] == expected, what
 
 
 def test_a_largest_allowed_image_fits_into_a_workers_memory() -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract, open_source
-from phistill.pipeline.images.labels import label, read_labels
-from phistill.pipeline.images.record import Entry
+from phistill.pipeline.images.annotations import label, read_labels
+from phistill.pipeline.images.source import ImageRecord
 
 ENTRIES = [
-    Entry("n01/a.jpg", "n01/a.jpg", label="n01"),
-    Entry("n01/b.png", "n01/b.png", label="n01"),
-    Entry("deep/n02/c.jpg", "deep/n02/c.jpg", label="0"),
+    ImageRecord("n01/a.jpg", "n01/a.jpg", label="n01"),
+    ImageRecord("n01/b.png", "n01/b.png", label="n01"),
+    ImageRecord("deep/n02/c.jpg", "deep/n02/c.jpg", label="0"),
 ]
 
 
@@ -96,13 +96,13 @@ def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path
     for name in ("train/cats/a.jpg", "train/dogs/b.jpg", "val/cats/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    entries = open_source(tmp_path).entries()
+    entries = open_source(tmp_path).records()
     assert [(entry.label, entry.split) for entry in entries] == [
         ("cats", "train"), ("dogs", "train"), ("cats", "heldout"),
     ]  # fmt: skip
     (tmp_path / "other").mkdir()
     (tmp_path / "other/d.jpg").write_bytes(b"x")
-    entries = open_source(tmp_path).entries()
+    entries = open_source(tmp_path).records()
     assert {entry.split for entry in entries} == {None}
     assert entries[0].label == "other"
 

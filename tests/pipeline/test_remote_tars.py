@@ -29,20 +29,20 @@ def local(tmp_path: Path) -> Path:
 
 def test_a_server_lists_what_a_folder_does(server: Server, local: Path) -> None:
     source = open_source(server.url(PATTERN))
-    entries = source.entries()
-    assert entries == open_source(local).entries()
-    assert entries == open_source(str(local / "shard-{0000..0005}.tar")).entries()
+    entries = source.records()
+    assert entries == open_source(local).records()
+    assert entries == open_source(str(local / "shard-{0000..0005}.tar")).records()
     assert entries[0].label == "0"
-    source.close()  # type: ignore[attr-defined]
+    source.close()
 
 
 def test_a_text_file_may_list_tars_here_or_there(server: Server, local: Path) -> None:
     (local / "here.txt").write_text("# all\nshard-{0000..0001}.tar\nshard-0005.tar\n")
     (local / "there.txt").write_text(server.url("/data/shard-{0000..0001}.tar") + "\n")
-    assert len(open_source(local / "here.txt").entries()) == 3 * IMAGES_PER_TAR
+    assert len(open_source(local / "here.txt").records()) == 3 * IMAGES_PER_TAR
     source = open_source(local / "there.txt")
     assert isinstance(source, RemoteTarSource)
-    assert len(source.entries()) == 2 * IMAGES_PER_TAR
+    assert len(source.records()) == 2 * IMAGES_PER_TAR
     source.close()
 
 
@@ -126,12 +126,12 @@ def test_a_tar_that_shrank_after_it_was_listed_is_named(
 def test_credentials_reach_neither_ids_nor_messages(server: Server) -> None:
     signed = server.url("/data/shard-0000.tar") + "?X-Signature=secret"
     source = RemoteTarSource([signed])
-    assert "secret" not in str(source.entries())
+    assert "secret" not in str(source.records())
     source.close()
     assert shown("https://user:secret@host/a.tar?key=secret") == "https://host/a.tar"
     gone = RemoteTarSource([server.url("/nowhere.tar") + "?key=secret"])
     with pytest.raises(SourceError, match=r"nowhere.tar cannot be read: 404") as caught:
-        gone.entries()
+        gone.records()
     assert "secret" not in str(caught.value)
     gone.close()
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from phistill.errors import SourceError, UsageError
-from phistill.pipeline.images.holdout import hold_out
+from phistill.pipeline.images.annotations import hold_out
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.images.parquet import ParquetSource
-from phistill.pipeline.images.record import Entry
+from phistill.pipeline.images.source import ImageRecord
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = [GENERATOR.bytes(int(size)) for size in GENERATOR.integers(0, 5000, 60)]
@@ -44,7 +44,7 @@ def test_row_groups_are_unpacked_once_and_read_in_any_order(
     path = tmp_path / "t.parquet"
     pq.write_table(table(), path, row_group_size=16)
     source = ParquetSource(tmp_path, [path], memory_bytes=memory_bytes)
-    entries = source.entries()
+    entries = source.records()
     order = np.random.default_rng(1).permutation(60).tolist()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda row: source.read(entries[row].uri, row, -1), order))
@@ -55,22 +55,22 @@ def test_row_groups_are_unpacked_once_and_read_in_any_order(
 
 def test_a_class_label_is_its_name_and_a_plain_number_itself(tmp_path: Path) -> None:
     pq.write_table(table(), tmp_path / "t.parquet")
-    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").entries()]
+    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").records()]
     assert labels[:4] == ["cat", "dog", "eel", "cat"]
     plain = table().replace_schema_metadata({b"huggingface": b"[" * 100_000})
     pq.write_table(plain, tmp_path / "t.parquet")
-    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").entries()]
+    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").records()]
     assert labels[:4] == ["0", "1", "2", "0"]
 
 
 def test_a_snapshot_with_a_test_part_is_split_by_the_names_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     pq.write_table(table(0, 40), tmp_path / "data" / "train-00000-of-00001.parquet")
-    only_train = open_source(tmp_path).entries()
+    only_train = open_source(tmp_path).records()
     assert {entry.split for entry in only_train} == {None}
     pq.write_table(table(40, 60), tmp_path / "data" / "test-00000-of-00001.parquet")
     source = open_source(tmp_path)
-    splits = {entry.split: entry for entry in source.entries()}
+    splits = {entry.split: entry for entry in source.records()}
     heldout = splits["heldout"]
     assert set(splits) == {"train", "heldout"}
     assert source.read(heldout.uri, heldout.offset, heldout.length) == IMAGES[59]
@@ -92,7 +92,7 @@ def saved(folder: Path, part: pa.Table, num_files: int = 2) -> None:
 def test_a_saved_dataset_is_read_in_any_order(tmp_path: Path) -> None:
     saved(tmp_path / "d", table())
     source = open_source(tmp_path / "d")
-    entries = source.entries()
+    entries = source.records()
     assert len(entries) == 60
     assert [entry.label for entry in entries[:3]] == ["cat", "dog", "eel"]
     for row in np.random.default_rng(0).permutation(60).tolist():
@@ -105,7 +105,7 @@ def test_a_saved_dictionary_keeps_its_splits(tmp_path: Path) -> None:
     saved(tmp_path / "d" / "validation", table(40, 60), num_files=1)
     (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
     source = open_source(tmp_path / "d")
-    entries = source.entries()
+    entries = source.records()
     assert [entry.split for entry in entries] == ["train"] * 40 + ["heldout"] * 20
     last = entries[-1]
     assert last.id == "validation/data-00000-of-00001.arrow#19"
@@ -123,7 +123,7 @@ def test_a_state_that_points_elsewhere_is_refused(tmp_path: Path, state: str) ->
     (tmp_path / "secret.arrow").write_bytes(b"")
     (tmp_path / "d" / "state.json").write_text(state)
     with pytest.raises(SourceError):
-        open_source(tmp_path / "d").entries()
+        open_source(tmp_path / "d").records()
 
 
 def test_a_cut_arrow_file_is_refused(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_a_cut_arrow_file_is_refused(tmp_path: Path) -> None:
     (path,) = (tmp_path / "d").glob("*.arrow")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SourceError, match="cannot be read as an Arrow stream"):
-        open_source(tmp_path / "d").entries()
+        open_source(tmp_path / "d").records()
 
 
 def test_a_file_holds_out_ids_and_folders(tmp_path: Path) -> None:
-    entries = [Entry(id=name, uri=name) for name in ("a/1", "a/2", "b/1", "c")]
+    entries = [ImageRecord(id=name, uri=name) for name in ("a/1", "a/2", "b/1", "c")]
     listed = tmp_path / "holdout.txt"
     listed.write_text("# chosen by hand\na/\nc\n")
     assert [e.split for e in hold_out(entries, listed)] == ["heldout"] * 2 + ["train", "heldout"]
@@ -150,7 +150,7 @@ def test_a_damaged_row_group_stops_the_run_and_is_no_reject(tmp_path: Path) -> N
     pq.write_table(table(), path, compression="zstd", use_dictionary=False, write_statistics=False)
     data = bytearray(path.read_bytes())
     source: Any = open_source(path)
-    entries = source.entries()
+    entries = source.records()
     data[4:2000] = bytes(1996)
     path.write_bytes(data)
     with pytest.raises(SourceError, match="cannot be read"):

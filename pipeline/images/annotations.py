@@ -1,8 +1,8 @@
-"""Labels that the user gives: a file that says which image, folder or class number is which class.
+"""What the user says of the images: which are held out, and their labels.
 
-A key names an image by its id (with or without its suffix), by a folder that it lies in, or by the
-label that its source gave it, so that a table of images, ``n01440764 -> tench`` and ``0 -> tench``
-all are label maps.
+``--holdout FILE`` lists ids. ``--labels FILE`` gives a label by key: an image's id (with or without
+its suffix), a folder that it lies in, or the label that its source gave it, so that a table of
+images, ``n01440764 -> tench`` and ``0 -> tench`` all are label maps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from phistill.cache.format.parquet import open_table, read_table
 from phistill.errors import UsageError
 
-from .record import Entry
+from .source import ImageRecord
 
 MAX_BYTES = 2**30
 KEYS = ("id", "key", "image", "file", "filename", "file_name", "path", "folder", "wnid", "index")
@@ -26,20 +26,51 @@ LABELS = ("label", "labels", "class", "class_name", "name", "category", "cls")
 FORMATS = "a .json, .csv, .tsv or .parquet file"
 
 
-def label(entries: Sequence[Entry], path: Path) -> tuple[list[Entry], int]:
-    """The entries with the labels that ``path`` gives, and how many of them it gives none.
+def hold_out(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
+    """The records with a split: held out are those whose id ``path`` lists, the rest train.
+
+    One id per line; a line that ends in ``/`` holds out every id below it; # begins a comment.
+    UsageError when a line names nothing that the source has.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--holdout {path} cannot be read as a text file of ids, one per line."
+        ) from error
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    folders = tuple(sorted(line for line in wanted if line.endswith("/")))
+    ids = {record.id for record in records}
+    found = {name for name in ids if name in wanted or name.startswith(folders)}
+    unknown = sorted(
+        line
+        for line in wanted - ids
+        if not (line in folders and any(name.startswith(line) for name in found))
+    )
+    if unknown:
+        raise UsageError(
+            f"--holdout {path} lists {len(unknown)} ids that the images do not have, for example "
+            f"{unknown[0]!r}; an id looks like {records[0].id!r}."
+        )
+    if not found:
+        raise UsageError(f"--holdout {path} lists no id.")
+    return [replace(e, split="heldout" if e.id in found else "train") for e in records]
+
+
+def label(records: Sequence[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
+    """The records with the labels that ``path`` gives, and how many of them it gives none.
 
     UsageError when the file is no label map, or names none of the images.
     """
     labels = read_labels(path)
-    found = [replace(entry, label=_label(entry, labels)) for entry in entries]
-    missing = sum(entry.label is None for entry in found)
-    if missing == len(entries):
+    found = [replace(record, label=_label(record, labels)) for record in records]
+    missing = sum(record.label is None for record in found)
+    if missing == len(records):
         key = next(iter(labels))
         raise UsageError(
             f"--labels {path} names none of the images. It has, for example, {key!r}; an image has "
-            f"the id {entries[0].id!r}"
-            + (f" and the label {entries[0].label!r}." if entries[0].label else ".")
+            f"the id {records[0].id!r}"
+            + (f" and the label {records[0].label!r}." if records[0].label else ".")
         )
     return found, missing
 
@@ -68,10 +99,10 @@ def read_labels(path: Path) -> dict[str, str]:
     return found
 
 
-def _label(entry: Entry, labels: dict[str, str]) -> str | None:
-    path = PurePosixPath(entry.id)
+def _label(record: ImageRecord, labels: dict[str, str]) -> str | None:
+    path = PurePosixPath(record.id)
     folders = [part for parent in path.parents for part in (parent.as_posix(), parent.name)]
-    for key in (entry.id, path.with_suffix("").as_posix(), path.name, path.stem, entry.label):
+    for key in (record.id, path.with_suffix("").as_posix(), path.name, path.stem, record.label):
         if key is not None and key in labels:
             return labels[key]
     return next((labels[folder] for folder in folders if folder in labels), None)

@@ -1,0 +1,68 @@
+"""Reading local files: tried again when a disk hiccups, and never mistaken for a bad image."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from phistill.errors import SourceError
+
+NUM_TRIES = 3
+"""A read error may be a hiccup of a network file system; it is tried this often."""
+
+T = TypeVar("T")
+
+
+def retried(action: Callable[[], T], path: Path) -> T:
+    """The action's result; SourceError when the file is gone or cannot be read after all tries."""
+    for attempt in range(NUM_TRIES):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"{path} is in the index and is gone. Put it back, or name the source that has it."
+            ) from error
+        except OSError as error:  # pyarrow raises a plain one for damaged tables too
+            failure = error
+            time.sleep(0.1 * 4**attempt)
+    raise SourceError(
+        f"{path} cannot be read ({failure.strerror or failure}), tried {NUM_TRIES} times. "
+        "Nothing was recorded for it; mend the disk and run the same command again."
+    )
+
+
+def read_file(path: Path) -> bytes:
+    return retried(path.read_bytes, path)
+
+
+def read_part(path: Path, offset: int, length: int) -> bytes:
+    """``length`` bytes at ``offset``; SourceError when the file ends before."""
+
+    def read() -> bytes:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return read_bytes_at(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
+
+    data = retried(read, path)
+    if len(data) < length:
+        raise SourceError(
+            f"{path} ends {length - len(data):,} bytes before the image at {offset:,} does. "
+            "It changed after it was indexed; put the old one back, or make a new cache."
+        )
+    return data
+
+
+def read_bytes_at(descriptor: int, offset: int, length: int) -> bytes:
+    """``length`` bytes at ``offset`` of an open file, fewer where it ends."""
+    data = bytearray()
+    while len(data) < length:
+        part = os.pread(descriptor, length - len(data), offset + len(data))
+        if not part:
+            break
+        data += part
+    return bytes(data)
