@@ -213,8 +213,9 @@ def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
     """The share of ``--worker`` and of the launcher, put into the options and told."""
     import os
 
+    from phistill.compute.launch import launched
     from phistill.pipeline.decode.shards import num_cores
-    from phistill.pipeline.workers import Share, launched
+    from phistill.pipeline.workers import Share
 
     launch = None if options["scheduler"] else launched(os.environ)
     share = Share.parse(worker) if worker else None

@@ -1,4 +1,4 @@
-"""The processes of one run: a single one, or those that ``torchrun`` started.
+"""The processes of one run: a single one, or those that ``torchrun`` or ``srun`` started.
 
 gloo joins ranks on CPUs, nccl on GPUs. Every rank takes an equal, contiguous share of each global
 batch, so the order of rows does not depend on their number.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from phistill.errors import UsageError
+
+from .devices import choose_device, current_device
+from .launch import Launch, launched, meeting_point
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it ends with an error: longer than the first rank
+alone scores held-out images or writes a checkpoint, for which nccl's own 10 minutes are short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +63,9 @@ class Ranks:
         if self.world == 1:
             return [value]
         mine = value.to(self.device)
-        found = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(found, mine)
-        return [one.to(value.device) for one in found]
+        received = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(received, mine)
+        return [one.to(value.device) for one in received]
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -64,52 +73,42 @@ class Ranks:
             dist.barrier()
 
 
-def join(device: str) -> Ranks:
-    """The ranks that torchrun's environment describes, joined; a single one without it."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = resolve_device(device, local if world > 1 else None)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Ranks(rank=rank, world=world, device=chosen)
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks that a launcher's environment describes, joined while entered; one without it.
 
-
-def leave(ranks: Ranks) -> None:
-    """Part from the other ranks."""
-    if ranks.world > 1 and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
-    """``auto`` takes CUDA when there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"device={name!r} is not a torch device; take auto, cpu or cuda."
-        ) from error
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"device={name!r}, but torch sees no such device. Take cpu.")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"device={name!r}, but torch sees no CUDA device. Take cpu.")
-        if local_rank is not None:
-            device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    return device
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bf16 on GPUs and on CPUs with bfloat16 matrix units (AMX), else float32.
-
-    Without such units bfloat16 products are no faster than float32's on a CPU.
+    UsageError when the device does not exist, or several ranks are to share one by its index.
     """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    # No public name tells; an older torch without this one trains in float32.
-    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if device.type == "cpu" and has_matrix_units() else "float32"
+    launch = launched(os.environ)
+    place = choose_device(device, launch.local_rank if launch is not None else None)
+    with current_device(place):
+        if launch is None:
+            yield Ranks(device=place)
+            return
+        if place.type == "cuda" and ":" in device:
+            raise UsageError(
+                f"device={device!r} is one device, and {launch} is not alone. Take cuda: every "
+                "process then takes the one of its number."
+            )
+        begun_here = not dist.is_initialized()
+        if begun_here:
+            _join(launch, place)
+        try:
+            yield Ranks(rank=launch.rank, world=launch.world, device=place)
+        finally:
+            if begun_here and dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    host, port = meeting_point(launch, os.environ)
+    # torchrun's agent serves the store itself, which only env:// knows.
+    method = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=method,
+        timeout=TIMEOUT,
+        rank=launch.rank,
+        world_size=launch.world,
+        device_id=device if device.type == "cuda" else None,
+    )

@@ -1,19 +1,36 @@
-"""The random state of one trainee: torch's on the CPU and, where it trains there, on a CUDA device.
+"""Random states: weights drawn from a seed, and the stream of one student in training.
 
-Dropout and stochastic depth draw from it. Students that take turns each have their own, and a
-checkpoint holds that of every rank.
+Dropout and stochastic depth draw from torch's generators, on the CPU and on the device of the
+student. Students that take turns each have their own stream, and a checkpoint holds that of every
+rank. The caller's generators are as they were whenever a function here is left.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 RANK_STRIDE = 7919
 """Between the seeds of ranks: a prime beyond any seed a person counts up to."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU; no other device's generator is touched."""
+    import torch
+
+    before = torch.get_rng_state()
+    # Not torch.manual_seed, which seeds the generators of all devices.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 class RandomState:
@@ -48,21 +65,31 @@ class RandomState:
             self._begin(seed + RANK_STRIDE * rank + num_done)
 
     def _begin(self, seed: int) -> None:
+        import torch
+
         self.states = {"torch": torch.Generator().manual_seed(seed).get_state()}
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             generator = torch.Generator(self.device).manual_seed(seed)
-            self.states["cuda"] = generator.get_state()
+            self.states[self.device.type] = generator.get_state()
 
     def _current(self) -> dict[str, Tensor]:
-        found = {"torch": torch.get_rng_state()}
+        import torch
+
+        states = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state(self.device)
-        return found
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
+        return states
 
     def _set(self, states: Mapping[str, Tensor]) -> None:
+        import torch
+
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.device)
+        if "mps" in states:
+            torch.mps.set_rng_state(states["mps"])
 
 
 def state_name(kind: str, rank: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from phistill.compute.seeds import seeded
 from phistill.errors import UsageError
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
 from phistill.pipeline.teachers.spec import take_options
 from phistill.pipeline.teachers.timm import TimmTeacher
-from phistill.pipeline.teachers.weights import boolean, integer, load_weights, seeded
+from phistill.pipeline.teachers.weights import boolean, integer, load_weights
 
 from .weights import FOLDER, read_settings, read_tensors
 

@@ -18,6 +18,7 @@ from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.format import names
 from phistill.cache.storage.files import Files, open_files
+from phistill.compute.devices import choose_device
 from phistill.errors import UsageError
 
 from .add_views import require_same_images
@@ -41,7 +42,7 @@ from .recheck import require_same_teacher
 from .rejects import rejects
 from .settings import CacheSettings
 from .shard_pass import PassLimits, ShardPass
-from .teachers.runner import TeacherRunner, choose_device, environment
+from .teachers.runner import TeacherRunner, environment
 from .teachers.spec import TeacherSpec
 
 REFUSE_AFTER_S = 1.0

@@ -1,4 +1,4 @@
-"""Which shards a worker takes when several extract one cache, and what a launcher says of it.
+"""Which shards a worker takes when several extract one cache.
 
 Worker r of R takes the shards whose number leaves the remainder r when divided by R: a restarted
 worker, and one of a cache that has grown, finds the same shards again.
@@ -7,7 +7,7 @@ worker, and one of a cache that has grown, finds the same shards again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,58 +50,6 @@ class Share:
     def split(self, index: int, count: int) -> Share:
         """Part ``index`` of ``count`` of this share: a worker that is several processes."""
         return Share(self.index + self.count * index, self.count * count)
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What a launcher of several processes says to one of them."""
-
-    launcher: str
-    rank: int
-    world: int
-    local_rank: int
-    num_local: int
-    """Processes of the launch on this machine."""
-
-    @property
-    def share(self) -> Share:
-        return Share(self.rank, self.world)
-
-    def __str__(self) -> str:
-        return f"process {self.rank} of {self.world} of {self.launcher}"
-
-
-def launched(environ: Mapping[str, str]) -> Launch | None:
-    """What torchrun or srun say of this process; None when it is alone.
-
-    A batch script of Slurm has SLURM_NTASKS as well: only a step, which srun starts, says
-    SLURM_STEP_NUM_TASKS.
-    """
-    for launcher, rank, world, local_rank, num_local in (
-        ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
-    ):
-        if rank in environ and world in environ:
-            found = Launch(
-                launcher,
-                _number(environ, rank),
-                _number(environ, world),
-                _number(environ, local_rank) if local_rank in environ else 0,
-                _number(environ, num_local) if num_local in environ else 1,
-            )
-            if found.world > 1:
-                return found
-    return None
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environ[name])
-    except ValueError as error:
-        raise UsageError(
-            f"{name}={environ[name]!r} in the environment is no number. Unset it, or start the "
-            "processes with torchrun or srun."
-        ) from error
 
 
 def who_misses(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.compute.devices import choose_device
 from phistill.errors import SourceError, UsageError, counted
 from phistill.pipeline.decode.pending import DecodedShard, ShardRows
 from phistill.pipeline.decode.shards import decode_shards, num_cores
@@ -24,7 +25,7 @@ from phistill.pipeline.images.open_source import opened
 from phistill.pipeline.images.source import ImageRecord, ImageSource
 from phistill.pipeline.settings import CacheSettings
 from phistill.pipeline.teachers.licences import licence_of
-from phistill.pipeline.teachers.runner import TeacherRunner, choose_device
+from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
 
 from .costs import Plan, TeacherPlan

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from phistill import cache as store
 from phistill.cache import Cache, Split
 from phistill.cache.joined import JoinedCaches
+from phistill.compute.precision import full_float32, widest_float
 from phistill.errors import IncompleteCache, RunMismatch, UsageError
 
 from .data.loader import PIXELS, Source
@@ -90,11 +91,11 @@ class _Sums:
         self.columns: list[Tensor] = []
 
     def add(self, prediction: Tensor, value: Tensor) -> None:
-        y = value.float()
+        y, wide = value.float(), widest_float(value.device)
         axes = tuple(range(1, y.ndim))
-        error = (prediction - y).square().double().mean(axes)
-        deviation = (y - self.mean).square().double().mean(axes)
-        cosine = F.cosine_similarity(prediction, y, dim=-1).double().reshape(len(y), -1).mean(1)
+        error = (prediction - y).square().mean(axes, dtype=wide)
+        deviation = (y - self.mean).square().mean(axes, dtype=wide)
+        cosine = F.cosine_similarity(prediction, y, dim=-1).reshape(len(y), -1).mean(1, dtype=wide)
         self.columns.append(torch.stack([error, deviation, cosine], 1).cpu())
 
     def row(self, student: str) -> EvalRow:
@@ -153,7 +154,9 @@ def measure(
     student.eval()
     for start in range(0, len(rows), BATCH_ROWS):
         block = rows[start : start + BATCH_ROWS]
-        predictions = student.predict(torch.from_numpy(source.readers[PIXELS].read(block)))
+        pixels = torch.from_numpy(source.readers[PIXELS].read(block))
+        with full_float32():
+            predictions = student.predict(pixels)
         for target in student.targets:
             value = torch.from_numpy(source.readers[target.key].read(block)).to(device)
             sums[target.key].add(predictions[target.teacher][target.kind], value)

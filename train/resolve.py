@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from phistill import __version__
 from phistill.cache import Cache
 from phistill.cache.joined import JoinedCaches
-from phistill.compute.ranks import Ranks, resolve_precision
+from phistill.compute.precision import FLOAT32_PRODUCTS, resolve_precision
+from phistill.compute.ranks import Ranks
 from phistill.errors import UsageError
 from phistill.stats import METHODS, Normalizer, fitted, load_moments, load_row
 from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
@@ -89,6 +90,7 @@ class Lesson:
             "order_digest": self.plan.digest,
             "images_digest": self.plan.images,
             "precision": self.precision,
+            "float32_products": FLOAT32_PRODUCTS,
         }
 
 

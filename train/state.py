@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from phistill.compute.precision import products_in
 from phistill.compute.ranks import Ranks
 from phistill.compute.seeds import RandomState, state_name
 from phistill.errors import Diverged
@@ -147,7 +148,8 @@ class Trainee:
                 target.teacher: torch.from_numpy(part.positions(target.key)).to(self.ranks.device)
                 for target in self.targets
             }
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
+        dtype = "bfloat16" if self.bf16 else "float32"
+        with products_in(dtype, self.ranks.device.type):
             output = self.forward(images, selection)
         wanted = self.objective.normalised(part)
         return output, self.objective.terms(output.predictions, wanted, crop)
@@ -216,7 +218,7 @@ class Trainee:
         gradient_norm: Tensor,
     ) -> StepValues:
         keys = [target.key for target in self.targets]
-        losses = values.double().cpu()
+        losses = values.cpu().double()
         weighted = factors * losses
         total = float(weighted.sum())
         return StepValues(

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from phistill.cache.upkeep.copying import CopyProgress
-from phistill.compute import ranks as distributed
 from phistill.compute.allocator import keeping_freed_memory
-from phistill.compute.ranks import Ranks
+from phistill.compute.precision import full_float32
+from phistill.compute.ranks import Ranks, joined
 from phistill.compute.signals import Interrupted, StopRequest
 from phistill.errors import PhistillError, StoreError
 
@@ -50,9 +50,8 @@ def train(
     if stage is not None and not is_finished(Path(out)):
         # Before the ranks meet: one of them may copy for longer than the others would wait.
         near = stage_caches(opened, stage, config, progress=stage_progress)
-    group = distributed.join(config.device)
     with contextlib.ExitStack() as stack:
-        stack.callback(distributed.leave, group)
+        group = stack.enter_context(joined(config.device))
         lesson = prepare(opened, config, group.device)
         run = Run(Path(out), lesson, group, progress)
         stack.callback(run.close)
@@ -114,7 +113,7 @@ def run_steps(
         device=group.device,
     )
     runs = _alike_together(runs)
-    with keeping_freed_memory(group.device), loader, StopRequest() as stop:
+    with keeping_freed_memory(group.device), full_float32(), loader, StopRequest() as stop:
         for batch in _read(loader, runs, group):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:

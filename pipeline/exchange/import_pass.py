@@ -12,13 +12,13 @@ import numpy as np
 from phistill.cache import Cache, CommitRecord, ImageFacts, TeacherInfo
 from phistill.cache.format import names
 from phistill.cache.format.info import DTYPES
+from phistill.compute.devices import choose_device
 from phistill.errors import CacheMismatch, UsageError
 
 from ..images.source import ImageSource
 from ..rejects import RejectBudget
 from ..same_teacher import add_or_require
 from ..shard_pass import PassLimits, ShardPass
-from ..teachers.runner import choose_device
 from .feature_files import PIXELS, FeatureFiles
 from .feature_lines import ImageLines, stored_as
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from phistill.compute.devices import release_cached_memory
+
 from .runner import TeacherRunner, sharing
 
 MAX_ROWS = {"cuda": 1024}
@@ -87,7 +89,6 @@ def _seconds(runner: TeacherRunner, rows: int) -> float | None:
         if "memory" not in str(error).lower():
             raise
     if len(taken) < 3:
-        if runner.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(runner.device)
         return None
     return min(taken[1:])

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phistill.compute.devices import choose_device, synchronize
+
 from .contract import Features, Preprocessing, Teacher
 from .licences import licence_of
-from .runner import TeacherRunner, choose_device
+from .runner import TeacherRunner
 from .spec import TeacherSpec
 
 if TYPE_CHECKING:
@@ -80,10 +82,10 @@ def check_teacher(spec: str, device: str = "auto", *, autocast: str | None = Non
     runner = TeacherRunner(parsed.name, parsed.text, teacher, target, autocast=autocast)
     pixels = two_images(runner.rendering.size)
     first = runner.forward(pixels)
-    _wait(target)
+    synchronize(target)
     started = time.perf_counter()
     second = runner.forward(pixels)
-    _wait(target)
+    synchronize(target)
     seconds = (time.perf_counter() - started) / NUM_IMAGES
     kinds = tuple(_kind_report(kind, values) for kind, values in _kinds(second))
     return CheckReport(
@@ -110,13 +112,6 @@ def two_images(size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     noise = np.random.default_rng(0).normal(0, 40, smooth.shape)
     both = np.stack([smooth, smooth[::-1] + noise])
     return np.clip(both, 0, 255).astype(np.uint8)
-
-
-def _wait(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _kinds(features: Features) -> list[tuple[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
+from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing
@@ -22,7 +23,6 @@ from .weights import (
     load_weights,
     parameter_dtype,
     read_weights,
-    seeded,
     weights_sha256,
 )
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from phistill.cache import TeacherInfo
 from phistill.cache.format.info import DTYPES
-from phistill.errors import TeacherError, UsageError
+from phistill.compute.devices import hardware_name
+from phistill.compute.precision import FLOAT32_PRODUCTS, products_in, resolve_autocast
+from phistill.errors import TeacherError
 
 from ..decode.views import Rendering
 from .batch import Batch
@@ -23,38 +25,8 @@ from .licences import licence_of
 if TYPE_CHECKING:
     import torch
 
-AUTOCASTS = ("float32", "bfloat16", "float16")
 ROWS_AT_256 = {"cpu": 32, "cuda": 128, "mps": 64}
 """Rows in one forward pass of a teacher whose input is 256 x 256 pixels."""
-
-
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """``auto`` is CUDA, then Apple's GPU, then the CPU; UsageError when the named one is absent.
-
-    Of several processes on a machine each takes the CUDA device of its number, in turn.
-    """
-    import torch
-
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        if local_rank is None:
-            return torch.device("cuda")
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    if name == "auto":
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"device {name!r} is not known; write auto, cpu, cuda, cuda:1 or mps."
-        ) from error
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, False):
-        raise UsageError(f"device {name!r} was asked for, but torch sees no such device here.")
-    return device
 
 
 def default_rows_per_forward(device: str, size: tuple[int, int]) -> int:
@@ -85,11 +57,7 @@ class TeacherRunner:
         self._preprocessing: Preprocessing = teacher.preprocessing()
         teacher.to(device)
         self._constants = _constants(self._preprocessing, device)
-        self._autocast = autocast or ("bfloat16" if device.type == "cuda" else "float32")
-        if self._autocast not in AUTOCASTS:
-            raise UsageError(
-                f"autocast={self._autocast!r} is not known; choose one of {', '.join(AUTOCASTS)}."
-            )
+        self._autocast = resolve_autocast(autocast, device)
         self.info = self._probe(
             name,
             spec,
@@ -149,15 +117,7 @@ class TeacherRunner:
         """Features of each runner, from one forward pass where there are several."""
         import torch
 
-        mixed = self._autocast != "float32"
-        with (
-            torch.inference_mode(),
-            torch.autocast(
-                self._device.type,
-                dtype=getattr(torch, self._autocast) if mixed else torch.bfloat16,
-                enabled=mixed,
-            ),
-        ):
+        with torch.inference_mode(), products_in(self._autocast, self._device.type):
             images = prepared
             if self._device.type != "cpu":
                 images = self._normalised(prepared.to(self._device, non_blocking=True))
@@ -311,11 +271,9 @@ def environment(
         except PackageNotFoundError:
             found[package] = "not installed"
     if device is not None:
-        found["device"] = device.type
+        found["device"] = hardware_name(device)
         if device.type == "cuda":
-            import torch
-
-            found["device"] = torch.cuda.get_device_name(device)
+            found["float32_products"] = FLOAT32_PRODUCTS
     if compiled:
         found["compiled"] = "torch.compile"
     if channels_last:

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from jaxtyping import Float
 
+from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
@@ -22,7 +23,6 @@ from .weights import (
     load_weights,
     parameter_dtype,
     read_weights,
-    seeded,
     weights_sha256,
 )
 from .wrapper import side

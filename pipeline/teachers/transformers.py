@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
+from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import INTERPOLATIONS, Features, Preprocessing
 from .licences import licence_of_card
 from .spec import take_options
 from .timm import size_of
-from .weights import boolean, cast, integer, parameter_dtype, seeded, weights_sha256
+from .weights import boolean, cast, integer, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,16 +84,6 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 
     found = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     return next(found, torch.float32)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw initial weights from ``seed`` and leave torch's own generator untouched."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def integer(options: dict[str, str], key: str) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.compute.devices import visible_devices
 from phistill.errors import PhistillError
 from phistill.pipeline.decode.image import DecodeSetup
 from phistill.pipeline.decode.pool import DecodePool
@@ -26,15 +27,11 @@ LITTLE_SPACE = 10 * 10**9
 def devices() -> Iterator[Finding]:
     import torch
 
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(number)
-            yield Finding(
-                "device", "ok", f"cuda:{number} {facts.name}, {bytes_text(facts.total_memory)}"
-            )
-    elif torch.backends.mps.is_available():
-        yield Finding("device", "ok", "mps")
-    else:
+    devices = visible_devices()
+    for one in devices:
+        memory = "" if one.memory_bytes is None else f", {bytes_text(one.memory_bytes)}"
+        yield Finding("device", "ok", f"{one.device} {one.name}{memory}")
+    if not devices:
         built = torch.version.cuda
         advice = "Fine for small teachers; a ViT-L needs about a second per image."
         if built and shutil.which("nvidia-smi"):

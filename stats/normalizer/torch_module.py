@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phistill.compute.precision import without_autocast
+
 from .normalizer import Normalizer
 
 
@@ -32,10 +34,10 @@ class NormalizerModule(nn.Module):
 
     def forward(self, x: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
         """y = W (x - mean), float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return F.linear(x.float() - self.mean, self.W)
 
     def inverse(self, y: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
         """x = Theta y + mean, float32."""
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device.type):
             return F.linear(y.float(), self.Theta, self.mean)

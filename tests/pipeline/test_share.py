@@ -1,4 +1,4 @@
-"""Workers share a cache without sharing a shard, whoever starts them."""
+"""Workers share a cache without sharing a shard."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import pytest
 from phistill.cache.storage.lock import Holder
 from phistill.errors import UsageError
 from phistill.pipeline import ExtractOptions
-from phistill.pipeline.workers import Share, launched, who_misses
-
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+from phistill.pipeline.workers import Share, who_misses
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -35,36 +32,6 @@ def test_a_split_share_is_divided_among_its_processes() -> None:
 def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="worker"):
         Share.parse(text)
-
-
-def test_torchrun_says_which_process_this_is() -> None:
-    launch = launched(TORCHRUN)
-    assert launch is not None
-    assert (launch.share, launch.local_rank, launch.num_local) == (Share(5, 8), 1, 4)
-    assert str(launch) == "process 5 of 8 of torchrun"
-
-
-def test_srun_says_which_process_this_is() -> None:
-    launch = launched(SRUN)
-    assert launch is not None
-    assert (launch.share, launch.local_rank) == (Share(3, 4), 1)
-
-
-def test_torchrun_inside_a_step_of_slurm_wins() -> None:
-    launch = launched({**SRUN, **TORCHRUN})
-    assert launch is not None
-    assert launch.launcher == "torchrun"
-
-
-def test_a_single_process_and_a_batch_script_of_several_tasks_are_alone() -> None:
-    assert launched({}) is None
-    assert launched({"RANK": "0", "WORLD_SIZE": "1"}) is None
-    assert launched({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) is None
-
-
-def test_an_environment_that_makes_no_sense_is_named() -> None:
-    with pytest.raises(UsageError, match="RANK='first' in the environment"):
-        launched({**TORCHRUN, "RANK": "first"})
 
 
 def test_repair_is_refused_to_one_of_several_workers() -> None:

@@ -114,7 +114,7 @@ class Balance:
     def observe(self, values: Float[Tensor, " terms"]) -> None:
         """Take the step's unweighted terms into the running means."""
         if self.mode == "adaloss":
-            self.mean = self.decay * self.mean + (1 - self.decay) * values.double().cpu()
+            self.mean = self.decay * self.mean + (1 - self.decay) * values.cpu().double()
             self.num_seen += 1
 
     def state(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phistill import plugins
+from phistill.compute.seeds import seeded
 from phistill.errors import UsageError
 
 from ..config import TrainConfig
@@ -173,8 +174,7 @@ class Student(nn.Module):
 
 def build_student(config: TrainConfig, targets: Sequence[Target], image_size: int) -> Student:
     """The student at its first step: the same weights for the same config, on any device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         return Student(config, targets, image_size)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from phistill.compute.ranks import resolve_device
+from phistill.compute.devices import choose_device
 from phistill.errors import UsageError
 from phistill.stats import Normalizer
 from phistill.stats.normalizer.torch_module import NormalizerModule
@@ -126,7 +126,7 @@ def load_run(
         raise UsageError(f"which={which!r} is not one of latest, best.")
     if found is None:
         raise checkpoint.nothing_in(folder)
-    return from_checkpoint(found, untrained=untrained).to(resolve_device(device))
+    return from_checkpoint(found, untrained=untrained).to(choose_device(device))
 
 
 def from_checkpoint(found: Checkpoint, *, untrained: bool = False) -> TrainedStudent:

@@ -23,7 +23,9 @@ from phistill.cache import Cache
 from phistill.cache.joined import JoinedCaches
 from phistill.cache.storage import publish
 from phistill.cache.upkeep.copying import CopyProgress
-from phistill.compute.ranks import Ranks, resolve_device
+from phistill.compute.devices import choose_device, current_device
+from phistill.compute.launch import launched
+from phistill.compute.ranks import Ranks
 from phistill.errors import UsageError
 
 from .. import trainer
@@ -77,17 +79,17 @@ def sweep(
     if not grid:
         raise UsageError("the grid is empty.")
     folder, opened, begun = Path(out), open_cache(cache), time.perf_counter()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = list(grid)[rank::world]
-    local = int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None
+    launch = launched(os.environ)
+    mine = list(grid) if launch is None else list(grid)[launch.rank :: launch.world]
+    local_rank = None if launch is None else launch.local_rank
     _refuse_changed_cells(folder, mine)
     num_trained = num_passes = 0
     for cells in _sharing(mine):
         near = opened
         if stage is not None and not all(read_evaluation(folder / cell.name) for cell in cells):
             near = stage_caches(opened, stage, cells[0].config, progress=stage_progress)
-        group = Ranks(device=resolve_device(cells[0].config.device, local))
-        with contextlib.ExitStack() as stack:
+        group = Ranks(device=choose_device(cells[0].config.device, local_rank))
+        with current_device(group.device), contextlib.ExitStack() as stack:
             trained = _one_pass(opened, near, folder, cells, group, progress, stack)
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
     table = None
@@ -153,7 +155,7 @@ def _one_pass(
         widest = max((run.lesson for run in waiting), key=lambda lesson: len(lesson.targets))
         trainer.run_steps(waiting, make_source(widest, group, near), group, widest.targets)
     for run in runs:
-        lines = evaluate(run.path, cache, untrained=False, device=run.config.device)
+        lines = evaluate(run.path, cache, untrained=False, device=str(group.device))
         text = json.dumps([line.to_dict() for line in lines], indent=1)
         publish.publish_bytes(run.path / EVALUATION, text.encode())
     return len(runs)
