@@ -27,11 +27,11 @@ LITTLE_SPACE = 10 * 10**9
 def devices() -> Iterator[Finding]:
     import torch
 
-    devices = visible_devices()
-    for one in devices:
+    visible = visible_devices()
+    for one in visible:
         memory = "" if one.memory_bytes is None else f", {bytes_text(one.memory_bytes)}"
         yield Finding("device", "ok", f"{one.device} {one.name}{memory}")
-    if not devices:
+    if not visible:
         built = torch.version.cuda
         advice = "Fine for small teachers; a ViT-L needs about a second per image."
         if built and shutil.which("nvidia-smi"):
