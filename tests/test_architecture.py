@@ -250,6 +250,6 @@ if __name__ == "__main__":
     checkouts = [Path(argument) for argument in sys.argv[1:]] or [ROOT]
     measured = {checkout.name or "here": measure(checkout) for checkout in checkouts}
     print(table(measured))
-    for title, house in measured.items():
-        for cycle in house.typed_cycles:
+    for title, found in measured.items():
+        for cycle in found.typed_cycles:
             print(f"\n{title}, a circle: {', '.join(cycle)}")
