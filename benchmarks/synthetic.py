@@ -49,7 +49,7 @@ def synthetic_cache(
         cache = write_cache(
             Path(folder) / "bench.cache", teachers, num_rows, pixel_size, shard_rows
         )
-        fit_stats(cache, workers=1, max_images=64)
+        fit_stats(cache, max_images=64)
         warm(cache)
         yield cache
 

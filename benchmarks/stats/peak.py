@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
 
 from machine import Peak
 

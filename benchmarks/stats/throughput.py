@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from features import TOKENS, WIDTH, make_cache, num_rows_of
 from measuring import in_turns, ratios, spread
-from stats_cache import TOKENS, WIDTH, make_cache, num_rows_of
 from synthetic import warm
 
 from phistill.cache import Cache

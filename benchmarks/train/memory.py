@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import statistics
 
+from steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps
 from synthetic import DEMO, synthetic_cache, vit_sized
-from train_steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps
 
 from phistill.train.data.loader import Source
 from phistill.train.resolve import prepare

@@ -6,8 +6,8 @@ import argparse
 import os
 
 from machine import anonymous_mb
+from steps import ALONE, settings, take_steps
 from synthetic import DEMO, synthetic_cache
-from train_steps import ALONE, settings, take_steps
 
 from phistill.train.data.loader import Source
 from phistill.train.resolve import prepare

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from cache_formats import Epoch, litdata_epoch, webdataset_epoch
-from cache_rows import BATCH, SHARD_ROWS, TOKENS, WIDTH, WINDOW, drop_page_cache, shard_files
+from formats import Epoch, litdata_epoch, webdataset_epoch
 from measuring import ratios, seconds, spread
+from rows import BATCH, SHARD_ROWS, TOKENS, WIDTH, WINDOW, drop_page_cache, shard_files
 
 from phistill.cache import Cache
 from phistill.cache.order import epoch_rows, label_entropy

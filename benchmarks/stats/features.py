@@ -1,4 +1,4 @@
-"""The cache of the sections of stats.py: 256 x 1024 float16 a row, made in little time."""
+"""The cache of the sections of run.py: 256 x 1024 float16 a row, made in little time."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import Peak, bytes_read
+from steps import ALONE, DEMO_STUDENT, settings
 from synthetic import synthetic_cache, vit_sized
-from train_steps import ALONE, DEMO_STUDENT, settings
 
 from phistill.cache import Cache
 from phistill.stats import METHODS

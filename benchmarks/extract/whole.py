@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract_bare import Speed, cpu_s
+from bare import Speed, cpu_s
 
 from phistill.pipeline import CacheSettings, ExtractProgress, extract
 from phistill.pipeline.extraction import ExtractOptions

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from cache_rows import SHARD_ROWS, TOKENS, WIDTH
 from measuring import in_turns, ratios, spread
+from rows import SHARD_ROWS, TOKENS, WIDTH
 
 from phistill.cache.format.shard import encode_shard, sha256_of
 from phistill.cache.storage.publish import fsync_folder, write_all

@@ -6,8 +6,8 @@ import argparse
 import statistics
 import time
 
+from steps import ALONE, VIT_S, loader_of, settings
 from synthetic import synthetic_cache, vit_sized
-from train_steps import ALONE, VIT_S, loader_of, settings
 
 from phistill.train.data.loader import Source
 from phistill.train.resolve import Lesson, prepare

@@ -1,6 +1,6 @@
 """How fast the cache is, as ratios within one run against the plainest code that does the same.
 
-    python benchmarks/cache.py --folder /big/disk [--rows 5632] [--out results.md]
+    python benchmarks/cache/run.py --folder /big/disk [--rows 5632] [--out results.md]
 
 * shuffled batches, page cache warm: against ``np.take`` of a memmap, against the bare ``preadv``
   calls that any reader of files needs, and against zarr's own oindex
@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
+
 import numpy as np
 import zarr
-from cache_cold import cold_reads
-from cache_rows import ROW_BYTES, TOKENS, WIDTH, make_cache
-from cache_shuffled import memory, shuffled_reads
-from cache_writes import writes
+from cold import cold_reads
 from machine import machine_line
 from measuring import tell
+from rows import ROW_BYTES, TOKENS, WIDTH, make_cache
+from shuffled import memory, shuffled_reads
+from writes import writes
 
 from phistill.cache import Cache
 

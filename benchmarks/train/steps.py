@@ -1,4 +1,4 @@
-"""Students and blocks of timed steps for the sections of train.py."""
+"""Students and blocks of timed steps for the sections of run.py."""
 
 from __future__ import annotations
 

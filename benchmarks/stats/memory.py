@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stats_cache import ROW_BYTES, make_cache, num_rows_of
+from features import ROW_BYTES, make_cache, num_rows_of
 
-ONE_FIT = Path(__file__).with_name("stats_peak.py")
+ONE_FIT = Path(__file__).with_name("peak.py")
 
 
 def memory(options: argparse.Namespace) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps
 from synthetic import DEMO, synthetic_cache, vit_sized
-from train_steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.train.data.loader import Source

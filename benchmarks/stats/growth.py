@@ -7,8 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import seconds
-from stats_cache import (
+from features import (
     SHARD_ROWS,
     add_teacher,
     commit_missing,
@@ -16,6 +15,7 @@ from stats_cache import (
     num_rows_of,
     shard_features,
 )
+from measuring import seconds
 from synthetic import index_of, warm
 
 from phistill.cache import Cache

@@ -1,4 +1,4 @@
-"""The cache of the sections of cache.py, and its files read from a cold disk."""
+"""The cache of the sections of run.py, and its files read from a cold disk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How much of a teacher's own speed ``extract`` keeps, everything included.
 
-    python benchmarks/extract.py [--device cpu|cuda] [--images 512] [--write benchmarks/results]
-    python benchmarks/extract.py --device cuda --workers 8 --images 20000 --write benchmarks/results
+    python benchmarks/extract/run.py [--device cpu|cuda] [--images 512] [--write FOLDER]
+    python benchmarks/extract/run.py --device cuda --workers 8 --images 20000
 
 The second line is the one for a machine with a GPU: ViT-L/14 in bfloat16, eight decoding workers.
 
@@ -31,6 +31,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,10 +40,12 @@ from typing import Any
 # As the phistill command does: threads of OpenMP that spin take the decoder's core (docs/log.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
+
 import torch
-from extract_bare import Speed, bare, bare_decode, decode_rate
-from extract_inputs import SLEEP_ROWS, SLEEP_S, SLEEPER, make_images
-from extract_whole import Extraction, extraction
+from bare import Speed, bare, bare_decode, decode_rate
+from inputs import SLEEP_ROWS, SLEEP_S, SLEEPER, make_images
+from whole import Extraction, extraction
 
 from phistill.pipeline.decode.shards import num_cores
 

@@ -1,12 +1,14 @@
 """Speed, memory and accuracy of the statistics; every comparison is a ratio within one run.
 
-    python benchmarks/stats.py throughput --gib 4     fit-stats against bare products and others
-    python benchmarks/stats.py memory                 peak memory against rows
-    python benchmarks/stats.py growth                 second run, 10 % more images, a new teacher
-    python benchmarks/stats.py widths                 a rotation for every width 1..2048
-    python benchmarks/stats.py fwht                   the Hadamard product, fast and plain
-    python benchmarks/stats.py errors                 moments against two-pass float64
-    python benchmarks/stats.py heldout --cache DIR    channel variances on held-out images
+    python benchmarks/stats/run.py WHAT [--out FILE]
+
+    throughput --gib 4     fit-stats against bare products and others
+    memory                 peak memory against rows
+    growth                 second run, 10 % more images, a new teacher
+    widths                 a rotation for every width 1..2048
+    fwht                   the Hadamard product, fast and plain
+    errors                 moments against two-pass float64
+    heldout --cache DIR    channel variances on held-out images
 
 Each prints a Markdown section; `--out FILE` appends it there. The cache is synthetic, 256 x 1024
 float16 per row, made in a temporary folder and read once before anything is timed.
@@ -15,27 +17,30 @@ float16 per row, made in a temporary folder and read once before anything is tim
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
+
+import accuracy
+import growth
+import heldout
+import memory
 import numpy as np
-import stats_errors
-import stats_growth
-import stats_heldout
-import stats_memory
-import stats_rotation
-import stats_throughput
+import rotation
+import throughput
 from machine import header
 from measuring import tell
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
-    "throughput": stats_throughput.throughput,
-    "memory": stats_memory.memory,
-    "growth": stats_growth.grow,
-    "widths": stats_rotation.widths,
-    "errors": stats_errors.errors,
-    "fwht": stats_rotation.fwht,
-    "heldout": stats_heldout.heldout,
+    "throughput": throughput.throughput,
+    "memory": memory.memory,
+    "growth": growth.grow,
+    "widths": rotation.widths,
+    "errors": accuracy.errors,
+    "fwht": rotation.fwht,
+    "heldout": heldout.heldout,
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cache_rows import BATCH, ROW_BYTES, SHARD_ROWS, WINDOW, drop_page_cache
+from rows import BATCH, ROW_BYTES, SHARD_ROWS, WINDOW, drop_page_cache
 
 from phistill.cache import Cache
 
@@ -99,4 +99,5 @@ def _shards(cache: Cache) -> Iterator[tuple[int, np.ndarray]]:
     """The first row of each shard, and its values."""
     reader = cache.reader("t", "patches")
     for shard in cache.info.shards():
-        yield cache.info.shard_range(shard)[0], reader.read_shard(shard)
+        start, stop = cache.info.shard_range(shard)
+        yield start, reader.read(np.arange(start, stop))
