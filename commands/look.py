@@ -77,9 +77,9 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
 def _agrees_live(cache: str, images: str, num_rows: int, device: str) -> bool:
     """Print how far each teacher is from what is stored; False when one is another teacher."""
     from phistill import cache as store
-    from phistill.pipeline.extraction import stored_runner
     from phistill.pipeline.images.open_source import opened
     from phistill.pipeline.recheck import compare_live, sample_rows
+    from phistill.pipeline.runners import stored_runner
 
     stored, agree = store.open(cache), True
     with opened(images) as source:

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
-    from phistill.pipeline.workers import Share
+    from phistill.pipeline.workers import WorkerShards
 
 from .arguments import (
     COUNT_OR_AUTO,
@@ -172,7 +172,7 @@ def extract(
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
     options["holdout_file"] = holdout if isinstance(holdout, Path) else None
-    share = _take_share(worker, options)
+    shards = _worker_shards(worker, options)
     settings = CacheSettings(
         seed=seed,
         holdout=None if isinstance(holdout, Path) else holdout,
@@ -182,7 +182,7 @@ def extract(
         shard_rows=shard_rows,
         compression=compression,
     )
-    title = f"extract, worker {share}" if share else "extract"
+    title = f"extract, worker {shards}" if shards else "extract"
     last: ExtractProgress | None = None
     with progress_bar(title, lines=options.get("local_rank") is not None) as bar:
 
@@ -200,8 +200,8 @@ def extract(
             on_progress=show,
             on_notice=lambda text: click.echo(text, err=True),
         )
-    click.echo(summary_text(report, images, share, last))
-    if share and report.missing_shards and not report.out_of_time:
+    click.echo(summary_text(report, images, shards, last))
+    if shards and report.missing_shards and not report.out_of_time:
         return
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
@@ -209,23 +209,23 @@ def extract(
     click.echo(f"Next: phistill fit-stats {cache}")
 
 
-def _take_share(worker: str | None, options: dict[str, Any]) -> Share | None:
-    """The share of ``--worker`` and of the launcher, put into the options and told."""
+def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards | None:
+    """The shards of ``--worker`` and of the launcher, put into the options and told."""
     import os
 
     from phistill.compute.launch import launched
     from phistill.pipeline.decode.shards import num_cores
-    from phistill.pipeline.workers import Share
+    from phistill.pipeline.workers import WorkerShards
 
     launch = None if options["scheduler"] else launched(os.environ)
-    share = Share.parse(worker) if worker else None
+    shards = WorkerShards.parse(worker) if worker else None
     if launch is not None:
-        share = (share or Share(0, 1)).split(launch.rank, launch.world)
+        shards = (shards or WorkerShards(0, 1)).split(launch.rank, launch.world)
         options["local_rank"] = launch.local_rank
         options["num_workers"] = options["num_workers"] or max(1, num_cores() // launch.num_local)
-        click.echo(f"{launch}: this is worker {share}.", err=True)
-    options["share"] = share
-    return share
+        click.echo(f"{launch}: this is worker {shards}.", err=True)
+    options["worker"] = shards
+    return shards
 
 
 @click.command("fit-stats")

@@ -25,13 +25,14 @@ from phistill.compute.dask_client import connected, finished
 from phistill.errors import LockHeld, counted
 
 from .decode.shards import num_cores
-from .extraction import ExtractReport, extract_shards, make_request, report_of
 from .images.remote_tar import is_remote
 from .images.source import ImageSource
 from .options import ExtractOptions
-from .prepare import Facts, Prepared, holding, if_prepared, prepare
+from .prepare import Prepared, PrepareReport, holding, if_prepared, prepare
 from .progress import ExtractProgress
+from .request import make_request
 from .settings import CacheSettings
+from .shard_pass import extract_shards
 from .teachers.spec import TeacherSpec
 
 MAX_SHARDS_PER_TASK = 8
@@ -56,7 +57,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class ShardDone:
     """A shard that is committed, by a task or by one that was lost before."""
 
     owner: str
@@ -94,7 +95,7 @@ def _session(job: Job) -> _Session:
         return _sessions[job.token]
 
 
-def prepare_task(job: Job) -> Facts:
+def prepare_task(job: Job) -> PrepareReport:
     """Make or change the cache, unless other writers are there and nothing has to change."""
     session = _session(job)
     request = session.request
@@ -107,10 +108,10 @@ def prepare_task(job: Job) -> Facts:
             if cache is None:
                 raise
             session.prepared = prepared = Prepared(cache, {})
-    return prepared.facts
+    return prepared.report
 
 
-def shards_task(job: Job, shards: tuple[int, ...]) -> list[Done]:
+def shards_task(job: Job, shards: tuple[int, ...]) -> list[ShardDone]:
     """Extract what is missing of some shards; returns all that is there of them then."""
     session = _session(job)
     request = session.request
@@ -121,7 +122,7 @@ def shards_task(job: Job, shards: tuple[int, ...]) -> list[Done]:
         with holding(cache, shards, ZOMBIE_LIMIT_S):
             extract_shards(request, session.prepared, shards)
     return [
-        Done(
+        ShardDone(
             owner,
             record.shard,
             record.num_rows,
@@ -143,13 +144,14 @@ def extract_on_cluster(
     options: ExtractOptions,
     on_progress: Callable[[ExtractProgress], None] | None,
     on_notice: Callable[[str], None] | None,
-) -> ExtractReport:
-    """``extract`` with the work done by the cluster's workers; neither images nor teachers are
-    needed here.
+    started: float,
+) -> tuple[Cache, PrepareReport, Meter]:
+    """Extract with the work done by the cluster's workers, neither images nor teachers being
+    needed here; the cache, and what was done.
 
     The workers must see images and cache under the same paths. Raises what a worker raised.
     """
-    started, scheduler = time.monotonic(), options.scheduler
+    scheduler = options.scheduler
     assert scheduler is not None, "extract sees to it"
     say = on_notice or (lambda text: None)
     with connected(scheduler) as client:
@@ -171,9 +173,9 @@ def extract_on_cluster(
             workers_per_host=max(hosts.values(), default=1),
         )
         first = client.submit(prepare_task, job, key=f"prepare-{job.token}", pure=False)
-        (facts,) = (future.result() for future in finished(client, [first]))
+        (prepared,) = (future.result() for future in finished(client, [first]))
         cache = store.open(cache_path)
-        meter = _Meter(cache, teachers, started, on_progress)
+        meter = Meter(cache, teachers, started, on_progress)
         futures = [
             client.submit(shards_task, job, shards, key=f"shards-{job.token}-{i}", pure=False)
             for i, shards in enumerate(_tasks(meter.shards, len(workers)))
@@ -183,7 +185,7 @@ def extract_on_cluster(
         meter.count_all(finished(client, futures, left_s))
     if meter.out_of_time:
         say("the workers finish the shards that they are at.")
-    return report_of(cache, facts, meter, started)
+    return cache, prepared, meter
 
 
 def _absolute(images: str | Path) -> str:
@@ -210,7 +212,7 @@ def _tasks(shards: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
     return [tuple(shards[start : start + size]) for start in range(0, len(shards), size)]
 
 
-class _Meter:
+class Meter:
     """Adds up what the tasks did."""
 
     def __init__(
@@ -254,7 +256,7 @@ class _Meter:
         except TimeoutError:
             self.out_of_time = True
 
-    def _count(self, done: Done) -> None:
+    def _count(self, done: ShardDone) -> None:
         if (done.owner, done.shard) in self._missing:
             self.num_shards += 1
             self.written_bytes += done.num_bytes

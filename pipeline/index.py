@@ -6,12 +6,15 @@ an image are consecutive rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from phistill.cache import Cache
+
+from .decode.pending import ShardRows
 from .images.source import ImageRecord
 
 
@@ -59,3 +62,29 @@ def _windowed(
     rank = generator.permutation(len(names))  # of each file among all
     turn = rank[of] // window  # the window that an image belongs to
     return np.lexsort((generator.permutation(len(uris)), turn)).astype(np.int64)
+
+
+def rows_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[ShardRows]:
+    """What the index says of each shard's rows, in order."""
+    table = cache.index().select(["row", "id", "uri", "offset", "length", "view"])
+    rows = table["row"].to_numpy()
+    for shard in shards:
+        start, stop = cache.info.shard_range(shard)
+        part = table.slice(int(rows.searchsorted(start)), stop - start)
+        yield shard_rows(part, shard)
+
+
+def shard_rows(lines: pa.Table, shard: int = 0) -> ShardRows:
+    """Lines of an index as the rows of a shard."""
+    part = lines.to_pydict()
+    return ShardRows(shard, part["uri"], part["offset"], part["length"], part["view"], part["id"])
+
+
+def reads_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """(uri, offset) of the images of ``shards``, in order; nothing is done until one is asked
+    for."""
+    index = cache.index().select(["row", "uri", "offset"])
+    rows = index["row"].to_numpy()
+    spans = [cache.info.shard_range(shard) for shard in shards]
+    part = index.take(np.concatenate([np.arange(*rows.searchsorted(span)) for span in spans]))
+    yield from zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True)

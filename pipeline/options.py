@@ -9,7 +9,7 @@ from typing import Any, Literal
 from phistill.errors import UsageError
 
 from .decode.shards import Mode
-from .workers import Share
+from .workers import WorkerShards
 
 AUTO = "auto"
 OPTIONS = {
@@ -58,7 +58,7 @@ class ExtractOptions:
     """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
     repair: bool = False
     """Check every byte first and extract damaged shards again."""
-    share: Share | None = None
+    worker: WorkerShards | None = None
     """Extract only these shards: other processes, here or on other machines, take the rest."""
     scheduler: str | None = None
     """Address of a dask.distributed scheduler, or the ``.json`` file that it wrote: its workers do
@@ -78,12 +78,12 @@ class ExtractOptions:
             value: Any = getattr(self, name)
             if value not in (None, AUTO) and value <= 0:
                 raise UsageError(f"{OPTIONS[name]} {value:g} must be positive.")
-        if self.scheduler is not None and self.share is not None:
+        if self.scheduler is not None and self.worker is not None:
             raise UsageError(
-                "scheduler and a worker's share exclude each other: the cluster shares out shards."
+                "scheduler and worker exclude each other: the cluster shares out shards."
             )
-        if self.repair and self.share is not None and self.share.count > 1:
+        if self.repair and self.worker is not None and self.worker.count > 1:
             raise UsageError(
                 "repair needs the whole cache, because it reads all of it first: run it in one "
-                "process without a worker's share, or delete what `phistill verify` names."
+                "process without a worker's number, or delete what `phistill verify` names."
             )

@@ -6,104 +6,35 @@ process gets it first when there are several. The others wait and find it done.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from phistill import cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.format import names
-from phistill.cache.storage.files import Files
-from phistill.cache.storage.publish import TEMPORARY_SUFFIX
 from phistill.cache.upkeep import growth
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import LockHeld, OutOfTime, UsageError
 
 from .add_views import add_views, missing_views
 from .decode.views import View
-from .images.annotations import hold_out, label
-from .images.source import ImageRecord, ImageSource
+from .images.source import ImageRecord
 from .index import build_index
-from .options import AUTO, ExtractOptions
-from .same_teacher import add_or_require, require_equal
-from .settings import CacheSettings
-from .teachers.batch_size import choose_batch_sizes
+from .request import Request
+from .runners import ANOTHER_NAME, requested_runners
+from .same_teacher import add_or_require
 from .teachers.runner import TeacherRunner
-from .teachers.spec import TeacherSpec
-
-if TYPE_CHECKING:
-    import torch
 
 PREPARE_LIMIT_S = 1800.0
 """A teacher's weights are downloaded and a large source is listed within this."""
 LOOK_LIMIT_S = 30.0
 """A loaded machine or an object store takes seconds to open a cache."""
 POLL_S = 0.25
-ANOTHER_NAME = "Give this one another name (NAME=SOURCE:MODEL), or extract into another cache."
-
-
-def silent(text: str) -> None:
-    """Where nobody wants to be told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be extracted; neither images nor teachers were looked at yet."""
-
-    source: ImageSource
-    files: Files
-    specs: tuple[TeacherSpec, ...]
-    settings: CacheSettings
-    options: ExtractOptions
-    device: torch.device
-    on_notice: Callable[[str], None] = silent
-    """Told what is waited for, measured or not used."""
-
-    @property
-    def teachers(self) -> list[str]:
-        """Names of the teachers that were asked for; none means those of the cache."""
-        return [spec.name for spec in self.specs]
-
-    @property
-    def must_list(self) -> bool:
-        """Whether the images have to be listed: not those of a source from afar once the cache has
-        them, because listing reads everything."""
-        return not self.source.slow_to_list or self.options.append or not store.exists(self.files)
-
-    @cached_property
-    def records(self) -> list[ImageRecord]:
-        """The images of the source, some of them held out by name."""
-        records = self.source.records()
-        if self.options.holdout_file is not None:
-            records = hold_out(records, self.options.holdout_file)
-        if self.options.labels_file is not None:
-            records, missing = label(records, self.options.labels_file)
-            if missing:
-                self.on_notice(
-                    f"{missing:,} of {len(records):,} images have no label in "
-                    f"{self.options.labels_file}."
-                )
-        return records
-
-    def open(self) -> Cache | None:
-        """The cache, or None when it is not made yet; CacheMismatch when it has other settings."""
-        if not store.exists(self.files):
-            return None
-        cache = store.open(self.files)
-        settings = self.settings
-        if self.options.add_views:
-            missing_views(cache, settings.views)
-            settings = dataclasses.replace(settings, views=None)
-        settings.check(cache.info, cache.location)
-        return cache
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PrepareReport:
     """What was found while preparing."""
 
     num_repaired: int = 0
@@ -119,33 +50,21 @@ class Prepared:
     cache: Cache
     runners: dict[str, TeacherRunner]
     """Those that were built so far."""
-    compared: set[str] = dataclasses.field(default_factory=set)
+    compared: set[str] = field(default_factory=set)
     """Teachers that were found to be the same in this environment."""
-    facts: Facts = Facts()
+    report: PrepareReport = PrepareReport()
 
 
 def first_runners(request: Request) -> dict[str, TeacherRunner]:
     """The teachers of a cache that does not exist: one that cannot be built leaves no folder."""
-    return {} if store.exists(request.files) else _runners(request, None)
-
-
-def _runners(request: Request, stored: Cache | None) -> dict[str, TeacherRunner]:
-    runners = {
-        spec.name: _runner(spec, stored, request.options, request.device, request.on_notice)
-        for spec in request.specs
-    }
-    if request.options.rows_per_forward == AUTO:
-        known = () if stored is None else stored.teachers
-        new_ones = {name: found for name, found in runners.items() if name not in known}
-        choose_batch_sizes(new_ones, request.on_notice)
-    return runners
+    return {} if store.exists(request.files) else requested_runners(request, None)
 
 
 def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) -> Prepared:
     """Make or change the cache as asked for. The caller holds everything; ``built`` are the
     teachers of ``first_runners``, used if the cache still does not exist."""
     stored, listed = request.open(), request.must_list
-    runners = dict(built) if built and stored is None else _runners(request, stored)
+    runners = dict(built) if built and stored is None else requested_runners(request, stored)
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
@@ -166,7 +85,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
         add_or_require(cache, runner.info, ANOTHER_NAME)
-    return Prepared(cache, runners, facts=Facts(num_repaired, len(new)))
+    return Prepared(cache, runners, report=PrepareReport(num_repaired, len(new)))
 
 
 def _repair(cache: Cache) -> int:
@@ -246,77 +165,6 @@ def holding(cache: Cache, shards: Sequence[int], patience_s: float) -> Iterator[
                     raise
             time.sleep(POLL_S)
         yield
-
-
-def build_runners(
-    cache: Cache,
-    teachers: Iterable[str],
-    *,
-    specs: Sequence[TeacherSpec],
-    options: ExtractOptions,
-    device: torch.device,
-    on_notice: Callable[[str], None] = silent,
-) -> dict[str, TeacherRunner]:
-    """Runners of teachers that the cache has, by ``specs`` or else by what the cache tells.
-
-    Raises CacheMismatch, naming the field, when one is not the teacher the cache was made with.
-    """
-    given = {spec.name: spec for spec in specs}
-    runners = {}
-    for name in teachers:
-        if name not in given and cache.teacher(name).is_imported:
-            raise UsageError(
-                f"teacher {name!r} of {cache.location} was imported and cannot be run. Import its "
-                f"features of the rows it misses: phistill import-features FEATURES --cache "
-                f"{cache.location}; or name the teachers to extract with --teacher."
-            )
-        spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
-        runners[name] = _runner(spec, cache, options, device, on_notice)
-        require_equal(cache, runners[name].info, ANOTHER_NAME)
-    return runners
-
-
-def keep_out_of_the_way(files: Files) -> None:
-    """A folder with other things in it does not become a cache."""
-    # Another worker may be making the cache at this moment, or was killed while it did.
-    root = {names.ROOT, names.ROOT + TEMPORARY_SUFFIX}
-    ours = {"index", "teachers", "pixels", "commits", *names.WRITERS, *root}
-    if others := set(files.names_in("")) - ours:
-        raise UsageError(
-            f"{files.location} exists and holds other things ({', '.join(sorted(others)[:3])}). "
-            "Choose a path that does not exist yet."
-        )
-
-
-def _runner(
-    spec: TeacherSpec,
-    cache: Cache | None,
-    options: ExtractOptions,
-    device: torch.device,
-    on_notice: Callable[[str], None],
-) -> TeacherRunner:
-    """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
-    autocast = options.autocast
-    asked = options.rows_per_forward
-    rows = None if isinstance(asked, str) else asked
-    if cache is not None and spec.name in cache.teachers:
-        stored = cache.teacher(spec.name)
-        autocast = autocast or stored.identity.get("autocast")
-        if rows not in (None, stored.rows_per_forward):
-            on_notice(
-                f"{spec.name} keeps the {stored.rows_per_forward} rows per forward pass that it "
-                f"was stored with; --batch-size {rows} is for new teachers."
-            )
-        rows = stored.rows_per_forward
-    return TeacherRunner(
-        spec.name,
-        spec.text,
-        spec.build(),
-        device,
-        autocast=autocast,
-        rows_per_forward=rows,
-        **options.kernels,
-    )
 
 
 def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from phistill.cache import Cache
 from phistill.errors import CacheMismatch
 
-from .decode.pending import ShardRows
 from .decode.rgb import DecodeRules
 from .decode.shards import decode_shards
 from .decode.views import View
 from .images.source import ImageSource
+from .index import shard_rows
 from .teachers.runner import TeacherRunner
 
 NUM_ROWS = 8
@@ -131,8 +131,7 @@ def _render(
     """The teacher's input of ``rows``, from the images themselves: uint8 (n, h, w, 3)."""
     index = cache.index()
     lines = np.searchsorted(index["row"].to_numpy(), rows)
-    part = index.take(lines).to_pydict()
-    job = ShardRows(0, part["uri"], part["offset"], part["length"], part["view"], part["id"])
+    job = shard_rows(index.take(lines))
     info = cache.info
     decoded = decode_shards(
         source.read,
@@ -148,7 +147,7 @@ def _render(
         shard = next(decoded)
     finally:
         decoded.close()
-    _require_same_images(cache, runner.info.name, rows, shard.sha256, part["id"])
+    _require_same_images(cache, runner.info.name, rows, shard.sha256, job.ids or ())
     return shard.pixels[runner.rendering]
 
 

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from phistill.cache import Cache, CommitRecord, ImageFacts
 from phistill.cache.format import names
 
 from .decode.image import DecodeSetup
-from .decode.pending import DecodedShard, PendingShard, ShardRows
+from .decode.pending import DecodedShard, PendingShard
 from .decode.rgb import DecodeRules
-from .decode.shards import Mode, arriving_shards, choose_mode
+from .decode.shards import arriving_shards, choose_mode
 from .decode.views import Rendering, View
 from .images.source import ImageSource
+from .index import reads_of_shards, rows_of_shards
+from .options import ExtractOptions
+from .prepare import Prepared
 from .progress import ExtractProgress, Stopwatch
+from .recheck import require_same_teacher
 from .rejects import RejectBudget
+from .request import Request
+from .runners import build_runners
 from .teachers.runner import StoredRows, TeacherRunner, environment, sharing
 
 if TYPE_CHECKING:
@@ -43,20 +46,49 @@ NUM_WRITERS = {"cuda": 4}
 is encoded. One GPU with a large teacher gives more than a core can hash."""
 
 
-@dataclass(frozen=True, slots=True)
-class PassLimits:
-    """What a pass may use up."""
+def missing_shards(cache: Cache, teachers: Collection[str] = ()) -> list[int]:
+    """Shards that the pixels or one of the teachers miss, ascending; all teachers by default."""
+    owners = [owner for owner in cache.owners if owner == names.PIXELS or owner in teachers]
+    missing = (cache.missing_shards(owner) for owner in (owners if teachers else cache.owners))
+    return sorted(set().union(*missing))
 
-    num_workers: int | None
-    decode: Mode
-    max_reject_frac: float | None
-    time_limit_s: float | None
-    kernels: Mapping[str, bool] = field(default_factory=dict)
-    """What ``environment`` is told of the kernels."""
 
-    def exceeded(self, elapsed_s: float) -> bool:
-        """Whether the time limit has passed."""
-        return self.time_limit_s is not None and elapsed_s > self.time_limit_s
+def extract_shards(
+    request: Request,
+    prepared: Prepared,
+    shards: Collection[int],
+    on_progress: Callable[[ExtractProgress], None] | None = None,
+    started: float | None = None,
+) -> ShardPass:
+    """Extract what is missing of ``shards``, which the caller holds; keeps the teachers built."""
+    cache, options, device = prepared.cache, request.options, request.device
+    wanted = request.teachers or [
+        name for name in cache.teachers if set(shards) & set(cache.missing_shards(name))
+    ]
+    new = [name for name in wanted if name not in prepared.runners]
+    prepared.runners.update(
+        build_runners(
+            cache,
+            new,
+            specs=request.specs,
+            options=options,
+            device=device,
+            on_notice=request.on_notice,
+        )
+    )
+    runners = {name: prepared.runners[name] for name in wanted}
+    to_compare = {
+        name: runner
+        for name, runner in runners.items()
+        if name not in prepared.compared and cache.missing_shards(name)
+    }
+    require_same_teacher(cache, request.source, to_compare, environment(device, **options.kernels))
+    prepared.compared.update(to_compare)
+    work = ShardPass(
+        cache, request.source, runners, device, options, on_progress, started, set(shards)
+    )
+    work.run()
+    return work
 
 
 class ShardPass:
@@ -68,14 +100,15 @@ class ShardPass:
         source: ImageSource,
         runners: dict[str, TeacherRunner],
         device: torch.device,
-        limits: PassLimits,
+        options: ExtractOptions,
         on_progress: Callable[[ExtractProgress], None] | None,
-        started: float,
+        started: float | None,
         shards: Set[int],
     ) -> None:
         self._cache, self._source, self._runners = cache, source, runners
-        self._limits, self._on_progress, self._started = limits, on_progress, started
-        self._environment = environment(device, **limits.kernels)
+        self._options, self._on_progress = options, on_progress
+        self._started = time.monotonic() if started is None else started
+        self._environment = environment(device, **options.kernels)
         self._pixel_environment = environment(None)
         self.num_shards = self.written_bytes = self.done_rows = self._computed_rows = 0
         self._num_images = self._total_rows = 0
@@ -83,7 +116,7 @@ class ShardPass:
         pixels = {names.PIXELS} if cache.info.pixel_size else set()
         owners = pixels | set(runners)
         self._missing = {owner: shards & set(cache.missing_shards(owner)) for owner in owners}
-        self._budget = RejectBudget(cache, limits.max_reject_frac)
+        self._budget = RejectBudget(cache, options.max_reject_frac)
         self._watch = Stopwatch()
         self._num_writers = NUM_WRITERS.get(device.type, 2)
         self._landing: deque[Future[None]] = deque()
@@ -101,18 +134,18 @@ class ShardPass:
         self._total_rows = sum(size[s] for owner in self._missing.values() for s in owner)
         decoding = arriving_shards(
             self._source.read,
-            self._jobs(shards),
+            rows_of_shards(self._cache, shards),
             DecodeSetup(
                 DecodeRules.from_dict(info.decode),
                 tuple(View.from_dict(view) for view in info.views),
                 self._renderings(),
                 info.seed,
             ),
-            num_workers=self._limits.num_workers,
-            mode=choose_mode(self._limits.decode, self._num_images),
+            num_workers=self._options.num_workers,
+            mode=choose_mode(self._options.decode, self._num_images),
         )
         self._watch = Stopwatch()
-        self._source.expect(self._reads(shards))
+        self._source.expect(reads_of_shards(self._cache, shards))
         self._report()
         stages = _Stages(self._num_writers)
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
@@ -146,7 +179,7 @@ class ShardPass:
             self._report()
 
         for shard in arriving:
-            if self._limits.exceeded(time.monotonic() - self._started):
+            if self._is_out_of_time():
                 self.out_of_time = True
                 break
             for work in self._works(shard):
@@ -167,6 +200,10 @@ class ShardPass:
             step()
         while self._writing:
             self._count(self._writing.popleft().result())
+
+    def _is_out_of_time(self) -> bool:
+        limit_s = self._options.time_limit_s
+        return limit_s is not None and time.monotonic() - self._started > limit_s
 
     def _works(self, shard: PendingShard) -> Iterator[_Work]:
         wanted = {
@@ -213,33 +250,6 @@ class ShardPass:
         """Count what has been written meanwhile; raises what writing raised."""
         while self._writing and self._writing[0].done():
             self._count(self._writing.popleft().result())
-
-    @property
-    def num_rejects(self) -> int:
-        """Rows of the cache that are rejected, by whomever."""
-        return self._budget.num_rejects
-
-    def _jobs(self, shards: Sequence[int]) -> Iterator[ShardRows]:
-        index = self._cache.index()
-        table = index.select(["row", "id", "uri", "offset", "length", "view"])
-        starts = table["row"].to_numpy()
-        for shard in shards:
-            start, stop = self._cache.info.shard_range(shard)
-            first = int(starts.searchsorted(start))
-            part = table.slice(first, stop - start).to_pydict()
-            yield ShardRows(
-                shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]
-            )
-
-    def _reads(self, shards: Sequence[int]) -> Iterator[tuple[str, int]]:
-        """(uri, offset) of the images of ``shards``, in order; nothing is done until one is asked
-        for."""
-        index = self._cache.index().select(["row", "uri", "offset"])
-        rows = index["row"].to_numpy()
-        spans = [self._cache.info.shard_range(shard) for shard in shards]
-        wanted = np.concatenate([np.arange(*rows.searchsorted(span)) for span in spans])
-        part = index.take(wanted)
-        yield from zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True)
 
     def _renderings(self) -> tuple[Rendering, ...]:
         wanted = [runner.rendering for runner in self._runners.values()]

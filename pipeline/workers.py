@@ -19,7 +19,7 @@ MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerShards:
     """Worker ``index`` of ``count``, from 0."""
 
     index: int
@@ -47,27 +47,27 @@ class Share:
         """Those of ``shards`` that are this worker's."""
         return [shard for shard in shards if shard % self.count == self.index]
 
-    def split(self, index: int, count: int) -> Share:
-        """Part ``index`` of ``count`` of this share: a worker that is several processes."""
-        return Share(self.index + self.count * index, self.count * count)
+    def split(self, index: int, count: int) -> WorkerShards:
+        """Part ``index`` of ``count`` of this worker: one that is several processes."""
+        return WorkerShards(self.index + self.count * index, self.count * count)
 
 
 def who_misses(
-    missing: Sequence[int], share: Share, writing: Sequence[Holder], command: str
+    missing: Sequence[int], worker: WorkerShards, writing: Sequence[Holder], command: str
 ) -> list[str]:
     """A line for each worker that has not finished: which shards are left, and who extracts them
     or how ``command`` does."""
     lines = []
-    for index in sorted({shard % share.count for shard in missing}):
-        worker = Share(index, share.count)
-        theirs = worker.of(missing)
+    for index in sorted({shard % worker.count for shard in missing}):
+        other = WorkerShards(index, worker.count)
+        theirs = other.of(missing)
         them = "it" if len(theirs) == 1 else "them"
         who = " and ".join(str(holder) for holder in writing if any(map(holder.may_hold, theirs)))
         todo = (
             f"{who} is extracting {them}."
             if who
-            else (f"nobody is extracting {them}; run `{command} --worker {worker}`.")
+            else (f"nobody is extracting {them}; run `{command} --worker {other}`.")
         )
         named = ", ".join(map(str, theirs[:MAX_NAMED])) + (", ..." if theirs[MAX_NAMED:] else "")
-        lines.append(f"{counted(len(theirs), 'shard')} left of worker {worker} ({named}): {todo}")
+        lines.append(f"{counted(len(theirs), 'shard')} left of worker {other} ({named}): {todo}")
     return lines

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from phistill.errors import counted
 from phistill.pipeline import ExtractProgress, ExtractReport
 from phistill.pipeline.teachers.licences import licences_text
-from phistill.pipeline.workers import Share, who_misses
+from phistill.pipeline.workers import WorkerShards, who_misses
 
 from .terminal import bytes_text, duration_text
 
@@ -47,10 +47,10 @@ def _waiting(at: ExtractProgress) -> str:
 
 
 def summary_text(
-    report: ExtractReport, images: str, share: Share | None, last: ExtractProgress | None
+    report: ExtractReport, images: str, worker: WorkerShards | None, last: ExtractProgress | None
 ) -> str:
     """What was done, what the cache holds now, and what it lacks; ``last`` is the last progress."""
-    return "\n".join(_summary(report, images, share, last))
+    return "\n".join(_summary(report, images, worker, last))
 
 
 def rejects_text(rejects: Sequence[tuple[str, str]]) -> str:
@@ -59,10 +59,10 @@ def rejects_text(rejects: Sequence[tuple[str, str]]) -> str:
 
 
 def _summary(
-    report: ExtractReport, images: str, share: Share | None, last: ExtractProgress | None
+    report: ExtractReport, images: str, worker: WorkerShards | None, last: ExtractProgress | None
 ) -> Iterator[str]:
     cache, location = report.cache, report.cache.location
-    who = f"{location}, worker {share}" if share else location
+    who = f"{location}, worker {worker}" if worker else location
     if report.num_shards:
         yield (
             f"{who}: {counted(report.num_shards, 'shard')}, "
@@ -70,10 +70,10 @@ def _summary(
             f"{duration_text(report.elapsed_s)}{_speed(last)}."
         )
     elif not report.out_of_time:
-        yield f"{who}: nothing to do." if share else f"{location} is complete: nothing to do."
-    if share and report.missing_shards and not report.out_of_time:
+        yield f"{who}: nothing to do." if worker else f"{location} is complete: nothing to do."
+    if worker and report.missing_shards and not report.out_of_time:
         command = f"phistill extract {images} --cache {location}"
-        yield from who_misses(report.missing_shards, share, cache.files.holders(), command)
+        yield from who_misses(report.missing_shards, worker, cache.files.holders(), command)
         return
     yield f"{counted(cache.index().num_rows, 'row')}, teachers {', '.join(cache.teachers)}."
     yield licences_text({name: cache.teacher(name).licence for name in cache.teachers})

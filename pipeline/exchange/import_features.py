@@ -26,7 +26,7 @@ from ..decode.views import View
 from ..images.open_source import opened
 from ..images.source import ImageRecord, ImageSource, split_of
 from ..index import build_index
-from ..prepare import keep_out_of_the_way
+from ..request import keep_out_of_the_way
 from ..settings import CacheSettings
 from .feature_files import PIXELS, FeatureFiles, grid_of, open_features
 from .feature_lines import ImageLines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from phistill.compute.devices import choose_device
 from phistill.errors import CacheMismatch, UsageError
 
 from ..images.source import ImageSource
+from ..options import ExtractOptions
 from ..rejects import RejectBudget
 from ..same_teacher import add_or_require
-from ..shard_pass import PassLimits, ShardPass
+from ..shard_pass import ShardPass
 from .feature_files import PIXELS, FeatureFiles
 from .feature_lines import ImageLines, stored_as
 
@@ -117,10 +117,12 @@ class ImportPass:
                 )
 
     def _decode(self, images: ImageSource) -> None:
-        limits = PassLimits(None, "auto", self._max_reject_frac, None)
-        device = choose_device("cpu")
+        options, device = (
+            ExtractOptions(max_reject_frac=self._max_reject_frac),
+            choose_device("cpu"),
+        )
         shards = set(self._cache.info.shards())
-        work = ShardPass(self._cache, images, {}, device, limits, None, time.monotonic(), shards)
+        work = ShardPass(self._cache, images, {}, device, options, None, None, shards)
         work.run()
         self.num_shards += work.num_shards
 

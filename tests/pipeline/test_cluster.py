@@ -20,7 +20,7 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import CacheMismatch, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress, extract
-from phistill.pipeline.workers import Share
+from phistill.pipeline.workers import WorkerShards
 
 distributed: Any = pytest.importorskip("distributed")
 
@@ -183,4 +183,4 @@ def test_a_scheduler_that_does_not_answer_is_named(folder: Path, tmp_path: Path)
 
 def test_a_cluster_and_a_workers_share_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        ExtractOptions(scheduler="tcp://127.0.0.1:9", share=Share(0, 2))
+        ExtractOptions(scheduler="tcp://127.0.0.1:9", worker=WorkerShards(0, 2))

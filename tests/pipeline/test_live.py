@@ -13,9 +13,9 @@ from PIL import Image
 from phistill.cache import Cache
 from phistill.errors import CacheMismatch
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.extraction import stored_runner
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.recheck import compare_live, sample_rows
+from phistill.pipeline.runners import stored_runner
 from phistill.pipeline.teachers import runner
 from phistill.pipeline.teachers.contract import Features
 

@@ -19,8 +19,8 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import LockHeld, PhistillError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
-from phistill.pipeline.extraction import missing_shards
-from phistill.pipeline.workers import Share
+from phistill.pipeline.shard_pass import missing_shards
+from phistill.pipeline.workers import WorkerShards
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)  # 11 shards of 41 images
 
@@ -43,16 +43,16 @@ def worker(folder: Path, cache: Path, teacher: str, share: str) -> subprocess.Po
 class Attempt(threading.Thread):
     """A worker in a thread: its locks are as those of a process."""
 
-    def __init__(self, folder: Path, cache: Path | str, teacher: str, share: Share) -> None:
+    def __init__(self, folder: Path, cache: Path | str, teacher: str, worker: WorkerShards) -> None:
         super().__init__()
         self._call = (folder, cache, [teacher])
-        self._share = share
+        self._worker = worker
         self.num_shards = 0
         self.error: PhistillError | None = None
         self.start()
 
     def run(self) -> None:
-        options = ExtractOptions(share=self._share, num_workers=1)
+        options = ExtractOptions(worker=self._worker, num_workers=1)
         try:
             self.num_shards = extract(*self._call, settings=SETTINGS, options=options).num_shards
         except PhistillError as error:
@@ -71,7 +71,7 @@ def test_a_worker_of_three_that_is_killed_and_started_again_changes_nothing(
     assert killed.pid in [holder.pid for holder in lock.holders(target)]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    left = Share(1, 3).of(missing_shards(store.open(target)))
+    left = WorkerShards(1, 3).of(missing_shards(store.open(target)))
     assert left, "the worker was finished before it could be killed"
     for other in (first, third):
         _, said = other.communicate()
@@ -85,7 +85,7 @@ def test_a_worker_of_three_that_is_killed_and_started_again_changes_nothing(
 
 def test_two_workers_at_once_make_one_cache(folder: Path, tiny: str, tmp_path: Path) -> None:
     whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
-    both = [Attempt(folder, tmp_path / "c", f"t={tiny}", Share(r, 2)) for r in (0, 1)]
+    both = [Attempt(folder, tmp_path / "c", f"t={tiny}", WorkerShards(r, 2)) for r in (0, 1)]
     for attempt in both:
         attempt.join()
         assert attempt.error is None
@@ -97,16 +97,16 @@ def test_a_worker_whose_shards_overlap_with_anothers_is_refused_and_nothing_is_l
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
     whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
-    others = ExtractOptions(share=Share(0, 2), time_limit_s=1e-9)
+    others = ExtractOptions(worker=WorkerShards(0, 2), time_limit_s=1e-9)
     cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=others).cache
     holder = rf"shard 4 is being written by process {os.getpid()} on"
     with (
-        cache.writing(Share(0, 2).of(missing_shards(cache))),
+        cache.writing(WorkerShards(0, 2).of(missing_shards(cache))),
         pytest.raises(LockHeld, match=holder),
     ):
-        extract(folder, tmp_path / "c", options=ExtractOptions(share=Share(1, 3)))
-    for share in (Share(1, 3), Share(0, 2), Share(1, 2)):
-        extract(folder, tmp_path / "c", options=ExtractOptions(share=share))
+        extract(folder, tmp_path / "c", options=ExtractOptions(worker=WorkerShards(1, 3)))
+    for share in (WorkerShards(1, 3), WorkerShards(0, 2), WorkerShards(1, 2)):
+        extract(folder, tmp_path / "c", options=ExtractOptions(worker=share))
     assert store.open(tmp_path / "c").digest() == whole.digest()
 
 
@@ -120,7 +120,7 @@ def test_a_worker_waits_until_another_has_prepared_the_cache(
             args=(folder, tmp_path / "c", [f"t={tiny}"]),
             kwargs={
                 "settings": SETTINGS,
-                "options": ExtractOptions(share=Share(0, 2)),
+                "options": ExtractOptions(worker=WorkerShards(0, 2)),
                 "on_notice": said.append,
             },
         )
@@ -152,7 +152,7 @@ def test_what_a_worker_killed_while_preparing_left_is_in_nobodys_way(
         (tmp_path / "c" / left).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / left).write_bytes(b"half")
     for index in (1, 0):
-        options = ExtractOptions(share=Share(index, 2))
+        options = ExtractOptions(worker=WorkerShards(index, 2))
         extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options)
     assert store.open(tmp_path / "c").digest() == whole.digest()
 
@@ -168,10 +168,12 @@ def test_workers_share_appended_images_and_added_teachers(
     extract(folder, tmp_path / "whole", options=ExtractOptions(append=True))
     extract(folder, tmp_path / "whole", added)
     for index in (1, 0):
-        share = ExtractOptions(append=True, share=Share(index, 2))
+        share = ExtractOptions(append=True, worker=WorkerShards(index, 2))
         extract(folder, tmp_path / "c", options=share)
     for index in (0, 1):
-        extract(folder, tmp_path / "c", added, options=ExtractOptions(share=Share(index, 2)))
+        extract(
+            folder, tmp_path / "c", added, options=ExtractOptions(worker=WorkerShards(index, 2))
+        )
     assert store.open(tmp_path / "c").digest() == store.open(first.path).digest()
 
 
@@ -179,7 +181,7 @@ def test_the_batches_of_a_teacher_are_those_of_whoever_came_first(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
     for index, rows in ((0, 3), (1, 7)):
-        options = ExtractOptions(share=Share(index, 2), rows_per_forward=rows)
+        options = ExtractOptions(worker=WorkerShards(index, 2), rows_per_forward=rows)
         extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options)
     whole = extract(
         folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS,
@@ -212,7 +214,7 @@ def test_machines_that_share_nothing_merge_their_shares(
 ) -> None:
     whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
     for index, name in enumerate(("here", "there")):
-        share = ExtractOptions(share=Share(index, 2))
+        share = ExtractOptions(worker=WorkerShards(index, 2))
         extract(folder, tmp_path / name, [f"t={tiny}"], settings=SETTINGS, options=share)
     found = CliRunner().invoke(main, ["merge", str(tmp_path / "here"), str(tmp_path / "there")])
     assert found.exit_code == 0, found.output
@@ -223,7 +225,7 @@ def test_workers_share_a_cache_on_an_object_store(
     folder: Path, tiny: str, tmp_path: Path, bucket_url: str
 ) -> None:
     whole = extract(folder, tmp_path / "whole", [f"t={tiny}"], settings=SETTINGS).cache
-    both = [Attempt(folder, bucket_url, f"t={tiny}", Share(r, 2)) for r in (0, 1)]
+    both = [Attempt(folder, bucket_url, f"t={tiny}", WorkerShards(r, 2)) for r in (0, 1)]
     for attempt in both:
         attempt.join()
         assert attempt.error is None
