@@ -21,7 +21,7 @@ from phistill.stats import fit_stats
 from phistill.train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
 
 from .pictures import BUNDLED
-from .scoring import ScoreTable, score_students
+from .student_scores import ScoreTable, score_students
 
 TEACHERS = ("demo:clip", "demo:ssl", "demo:mask")
 PIXEL_SIZE = 60

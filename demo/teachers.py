@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phistill.compute.seeds import seeded
@@ -13,13 +15,12 @@ from phistill.pipeline.teachers.spec import take_options
 from phistill.pipeline.teachers.timm import TimmTeacher
 from phistill.pipeline.teachers.weights import boolean, integer, load_weights
 
-from .weights import FOLDER, read_settings, read_tensors
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .captions import Tokenizer
 
+FOLDER = Path(__file__).parent
 NAMES = ("clip", "ssl", "mask")
 DECODER = "decoder."
 LICENCE = "apache-2.0"
@@ -103,3 +104,15 @@ def matte_decoder() -> tuple[Tensor, Tensor]:
     """Weight (25, 188) and bias (25,) from a token of `mask` to the alpha logits under it."""
     tensors = read_tensors("mask")
     return tensors[f"{DECODER}weight"], tensors[f"{DECODER}bias"]
+
+
+def read_settings(name: str, folder: Path = FOLDER) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return document
+
+
+def read_tensors(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
+    """Weights as float32, which is what every model here computes in."""
+    from safetensors.torch import load_file
+
+    return {k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()}

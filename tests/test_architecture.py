@@ -27,7 +27,6 @@ MAX_LINES = 400
 MAX_SOURCE_LINES = 28_500
 
 MORE_MODULES = {
-    "demo": "to be divided",
     "pipeline": "to be divided",
     "pipeline.teachers": "to be divided",
     "train": "to be divided",

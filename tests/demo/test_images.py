@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from phistill.demo.build_images import PACKAGE, category_limits
-from phistill.demo.openclipart import LONG_SIDE
+from phistill.demo.making.build_images import PACKAGE, category_limits
+from phistill.demo.making.openclipart import LONG_SIDE
 from phistill.demo.pictures import BUNDLED, GREY, composite, read_pictures
 
 TABLE = pq.read_table(BUNDLED)

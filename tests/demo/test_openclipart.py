@@ -5,9 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from phistill.demo import openclipart
-from phistill.demo.build_images import as_table, choose, held_out_clusters, without_duplicates
-from phistill.demo.duplicates import clusters, perceptual_hash
+from phistill.demo.making import openclipart
+from phistill.demo.making.build_images import (
+    as_table,
+    choose,
+    held_out_clusters,
+    without_duplicates,
+)
+from phistill.demo.making.duplicates import clusters, perceptual_hash
 
 
 def disc(colour: tuple[int, int, int], box: tuple[int, int, int, int]) -> Image.Image:

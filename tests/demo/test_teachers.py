@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.demo import tasks
+from phistill.demo import task_scores
 from phistill.demo.captions import Tokenizer, caption, vocabulary
+from phistill.demo.making.train_ssl import vicreg_loss
 from phistill.demo.matte import PATCH, cells
 from phistill.demo.pictures import BUNDLED, GREY, Augmentation, augmented, read_pictures
-from phistill.demo.teachers import NAMES, build, matte_decoder, text_summaries
-from phistill.demo.train_ssl import vicreg_loss
-from phistill.demo.weights import FOLDER, read_settings
+from phistill.demo.teachers import (
+    FOLDER,
+    NAMES,
+    build,
+    matte_decoder,
+    read_settings,
+    text_summaries,
+)
 from phistill.errors import UsageError
 from phistill.pipeline.teachers.contract import Teacher
 
@@ -104,7 +110,7 @@ def test_clip_finds_the_words_of_held_out_drawings_far_better_than_chance() -> N
     summary = teacher.features(images_for(teacher, 150)).summary
     assert summary is not None
     captions = [caption(n, f) for n, f in zip(HELD_OUT.names, HELD_OUT.folders, strict=True)][:150]
-    scores = tasks.text_retrieval(summary.numpy(), text_summaries(captions).numpy(), captions)
+    scores = task_scores.text_retrieval(summary.numpy(), text_summaries(captions).numpy(), captions)
     assert scores["image to text R@10"].low > 0.15  # chance is below 0.1
 
 
@@ -113,8 +119,8 @@ def test_mask_decodes_held_out_mattes_better_than_calling_everything_foreground(
     patches = teacher.features(images_for(teacher, 100)).patches.flatten(1, 2).numpy()
     weight, bias = (t.numpy() for t in matte_decoder())
     alpha = cells(HELD_OUT.squares[:100, 3].float() / 255).numpy()
-    decoded = tasks.matte_iou(tasks.decode_matte(patches, weight, bias), alpha)
-    everything = tasks.matte_iou(np.ones_like(alpha), alpha)
+    decoded = task_scores.matte_iou(task_scores.decode_matte(patches, weight, bias), alpha)
+    everything = task_scores.matte_iou(np.ones_like(alpha), alpha)
     assert decoded.low > everything.high
 
 
@@ -133,7 +139,7 @@ def test_ssl_recognises_changed_drawings() -> None:
     assert changed is not None
     assert original is not None
     centre = original.mean(dim=0)
-    scores = tasks.view_matching((changed - centre).numpy(), (original - centre).numpy())
+    scores = task_scores.view_matching((changed - centre).numpy(), (original - centre).numpy())
     assert scores["R@10"].low > 0.3  # chance is 0.1
 
 

@@ -1,6 +1,6 @@
 """Trains the demo teacher `clip`: an open_clip model on drawings and the words of their file names.
 
-    python -m phistill.demo.train_clip --images openclipart.parquet --out demo/
+    python -m phistill.demo.making.train_clip --images openclipart.parquet --out demo/
 
 Mean pooling after the last norm, so that the mean of the projected patch tokens is the summary and
 a patch lives in the joint space too.
@@ -21,10 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .captions import CONTEXT, Tokenizer, caption, vocabulary
-from .optimise import Schedule, fit
-from .pictures import Augmentation, augmented, channel_stats, read_pictures
-from .weights import save_teacher
+from ..captions import CONTEXT, Tokenizer, caption, vocabulary
+from ..pictures import Augmentation, augmented, channel_stats, read_pictures
+from .training import Schedule, fit, save_teacher
 
 SIZE = 48
 MIN_COUNT = 3

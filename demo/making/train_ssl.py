@@ -1,6 +1,6 @@
 """Trains the demo teacher `ssl`: a timm ViT with four register tokens, by VICReg.
 
-    python -m phistill.demo.train_ssl --images openclipart.parquet --out demo/
+    python -m phistill.demo.making.train_ssl --images openclipart.parquet --out demo/
 
 The mean of the normed patch tokens is the summary; views of one drawing are pulled
 together there (VICReg: arXiv:2105.04906).
@@ -20,9 +20,8 @@ from jaxtyping import Float, Int
 from timm.layers.config import set_fused_attn
 from torch import Tensor, nn
 
-from .optimise import Schedule, fit
-from .pictures import Augmentation, augmented, channel_stats, read_pictures
-from .weights import save_teacher
+from ..pictures import Augmentation, augmented, channel_stats, read_pictures
+from .training import Schedule, fit, save_teacher
 
 SIZE = 54
 MODEL = "vit_tiny_patch16_224"

@@ -1,15 +1,20 @@
-"""The loop under the three teachers: AdamW, warm-up, cosine decay, bfloat16, seeded batches."""
+"""What trains the three teachers: AdamW, warm-up, cosine decay, bfloat16, seeded batches; and the
+files it leaves, NAME.safetensors in bfloat16 and NAME.json with the settings."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -94,3 +99,25 @@ def fit(
         )
         if (epoch + 1) % save_every == 0 or epoch + 1 == schedule.epochs:
             save(elapsed)
+
+
+def save_teacher(
+    out: Path,
+    name: str,
+    tensors: dict[str, Tensor],
+    settings: dict[str, Any],
+    *,
+    schedule: Schedule,
+    images: int,
+    seconds: float,
+) -> None:
+    """Write the weights in bfloat16 and the settings with how they were trained."""
+    half = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in tensors.items()}
+    save_file(half, out / f"{name}.safetensors")
+    document = {
+        **settings,
+        "interpolation": "bicubic",
+        "background": [128, 128, 128],
+        "training": {**asdict(schedule), "images": images, "seconds": round(seconds)},
+    }
+    (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Makes the bundled thumbnails, `images.parquet`, from Debian's openclipart-png.
 
-    python -m phistill.demo.build_images --out demo/images.parquet --full openclipart.parquet
+    python -m phistill.demo.making.build_images --out demo/images.parquet --full openclipart.parquet
 
 `--full` also writes every usable drawing, from which the demo teachers are trained; in that file
 the split is the same: a drawing of a held-out cluster is held out whether or not it is bundled.

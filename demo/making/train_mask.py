@@ -1,6 +1,6 @@
 """Trains the demo teacher `mask`: a timm ViT whose patch tokens hold the alpha matte.
 
-    python -m phistill.demo.train_mask --images openclipart.parquet --out demo/
+    python -m phistill.demo.making.train_mask --images openclipart.parquet --out demo/
 
 Each token of width 188, taken before the final norm, goes through one linear layer to the p x p
 alpha values under it. Width 188 is on purpose one that no Hadamard construction reaches.
@@ -20,10 +20,9 @@ from jaxtyping import Float, Int
 from timm.layers.config import set_fused_attn
 from torch import Tensor, nn
 
-from .matte import PATCH, cells
-from .optimise import Schedule, fit
-from .pictures import Augmentation, augmented, read_pictures
-from .weights import save_teacher
+from ..matte import PATCH, cells
+from ..pictures import Augmentation, augmented, read_pictures
+from .training import Schedule, fit, save_teacher
 
 SIZE = 60
 KWARGS: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Prints the tables of demo/README.md: statistics of features, and each teacher on its own task.
 
-    python -m phistill.demo.score_teachers
+    python -m phistill.demo.making.score_teachers
 
 Features come from the bundled images through the same adapters as everywhere; untrained weights and
 plain pixels stand beside them. Legend: n images, s side, t tokens, c width, d width of a summary.
@@ -21,11 +21,11 @@ from phistill.pipeline.decode.rgb import DecodeRules, decode
 from phistill.pipeline.decode.views import Rendering, View, render
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 
-from . import tasks
-from .captions import caption
-from .matte import PATCH, cells
-from .pictures import BUNDLED, GREY, Augmentation, Pictures, augmented, composite, read_pictures
-from .teachers import NAMES, build, matte_decoder, text_summaries
+from .. import task_scores
+from ..captions import caption
+from ..matte import PATCH, cells
+from ..pictures import BUNDLED, GREY, Augmentation, Pictures, augmented, composite, read_pictures
+from ..teachers import NAMES, build, matte_decoder, text_summaries
 
 UNTRAINED_SEED = 1
 PIXEL_SIDE = 16
@@ -95,7 +95,7 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     print(flush=True)
 
 
-def print_scores(task: str, scores: Mapping[str, Mapping[str, tasks.Score]]) -> None:
+def print_scores(task: str, scores: Mapping[str, Mapping[str, task_scores.Score]]) -> None:
     columns = list(next(iter(scores.values())))
     print_table(
         [task, *columns],
@@ -114,12 +114,12 @@ def score_clip(train: Pictures, held_out: Pictures) -> None:
     untrained_teacher = build("clip", {"random": str(UNTRAINED_SEED)})
     untrained = {s: bundled_features(untrained_teacher, s)[1] for s in ("train", "heldout")}
     pixels = {"train": pixel_vectors(train.squares), "heldout": pixel_vectors(held_out.squares)}
-    found = {"trained": tasks.text_retrieval(some(summary["heldout"]), texts, captions)}
+    found = {"trained": task_scores.text_retrieval(some(summary["heldout"]), texts, captions)}
     for who, x in (("untrained + ridge", untrained), ("pixels + ridge", pixels)):
-        ridge = tasks.Ridge.fit(some(x["train"]), train_texts.numpy(), penalty=1.0)
+        ridge = task_scores.Ridge.fit(some(x["train"]), train_texts.numpy(), penalty=1.0)
         # a weak fit stays near the mean caption, which would then win every search: centre both
         guess = ridge(some(x["heldout"])) - ridge.bias
-        found[who] = tasks.text_retrieval(guess, texts - ridge.bias, captions)
+        found[who] = task_scores.text_retrieval(guess, texts - ridge.bias, captions)
     print_scores("retrieval", found)
 
 
@@ -140,12 +140,12 @@ def score_ssl(train: Pictures, held_out: Pictures) -> None:
         fitted = some(bundled_features(teacher, "train")[1])
         centre = fitted.mean(axis=0)
         changed = some(run_teacher(teacher, seen)[1])
-        matching[who] = tasks.view_matching(changed - centre, original - centre)
+        matching[who] = task_scores.view_matching(changed - centre, original - centre)
         probes[who] = probe_scores(fitted, train.categories, original, held_out.categories)
     fitted, original = pixel_vectors(train.squares), pixel_vectors(held_out.squares)
     changed = F.interpolate(views - 0.5, size=PIXEL_SIDE, mode="area").flatten(1).numpy()
     centre = fitted.mean(axis=0)
-    matching["pixels"] = tasks.view_matching(changed - centre, original - centre)
+    matching["pixels"] = task_scores.view_matching(changed - centre, original - centre)
     probes["pixels"] = probe_scores(fitted, train.categories, original, held_out.categories)
     print_scores("view matching", matching)
     print_scores("category", probes)
@@ -156,10 +156,10 @@ def probe_scores(
     train_labels: list[str],
     x: Float[np.ndarray, "n d"],
     labels: list[str],
-) -> dict[str, tasks.Score]:
+) -> dict[str, task_scores.Score]:
     return {
-        "linear probe": tasks.linear_probe(train_x, train_labels, x, labels),
-        "10-NN": tasks.knn_probe(train_x, train_labels, x, labels),
+        "linear probe": task_scores.linear_probe(train_x, train_labels, x, labels),
+        "10-NN": task_scores.knn_probe(train_x, train_labels, x, labels),
     }
 
 
@@ -186,14 +186,14 @@ def score_mask(train: Pictures, held_out: Pictures) -> None:
     }
     weight, bias = (t.numpy() for t in matte_decoder())
     trained, untrained = build("mask", {}), build("mask", {"random": str(UNTRAINED_SEED)})
-    found: dict[str, dict[str, tasks.Score]] = {}
+    found: dict[str, dict[str, task_scores.Score]] = {}
     for background in ("grey", "random colour"):
         column = f"IoU over {background}"
         x = {
             "train": matte_inputs(train, background),
             "heldout": matte_inputs(held_out, background),
         }
-        decoded = tasks.decode_matte(run_teacher(trained, x["heldout"])[0], weight, bias)
+        decoded = task_scores.decode_matte(run_teacher(trained, x["heldout"])[0], weight, bias)
         guesses = {
             "trained": decoded,
             "untrained + ridge": ridge_matte(
@@ -207,7 +207,7 @@ def score_mask(train: Pictures, held_out: Pictures) -> None:
             "all foreground": np.ones_like(alpha["heldout"]),
         }
         for who, guess in guesses.items():
-            found.setdefault(who, {})[column] = tasks.matte_iou(guess, alpha["heldout"])
+            found.setdefault(who, {})[column] = task_scores.matte_iou(guess, alpha["heldout"])
     print_scores("matte", found)
 
 
@@ -217,7 +217,7 @@ def ridge_matte(
     train_alpha: Float[np.ndarray, "m t pp"],
 ) -> Float[np.ndarray, "n t pp"]:
     """Alpha predicted from each token by a linear map fitted on the training images."""
-    ridge = tasks.Ridge.fit(
+    ridge = task_scores.Ridge.fit(
         train_x.reshape(-1, train_x.shape[-1]),
         train_alpha.reshape(-1, train_alpha.shape[-1]),
         penalty=0.01,

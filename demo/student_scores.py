@@ -19,7 +19,7 @@ from phistill.cache.format.parquet import read_table
 from phistill.report.terminal import table_text
 from phistill.train import TrainedStudent, load_run
 
-from . import tasks
+from . import task_scores
 from .captions import caption
 from .matte import PATCH, cells
 from .pictures import BUNDLED, decode_square
@@ -33,7 +33,7 @@ SHOWN = ("image to text R@10", "text to image R@10", "matte IoU")
 class ScoreTable:
     """Scores by who (teacher, runs, untrained) and task, on the same held-out images."""
 
-    scores: Mapping[str, Mapping[str, tasks.Score]]
+    scores: Mapping[str, Mapping[str, task_scores.Score]]
 
     def rows(self) -> list[list[str]]:
         """A header, then a line per who."""
@@ -105,10 +105,10 @@ class _Judge:
             patches.append(answer["mask"]["patches"].numpy())
         return np.concatenate(summaries), np.concatenate(patches)
 
-    def scores(self, summaries: np.ndarray, patches: np.ndarray) -> dict[str, tasks.Score]:
+    def scores(self, summaries: np.ndarray, patches: np.ndarray) -> dict[str, task_scores.Score]:
         weight, bias = (tensor.numpy() for tensor in matte_decoder())
-        matte = tasks.decode_matte(patches, weight, bias)
+        matte = task_scores.decode_matte(patches, weight, bias)
         return {
-            **tasks.text_retrieval(summaries, self._texts, self._captions),
-            "matte IoU": tasks.matte_iou(matte, self._alpha),
+            **task_scores.text_retrieval(summaries, self._texts, self._captions),
+            "matte IoU": task_scores.matte_iou(matte, self._alpha),
         }
