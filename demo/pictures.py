@@ -47,7 +47,7 @@ def decode_square(data: bytes, side: int) -> UInt8[np.ndarray, "4 s s"]:
 def read_pictures(path: Path, *, split: str, side: int) -> Pictures:
     """Read one split ("train" or "heldout") of a parquet file of `build_images`."""
     table = pq.read_table(path)
-    rows = [i for i, found in enumerate(table["split"].to_pylist()) if found == split]
+    rows = [i for i, here in enumerate(table["split"].to_pylist()) if here == split]
     table = table.take(rows)
     squares = [decode_square(data, side) for data in table["image"].to_pylist()]
     return Pictures(

@@ -95,7 +95,7 @@ def demo(
         cache,
         list(runs.values()),
         out / "report.html",
-        evaluations={runs[name]: found for name, found in lines.items()},
+        evaluations={runs[name]: rows for name, rows in lines.items()},
         extra_tables=scores.as_report_tables(),
     )
     say("")
@@ -117,7 +117,7 @@ def _train(cache: Cache, run: Path, config: TrainConfig) -> RunResult:
 
 def unexplained_table(lines: dict[str, list[EvalRow]]) -> str:
     """Unexplained variance of each teacher's patches on held-out images, a column per student."""
-    columns = {name: _patches(found, "trained") for name, found in lines.items()}
+    columns = {name: _patches(rows, "trained") for name, rows in lines.items()}
     columns["untrained"] = _patches(next(iter(lines.values())), "untrained")
     teachers = list(columns["untrained"])
     header = ["teacher", *(f"{name} student" for name in columns)]

@@ -65,10 +65,10 @@ def score_students(cache: Cache, runs: Mapping[str, Path], images: Path = BUNDLE
     judge = _Judge(cache, images)
     students = {f"student, {name}": load_run(path) for name, path in runs.items()}
     students["student, untrained"] = load_run(next(iter(runs.values())), untrained=True)
-    found = {"teacher": judge.scores(*judge.teacher())}
+    scores = {"teacher": judge.scores(*judge.teacher())}
     for who, student in students.items():
-        found[who] = judge.scores(*judge.student(student))
-    return ScoreTable(found)
+        scores[who] = judge.scores(*judge.student(student))
+    return ScoreTable(scores)
 
 
 class _Judge:

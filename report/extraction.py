@@ -37,10 +37,10 @@ def progress_note(at: ExtractProgress) -> str:
 
 def _waiting(at: ExtractProgress) -> str:
     waits = {"images": at.images_wait_s or 0.0, "the disk": at.disk_wait_s or 0.0}
-    shares = {what: wait_s / at.pass_s for what, wait_s in waits.items() if at.pass_s > 0}
+    shares = {cause: wait_s / at.pass_s for cause, wait_s in waits.items() if at.pass_s > 0}
     named = [
-        f"{share:.0%} waiting for {what}"
-        for what, share in shares.items()
+        f"{share:.0%} waiting for {cause}"
+        for cause, share in shares.items()
         if share >= WAIT_WORTH_SAYING
     ]
     return f" ({', '.join(named)})" if named else ""

@@ -79,19 +79,19 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
 def rejected_rows(cache: Cache) -> list[RejectedRow]:
     """Every row that somebody rejected, ascending, with the first reason given."""
     ids = dict(zip(*(cache.index()[name].to_pylist() for name in ("row", "id")), strict=True))
-    found: dict[int, RejectedRow] = {}
+    by_row: dict[int, RejectedRow] = {}
     for owner in cache.owners:
         for record in cache.commits(owner).values():
             for slot, reason in record.reasons.items():
                 row = record.start + slot
-                before = found.get(row)
-                found[row] = RejectedRow(
+                before = by_row.get(row)
+                by_row[row] = RejectedRow(
                     row=row,
                     id=str(ids[row]),
                     owners=(*(before.owners if before else ()), owner),
                     reason=before.reason if before else reason,
                 )
-    return [found[row] for row in sorted(found)]
+    return [by_row[row] for row in sorted(by_row)]
 
 
 def render(description: Mapping[str, Any]) -> str:
@@ -182,12 +182,12 @@ def _state(cache: Cache, teacher: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _statistics(kind: str, found: Mapping[str, Any]) -> str:
-    if found["state"] != READY:
-        return f"{kind}: {found['state']}"
-    taken = "".join(f", {name} {_plain(value)}" for name, value in found["options"].items())
+def _statistics(kind: str, state: Mapping[str, Any]) -> str:
+    if state["state"] != READY:
+        return f"{kind}: {state['state']}"
+    taken = "".join(f", {name} {_plain(value)}" for name, value in state["options"].items())
     return (
-        f"{kind}: phi {found['phi']:.4g} from {counted(found['rows'], 'row')}, {found['rotation']}"
+        f"{kind}: phi {state['phi']:.4g} from {counted(state['rows'], 'row')}, {state['rotation']}"
         f"{taken}"
     )
 

@@ -47,14 +47,15 @@ def package_version(package: str = PACKAGE) -> str:
         return "unknown"
 
 
-def without_duplicates(found: list[Drawing]) -> tuple[list[Drawing], Int[np.ndarray, " n"]]:
+def without_duplicates(all_drawings: list[Drawing]) -> tuple[list[Drawing], Int[np.ndarray, " n"]]:
     """Keep the first of each set of duplicates; return the kept drawings and their clusters."""
-    hashes = np.array([perceptual_hash(d.rgba) for d in found])
-    sketches = np.array([colour_sketch(d.rgba) for d in found])
-    same = clusters(len(found), duplicate_pairs(hashes, sketches))
+    hashes = np.array([perceptual_hash(d.rgba) for d in all_drawings])
+    sketches = np.array([colour_sketch(d.rgba) for d in all_drawings])
+    same = clusters(len(all_drawings), duplicate_pairs(hashes, sketches))
     first = np.unique(same, return_index=True)[1]
     kept = np.sort(first)
-    return [found[i] for i in kept], clusters(len(kept), close_pairs(hashes[kept], CLUSTER_BITS))
+    cluster = clusters(len(kept), close_pairs(hashes[kept], CLUSTER_BITS))
+    return [all_drawings[i] for i in kept], cluster
 
 
 def category_limits(sizes: dict[str, int], total: int) -> dict[str, int]:
@@ -116,10 +117,10 @@ def as_table(
     )
 
 
-def build(found: list[Drawing], seed: int) -> tuple[pa.Table, pa.Table]:
+def build(all_drawings: list[Drawing], seed: int) -> tuple[pa.Table, pa.Table]:
     """Return (the bundled table, the table of every usable drawing)."""
     rng = np.random.default_rng(seed)
-    kept, cluster = without_duplicates(found)
+    kept, cluster = without_duplicates(all_drawings)
     chosen = choose(kept, cluster, NUM_IMAGES, rng)
     held_out = np.isin(cluster, held_out_clusters(cluster, chosen, HELD_OUT, rng))
     full = as_table(kept, cluster, held_out)

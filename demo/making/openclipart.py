@@ -75,8 +75,8 @@ def words_of(text: str) -> list[str]:
     ['dog', 'jumping']
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    found = re.findall(r"[a-z]{2,}", spaced.lower())
-    return [w for w in dict.fromkeys(found) if w not in NOISE_WORDS]
+    words = re.findall(r"[a-z]{2,}", spaced.lower())
+    return [w for w in dict.fromkeys(words) if w not in NOISE_WORDS]
 
 
 def title_words(stem: str) -> list[str]:

@@ -99,7 +99,7 @@ def print_scores(task: str, scores: Mapping[str, Mapping[str, task_scores.Score]
     columns = list(next(iter(scores.values())))
     print_table(
         [task, *columns],
-        [[who, *(str(found[c]) for c in columns)] for who, found in scores.items()],
+        [[who, *(str(row[c]) for c in columns)] for who, row in scores.items()],
     )
 
 
@@ -114,13 +114,13 @@ def score_clip(train: Pictures, held_out: Pictures) -> None:
     untrained_teacher = build("clip", {"random": str(UNTRAINED_SEED)})
     untrained = {s: bundled_features(untrained_teacher, s)[1] for s in ("train", "heldout")}
     pixels = {"train": pixel_vectors(train.squares), "heldout": pixel_vectors(held_out.squares)}
-    found = {"trained": task_scores.text_retrieval(some(summary["heldout"]), texts, captions)}
+    scores = {"trained": task_scores.text_retrieval(some(summary["heldout"]), texts, captions)}
     for who, x in (("untrained + ridge", untrained), ("pixels + ridge", pixels)):
         ridge = task_scores.Ridge.fit(some(x["train"]), train_texts.numpy(), penalty=1.0)
         # a weak fit stays near the mean caption, which would then win every search: centre both
         guess = ridge(some(x["heldout"])) - ridge.bias
-        found[who] = task_scores.text_retrieval(guess, texts - ridge.bias, captions)
-    print_scores("retrieval", found)
+        scores[who] = task_scores.text_retrieval(guess, texts - ridge.bias, captions)
+    print_scores("retrieval", scores)
 
 
 def some(x: Float[np.ndarray, "n d"] | None) -> Float[np.ndarray, "n d"]:
@@ -186,7 +186,7 @@ def score_mask(train: Pictures, held_out: Pictures) -> None:
     }
     weight, bias = (t.numpy() for t in matte_decoder())
     trained, untrained = build("mask", {}), build("mask", {"random": str(UNTRAINED_SEED)})
-    found: dict[str, dict[str, task_scores.Score]] = {}
+    scores: dict[str, dict[str, task_scores.Score]] = {}
     for background in ("grey", "random colour"):
         column = f"IoU over {background}"
         x = {
@@ -207,8 +207,8 @@ def score_mask(train: Pictures, held_out: Pictures) -> None:
             "all foreground": np.ones_like(alpha["heldout"]),
         }
         for who, guess in guesses.items():
-            found.setdefault(who, {})[column] = task_scores.matte_iou(guess, alpha["heldout"])
-    print_scores("matte", found)
+            scores.setdefault(who, {})[column] = task_scores.matte_iou(guess, alpha["heldout"])
+    print_scores("matte", scores)
 
 
 def ridge_matte(

@@ -30,13 +30,13 @@ HUB_TIMEOUT_S = 10.0
 
 def versions() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
-    found, missing = [], []
+    installed, missing = [], []
     for package in NEEDED:
         try:
-            found.append(f"{package} {version(package)}")
+            installed.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             missing.append(package)
-    yield Finding("packages", "ok", ", ".join(found))
+    yield Finding("packages", "ok", ", ".join(installed))
     if missing:
         yield Finding(
             "packages", "problem", f"not installed: {', '.join(missing)}", "pip install phistill"
@@ -44,12 +44,12 @@ def versions() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    for package, (what, extra) in EXTRAS.items():
+    for package, (purpose, extra) in EXTRAS.items():
         try:
             version(package)
         except PackageNotFoundError:
             yield Finding(
-                "packages", "note", f"{package} is not installed ({what})",
+                "packages", "note", f"{package} is not installed ({purpose})",
                 f"If you want them: pip install 'phistill[{extra}]'",
             )  # fmt: skip
 

@@ -53,14 +53,15 @@ def disks(cache: Path | str | None) -> Iterator[Finding]:
     files = None if cache is None else open_files(cache)
     if isinstance(files, LocalFiles):
         places = {"the cache": files.root, **places}
-    for what, place in places.items():
+    for purpose, place in places.items():
         existing = place.absolute()
         while not existing.exists():
             existing = existing.parent
         free = shutil.disk_usage(existing).free
         short = free < LITTLE_SPACE
         yield Finding(
-            "disk", "note" if short else "ok", f"{bytes_text(free)} free for {what} ({existing})",
+            "disk", "note" if short else "ok",
+            f"{bytes_text(free)} free for {purpose} ({existing})",
             "phistill plan says what a cache needs." if short else "",
         )  # fmt: skip
         if not os.access(existing, os.W_OK):

@@ -53,13 +53,13 @@ def cache_state(location: Path | str) -> Iterator[Finding]:
 
 def _wrong_sizes(cache: Cache, records: Iterable[CommitRecord]) -> list[str]:
     committed = {name: size for record in records for name, (size, _) in record.files.items()}
-    found: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
 
     def look(name: str) -> None:
-        found[name] = cache.files.size(name)
+        sizes[name] = cache.files.size(name)
 
     cache.files.each(look, list(committed))
-    return [name for name, size in committed.items() if found[name] != size]
+    return [name for name, size in committed.items() if sizes[name] != size]
 
 
 def _writer(cache: Cache) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ class CacheFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ShareExtremes:
     """Who would own an unweighted sum of raw patch errors."""
 
     largest: str
@@ -174,12 +174,12 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 def gather_arrays(cache: Cache) -> list[ArrayFacts]:
     """One entry per teacher and kind, in the cache's order."""
-    found = []
+    arrays = []
     for name in cache.teachers:
         teacher = cache.teacher(name)
         for kind in teacher.kinds:
             shape = teacher.row_shape(kind)
-            found.append(
+            arrays.append(
                 ArrayFacts(
                     stats=load_row(cache, name, kind),
                     num_tokens=math.prod(shape[:-1]),
@@ -187,7 +187,7 @@ def gather_arrays(cache: Cache) -> list[ArrayFacts]:
                     row_bytes=math.prod(shape) * DTYPES[kind].itemsize,
                 )
             )
-    return found
+    return arrays
 
 
 def gather_patches(
@@ -242,13 +242,13 @@ def loss_shares(patches: Sequence[PatchFacts], method: str) -> dict[str, float]:
     return {teacher: error / total for teacher, error in errors.items()}
 
 
-def find(shares: Mapping[str, float]) -> Finding | None:
+def share_extremes(shares: Mapping[str, float]) -> ShareExtremes | None:
     """The teachers with the largest and the smallest share; None for fewer than two teachers."""
     if len(shares) < 2:
         return None
     largest = max(shares, key=lambda name: shares[name])
     smallest = min(shares, key=lambda name: shares[name])
-    return Finding(
+    return ShareExtremes(
         largest=largest,
         largest_share=shares[largest],
         smallest=smallest,

@@ -79,7 +79,7 @@ def gather_maps(
     pixels = cache.reader(PIXELS, PIXELS).read(rows)
     images = Strip(label="image", run="", pictures=tuple(pixels))
     predicted = {run.name: run.student.predict(pixels) for run in runs}
-    found = []
+    teachers = []
     for facts in patches:
         features = cache.reader(facts.teacher, PATCHES).read(rows)
         strips = [images, Strip(label="teacher", run="", pictures=tuple(colours(facts, features)))]
@@ -88,8 +88,8 @@ def gather_maps(
             if PATCHES in kinds:
                 maps = colours(facts, kinds[PATCHES].cpu().numpy())
                 strips.append(Strip(label="student", run=run.name, pictures=tuple(maps)))
-        found.append(TeacherMaps(teacher=facts.teacher, strips=tuple(strips)))
-    return tuple(found)
+        teachers.append(TeacherMaps(teacher=facts.teacher, strips=tuple(strips)))
+    return tuple(teachers)
 
 
 def enlarged(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:

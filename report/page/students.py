@@ -84,14 +84,14 @@ def gather_runs(
     note: Note = lambda text: None,
 ) -> tuple[RunFacts, ...]:
     """Load every run; evaluate those that ``evaluations`` does not hold already."""
-    found = []
+    gathered = []
     for name, path in zip(run_names(runs), runs, strict=True):
         note(f"run {name}")
         student = load_run(path, device=device)
         lines = evaluations.get(path)
         if lines is None:
             lines = evaluate(path, cache, untrained=False, device=device) if can_evaluate else ()
-        found.append(
+        gathered.append(
             RunFacts(
                 name=name,
                 path=path,
@@ -100,7 +100,7 @@ def gather_runs(
                 evaluation=tuple(lines),
             )
         )
-    return tuple(found)
+    return tuple(gathered)
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
@@ -118,7 +118,7 @@ def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> l
     """A curve per target of the run; none when the run has no log."""
     lines = read_metrics(path, "train")
     checks = read_metrics(path, "validate")
-    found = []
+    curves = []
     for target in student.targets:
         logged = [line for line in lines if target.key in line.get("losses", {})]
         if not logged:
@@ -127,7 +127,7 @@ def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> l
         values = np.array([line["losses"][target.key] for line in logged], dtype=np.float64)
         unit = error_of_the_mean(cache, student, target.key)
         steps, binned = in_bins(steps, values / (unit or 1.0))
-        found.append(
+        curves.append(
             Curve(
                 run=name,
                 target=target.key,
@@ -138,15 +138,15 @@ def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> l
                 checks=tuple(_checks(checks, target.key)),
             )
         )
-    return found
+    return curves
 
 
 def by_target(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """The curves of each target, in the order in which targets appear."""
-    found: dict[str, list[Curve]] = {}
+    targets: dict[str, list[Curve]] = {}
     for curve in curves:
-        found.setdefault(curve.target, []).append(curve)
-    return found
+        targets.setdefault(curve.target, []).append(curve)
+    return targets
 
 
 def error_of_the_mean(cache: Cache, student: TrainedStudent, key: str) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from phistill.train import EvalRow
 
-from .gather import AFTER, BEFORE, PATCHES, CacheFacts, find
+from .gather import AFTER, BEFORE, PATCHES, CacheFacts, share_extremes
 from .students import RunFacts
 
 READABLE_SHARE = 0.22
@@ -123,7 +123,7 @@ def method_label(method: str) -> str:
 
 def finding_text(cache: CacheFacts) -> str:
     """One sentence: which teacher would own an unweighted raw loss, and by how much."""
-    finding = find(cache.shares[BEFORE])
+    finding = share_extremes(cache.shares[BEFORE])
     if finding is None:
         return f"One teacher, {cache.teachers[0]}: there is nothing to balance yet."
     even = percent_text(1 / len(cache.teachers))
@@ -137,7 +137,7 @@ def finding_text(cache: CacheFacts) -> str:
 
 def outcome_text(cache: CacheFacts, runs: Sequence[RunFacts]) -> str:
     """What the runs made of the teacher that a raw loss would hear least; empty when unknown."""
-    finding = find(cache.shares[BEFORE])
+    finding = share_extremes(cache.shares[BEFORE])
     if finding is None:
         return ""
     known = [
@@ -191,7 +191,7 @@ def _bar(method: str, shares: Mapping[str, float]) -> Bar:
 
 def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
     """The evaluation by teacher and run; the lowest unexplained variance of each is marked."""
-    found: list[EvalLine] = []
+    lines: list[EvalLine] = []
     for teacher in teachers:
         entries = [
             (run, label, patches)
@@ -202,12 +202,12 @@ def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLi
         known = [e.unexplained for _, _, e in entries if e.unexplained is not None]
         for run, label, patches in entries:
             lowest = len(known) > 1 and patches.unexplained == min(known)
-            found.append(
+            lines.append(
                 EvalLine(
                     teacher=teacher,
                     run=run.name,
                     untrained=label == "untrained",
-                    first=bool(found) and found[-1].teacher != teacher,
+                    first=bool(lines) and lines[-1].teacher != teacher,
                     best=lowest,
                     mse=DASH if patches.mse is None else number_text(patches.mse),
                     unexplained=_interval(patches.unexplained, patches.unexplained_error),
@@ -215,7 +215,7 @@ def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLi
                     summary=_cosine(run.row(teacher, SUMMARY, label)),
                 )
             )
-    return found
+    return lines
 
 
 def _interval(value: float | None, error: float | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from phistill.cache import Cache
 from phistill.errors import MissingMoments, UsageError
-from phistill.report.page.gather import CacheFacts, check_methods, find, gather_cache
+from phistill.report.page.gather import CacheFacts, check_methods, gather_cache, share_extremes
 from phistill.report.page.students import error_of_the_mean, gather_runs, in_bins, run_names
 from phistill.report.page.wording import outcome_text
 from phistill.stats import fit_stats, fitted
@@ -61,7 +61,7 @@ def test_after_phi_s_every_teacher_has_the_same_share(cache: Cache) -> None:
 
 
 def test_the_finding_names_the_teacher_that_drowns_the_other(cache: Cache) -> None:
-    finding = find(gathered(cache).shares["none"])
+    finding = share_extremes(gathered(cache).shares["none"])
     assert finding is not None
     assert (finding.largest, finding.smallest) == ("loud", "quiet")
     # Both teachers draw from one distribution but for the factor; 2 leaves room for chance.
@@ -69,7 +69,7 @@ def test_the_finding_names_the_teacher_that_drowns_the_other(cache: Cache) -> No
 
 
 def test_one_teacher_has_nothing_to_be_compared_with() -> None:
-    assert find({"only": 1.0}) is None
+    assert share_extremes({"only": 1.0}) is None
 
 
 def test_raw_and_phi_s_are_always_compared_and_unknown_names_refused() -> None:
