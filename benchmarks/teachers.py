@@ -19,7 +19,6 @@ from PIL import Image
 import phistill.cache as store
 from phistill.pipeline import CacheSettings, extract
 from phistill.pipeline.teachers.check import two_images
-from phistill.pipeline.teachers.licences import licence_of
 from phistill.pipeline.teachers.spec import TeacherSpec
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -71,7 +70,7 @@ def line(spec: str, folder: Path) -> str:
     given = info.identity["preprocessing"]["size"]
     summary = str(info.width("summary")) if "summary" in info.kinds else "-"
     registers = str(info.num_registers) if info.num_registers else "-"
-    licence = licence_of(built.build()) if built.source == "timm" else None
+    licence = built.build().licence if built.source == "timm" else None
     return (
         f"| `{spec}` | {given[0]} x {given[1]} | {info.grid[0]} x {info.grid[1]} | "
         f"{info.num_tokens} x {info.width('patches')} | {summary} | {registers} | "

@@ -11,9 +11,9 @@ from phistill.compute.seeds import seeded
 from phistill.errors import UsageError
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
-from phistill.pipeline.teachers.spec import take_options
+from phistill.pipeline.teachers.options import boolean, integer, take_options
 from phistill.pipeline.teachers.timm import TimmTeacher
-from phistill.pipeline.teachers.weights import boolean, integer, load_weights
+from phistill.pipeline.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -31,7 +31,8 @@ from .recheck import require_same_teacher
 from .rejects import RejectBudget
 from .request import Request
 from .runners import build_runners
-from .teachers.runner import StoredRows, TeacherRunner, environment, sharing
+from .teachers.runner import TeacherRunner, environment, launch_together, sharing
+from .teachers.to_host import StoredRows
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +169,7 @@ class ShardPass:
                 given = prepared.result()
             if len(self._landing) == BATCHES_AHEAD:
                 self._landing.popleft().result()
-            launched = work.rows.launch(given, start)
+            launched = launch_together(work.runners, given, start)
             self._landing.append(stages.landing.submit(work.rows.land, launched))
             work.landed.append(self._landing[-1])
             self._computed_rows += len(given) * len(work.names)
@@ -314,9 +315,9 @@ class _Work:
     def __init__(
         self, shard: PendingShard, names: Sequence[str], runners: Sequence[TeacherRunner]
     ) -> None:
-        self.shard, self.names, self._first = shard, tuple(names), runners[0]
-        self.rows = StoredRows(runners, shard.num_rows)
-        self.starts = range(0, shard.num_rows, self._first.info.rows_per_forward)
+        self.shard, self.names, self.runners = shard, tuple(names), runners
+        self.rows = StoredRows([runner.info for runner in runners], shard.num_rows)
+        self.starts = range(0, shard.num_rows, runners[0].info.rows_per_forward)
         self.landed: list[Future[None]] = []
 
     def is_last(self, start: int) -> bool:
@@ -325,4 +326,5 @@ class _Work:
     def prepare(self, start: int) -> torch.Tensor:
         """The teachers' input of the batch at ``start``, when its images are there."""
         stop = min(start + self.starts.step, self.shard.num_rows)
-        return self._first.prepare(self.shard.rows(self._first.rendering, start, stop))
+        first = self.runners[0]
+        return first.prepare(self.shard.rows(first.rendering, start, stop))

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from phistill.errors import counted
-from phistill.pipeline.teachers.licences import licences_text
 
-from .terminal import bytes_text, duration_text, table_text
+from .terminal import bytes_text, duration_text, licences_text, table_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from phistill.errors import counted
 from phistill.pipeline import ExtractProgress, ExtractReport
-from phistill.pipeline.teachers.licences import licences_text
 from phistill.pipeline.workers import WorkerShards, who_misses
 
-from .terminal import bytes_text, duration_text
+from .terminal import bytes_text, duration_text, licences_text
 
 WAIT_WORTH_SAYING = 0.05
 """From this share of the time on, what the teachers wait for is named."""

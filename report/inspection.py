@@ -12,10 +12,9 @@ from typing import Any
 from phistill import cache as store
 from phistill.cache import Cache, CommitRecord
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
-from phistill.pipeline.teachers.licences import UNKNOWN
 from phistill.stats import PassOptions, load_options, load_row
 
-from .terminal import bytes_text, table_text
+from .terminal import UNKNOWN_LICENCE, bytes_text, table_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
 """State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""
@@ -127,7 +126,7 @@ def render(description: Mapping[str, Any]) -> str:
         lines += [f"  {count:,} x {why}" for why, count in facts["rejects"]["reasons"].items()]
     for name, teacher in facts["teachers"].items():
         lines += ["", f"{name}: {teacher['spec'] or 'no spec stored'}"]
-        lines.append(f"  licence: {teacher['licence'] or UNKNOWN}")
+        lines.append(f"  licence: {teacher['licence'] or UNKNOWN_LICENCE}")
         fingerprint = {k: v for k, v in teacher["fingerprint"].items() if k != "widths"}
         lines += [f"  {key}: {_plain(value)}" for key, value in sorted(fingerprint.items())]
         lines += [f"  statistics of {_statistics(*item)}" for item in teacher["statistics"].items()]

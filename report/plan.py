@@ -24,7 +24,6 @@ from phistill.pipeline.decode.views import Rendering, View
 from phistill.pipeline.images.open_source import opened
 from phistill.pipeline.images.source import ImageRecord, ImageSource
 from phistill.pipeline.settings import CacheSettings
-from phistill.pipeline.teachers.licences import licence_of
 from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
 
@@ -100,7 +99,7 @@ def plan(
                     total_bytes=runner.info.row_bytes * num_rows,
                     seconds_per_row=seconds,
                     hours=seconds * num_rows / 3600,
-                    licence=licence_of(teacher),
+                    licence=teacher.licence,
                 )
             )
         side = 224 if settings.pixel_size is None else settings.pixel_size

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from io import StringIO
@@ -105,6 +105,9 @@ class LogLines(Bar):
         self._write(", ".join(parts))
 
 
+UNKNOWN_LICENCE = "unknown: check the model card"
+
+
 def bytes_text(num_bytes: float) -> str:
     """Bytes in decimal units: ``1.3 GB``."""
     return filesize.decimal(round(num_bytes))
@@ -129,3 +132,9 @@ def table_text(
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def licences_text(licences: Mapping[str, str | None]) -> str:
+    """One line for a person: ``Licences: a apache-2.0; b unknown: check the model card.``"""
+    listed = "; ".join(f"{name} {licence or UNKNOWN_LICENCE}" for name, licence in licences.items())
+    return f"Licence{'s' if len(licences) > 1 else ''}: {listed}."

@@ -1,12 +1,10 @@
-"""What is known of the rows of imported features, and how their values are stored."""
+"""What is known of the rows of imported features."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from phistill.errors import UsageError
 
@@ -67,22 +65,3 @@ def _whole(value: Any, count: int) -> tuple[int, ...] | None:
     if len(numbers) != count or not all(type(number) is int for number in numbers):
         raise UsageError(f"{value!r} must be {count} whole numbers.")
     return numbers
-
-
-def stored_as(values: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], dict[int, str]]:
-    """Values (n, ...) in the stored dtype, and why rows among them cannot be stored."""
-    if values.dtype.kind != "f":
-        return values, {}
-    with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    flat = stored.reshape(len(stored), -1)
-    bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
-    reasons = {}
-    for slot in bad.tolist():
-        most = float(np.abs(values[slot].astype(np.float64)).max())
-        reasons[slot] = (
-            f"exceeds {dtype} (largest {most:.6g})"
-            if np.isfinite(most)
-            else "holds NaN or infinity"
-        )
-    return stored, reasons

@@ -19,8 +19,9 @@ from ..options import ExtractOptions
 from ..rejects import RejectBudget
 from ..same_teacher import add_or_require
 from ..shard_pass import ShardPass
+from ..teachers.to_host import stored_as
 from .feature_files import PIXELS, FeatureFiles
-from .feature_lines import ImageLines, stored_as
+from .feature_lines import ImageLines
 
 MISSING = "not among the imported features"
 

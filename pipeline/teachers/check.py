@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phistill.cache.format.info import DTYPES
 from phistill.compute.devices import choose_device, synchronize
 
 from .contract import Features, Preprocessing, Teacher
-from .licences import licence_of
 from .runner import TeacherRunner
 from .spec import TeacherSpec
+from .to_host import Rounded
 
 if TYPE_CHECKING:
     import torch
 
 NUM_IMAGES = 2
-FLOAT16_MAX = 65504.0
 PERMISSIVE = ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "mit")
 
 
@@ -36,7 +36,9 @@ class KindReport:
     row_bytes: int
     num_nonfinite: int
     largest: float
-    """Largest absolute value; above 65,504 a row cannot be stored as float16."""
+    """Largest absolute value."""
+    num_overflows: int
+    """Images whose largest value float16 does not hold."""
     std: float
     num_same_rows: int
     """0, or 2 when both images gave the same values: the teacher does not look at them."""
@@ -87,19 +89,19 @@ def check_teacher(spec: str, device: str = "auto", *, autocast: str | None = Non
     second = runner.forward(pixels)
     synchronize(target)
     seconds = (time.perf_counter() - started) / NUM_IMAGES
-    kinds = tuple(_kind_report(kind, values) for kind, values in _kinds(second))
+    kinds = tuple(_kind_report(kind, values) for kind, values in second.by_kind().items())
     return CheckReport(
         teacher=parsed.text,
         name=parsed.name,
         input=teacher.preprocessing(),
         grid=runner.info.grid,
         kinds=kinds,
-        licence=licence_of(teacher),
+        licence=teacher.licence,
         identity=dict(runner.info.identity),
         device=str(target),
         seconds_per_image=seconds,
         problems=(*_problems(kinds), *_contract(teacher, runner, first, second, pixels)),
-        notes=_notes(kinds, licence_of(teacher)),
+        notes=_notes(kinds, teacher.licence),
     )
 
 
@@ -114,28 +116,20 @@ def two_images(size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.clip(both, 0, 255).astype(np.uint8)
 
 
-def _kinds(features: Features) -> list[tuple[str, torch.Tensor]]:
-    found = [("patches", features.patches.flatten(1, 2))]
-    if features.summary is not None:
-        found.append(("summary", features.summary))
-    if features.registers is not None:
-        found.append(("registers", features.registers))
-    return found
-
-
 def _kind_report(kind: str, values: torch.Tensor) -> KindReport:
     import torch
 
     given = values.detach().float().cpu()
+    rounded = Rounded.of(given, DTYPES[kind])
     finite = given[torch.isfinite(given)]
-    width = 4 if kind == "summary" else 2
     return KindReport(
         kind=kind,
         row_shape=tuple(given.shape[1:]),
         dtype=str(values.dtype).removeprefix("torch."),
-        row_bytes=given[0].numel() * width,
+        row_bytes=given[0].numel() * DTYPES[kind].itemsize,
         num_nonfinite=int((~torch.isfinite(given)).sum()),
         largest=float(finite.abs().max()) if finite.numel() else float("nan"),
+        num_overflows=int((~rounded.survives & torch.isfinite(rounded.largest)).sum()),
         std=float(finite.std()) if finite.numel() > 1 else float("nan"),
         num_same_rows=2 if torch.equal(given[0], given[1]) else 0,
     )
@@ -149,7 +143,7 @@ def _problems(kinds: tuple[KindReport, ...]) -> list[str]:
                 f"{kind.kind}: {kind.num_nonfinite} values are NaN or infinite; such images are "
                 "rejected. Try autocast=float32."
             )
-        if kind.kind != "summary" and kind.largest > FLOAT16_MAX:
+        if kind.num_overflows:
             found.append(
                 f"{kind.kind}: the largest value is {kind.largest:.6g}, more than float16 holds "
                 "(65,504); such images are rejected. Take an earlier layer, or the one after the "
@@ -175,8 +169,8 @@ def _contract(
     import torch
 
     found = []
-    pairs = zip(_kinds(first), _kinds(second), strict=True)
-    different = [kind for (kind, one), (_, two) in pairs if not torch.equal(one, two)]
+    again = second.by_kind()
+    different = [kind for kind, one in first.by_kind().items() if not torch.equal(one, again[kind])]
     if different:
         found.append(
             f"two passes over the same images differ in {', '.join(different)}: the teacher is not "

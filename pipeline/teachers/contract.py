@@ -7,17 +7,19 @@ A plug-in is a function ``build(model, options) -> Teacher`` named by an entry p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from phistill.errors import UsageError
+from phistill.errors import TeacherError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+METHODS = ("identity", "preprocessing", "to", "features")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -54,24 +56,73 @@ class Features:
     summary: Float[torch.Tensor, "b d"] | None = None
     registers: Float[torch.Tensor, "b g c"] | None = None
 
+    def by_kind(self) -> dict[str, torch.Tensor]:
+        """patches (b, h * w, c), and summary and registers where there are any."""
+        kinds = {"patches": self.patches.flatten(1, 2)}
+        if self.summary is not None:
+            kinds["summary"] = self.summary
+        if self.registers is not None:
+            kinds["registers"] = self.registers
+        return kinds
 
-class Teacher(Protocol):
-    """A frozen vision model."""
 
+class Teacher(ABC):
+    """A frozen vision model: four methods, and what has a default."""
+
+    licence: str | None = None
+    """Of the weights, where it is known."""
+
+    @abstractmethod
     def identity(self) -> Mapping[str, Any]:
         """What makes its features comparable: source, model, revision, sha256 of the weights, layer
         and options. JSON values. A change in any of them is another teacher."""
-        ...
 
+    @abstractmethod
     def preprocessing(self) -> Preprocessing:
         """Size, mean, std and interpolation of its input."""
-        ...
 
+    @abstractmethod
     def to(self, device: torch.device) -> None:
         """Move the weights."""
-        ...
 
+    @abstractmethod
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
         """Features of normalised float32 images, on the device they are on. Called without
         gradients; the result may be in any floating dtype."""
-        ...
+
+    def shares_forward(self, other: Teacher) -> bool:
+        """Whether ``features_together`` of both needs one forward pass: layers of one model."""
+        return False
+
+    def features_together(
+        self, teachers: Sequence[Teacher], images: Float[torch.Tensor, "b 3 h w"]
+    ) -> list[Features]:
+        """Features of each of ``teachers``, of which this one is the first and shares its forward
+        pass with all others."""
+        return [teacher.features(images) for teacher in teachers]
+
+
+class FourMethods(Teacher):
+    """A teacher of a user's own that has the four methods and does not derive from Teacher."""
+
+    def __init__(self, own: Any) -> None:
+        missing = [name for name in METHODS if not callable(getattr(own, name, None))]
+        if missing:
+            raise TeacherError(
+                f"{type(own).__name__} is no teacher: it has no {', '.join(missing)}. Derive it "
+                "from phistill.pipeline.Teacher, and return it from build."
+            )
+        self._own = own
+        self.licence = getattr(own, "licence", None)
+
+    def identity(self) -> Mapping[str, Any]:
+        return self._own.identity()
+
+    def preprocessing(self) -> Preprocessing:
+        return self._own.preprocessing()
+
+    def to(self, device: torch.device) -> None:
+        self._own.to(device)
+
+    def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
+        return self._own.features(images)

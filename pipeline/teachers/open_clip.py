@@ -11,15 +11,12 @@ from jaxtyping import Float
 from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
-from .contract import Features, Preprocessing
-from .licences import licence_of_card
-from .spec import take_options
-from .timm import size_of
+from .contract import Features, Preprocessing, Teacher
+from .options import boolean, integer, size_of, take_options
 from .token_layout import tokens
 from .weights import (
-    boolean,
     cast,
-    integer,
+    licence_of_card,
     load_weights,
     parameter_dtype,
     read_weights,
@@ -35,7 +32,7 @@ SPACES = ("trunk", "joint")
 LOCAL = "local-dir:"
 
 
-class OpenClipTeacher:
+class OpenClipTeacher(Teacher):
     """The image tower of an open_clip model.
 
     ``space="trunk"``: patches before the projection, summary the projected image embedding.

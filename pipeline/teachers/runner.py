@@ -1,4 +1,4 @@
-"""Running a teacher over rendered rows: batches, device, float16, and what cannot be stored."""
+"""Running a teacher over rendered rows: its device, its batches, its first two images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from phistill.cache import TeacherInfo
-from phistill.cache.format.info import DTYPES
 from phistill.compute.devices import hardware_name
 from phistill.compute.precision import FLOAT32_PRODUCTS, products_in, resolve_autocast
 from phistill.errors import TeacherError
 
 from ..decode.views import Rendering
-from .batch import Batch
 from .contract import Features, Preprocessing, Teacher
-from .licences import licence_of
+from .to_host import BatchToHost, StoredRows
 
 if TYPE_CHECKING:
     import torch
@@ -82,20 +80,8 @@ class TeacherRunner:
 
     def shares_forward(self, other: TeacherRunner) -> bool:
         """Whether ``run_together`` needs one forward pass for both."""
-        shares = getattr(self._teacher, "shares_forward", None)
         same = (self._device, self._autocast) == (other._device, other._autocast)
-        return same and shares is not None and bool(shares(other._teacher))
-
-    def launch(self, features: Features, start: int) -> Batch:
-        """Begin to store a batch that starts at row ``start``; TeacherError on another shape."""
-        found = _kinds(features)
-        for kind, values in found.items():
-            if tuple(values.shape[1:]) != self.info.row_shape(kind):
-                raise TeacherError(
-                    f"teacher {self.info.name} gave {kind} of shape {tuple(values.shape[1:])}, its "
-                    f"first images gave {self.info.row_shape(kind)}."
-                )
-        return Batch(self.info.name, start, dict(found))
+        return same and self._teacher.shares_forward(other._teacher)
 
     def prepare(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> torch.Tensor:
         """The teacher's input, as far as the host makes it; another thread may call this while
@@ -128,13 +114,11 @@ class TeacherRunner:
         import torch
 
         teachers = [runner._teacher for runner in runners]
-        first: Any = teachers[0]
 
         def features(images: torch.Tensor) -> list[Features]:
             if len(teachers) == 1:
-                return [first.features(images)]
-            found: list[Features] = first.features_together(teachers, images)
-            return found
+                return [teachers[0].features(images)]
+            return teachers[0].features_together(teachers, images)
 
         if not self._compiled:
             return features
@@ -163,11 +147,11 @@ class TeacherRunner:
                 f"teacher {name} gave patches of shape {tuple(found.patches.shape)} for two "
                 "images; wanted (2, h, w, c)."
             )
-        kinds = _kinds(found)
+        kinds = found.by_kind()
         return TeacherInfo(
             name=name,
             spec=spec,
-            licence=licence_of(self._teacher) or "",
+            licence=self._teacher.licence or "",
             grid=(int(found.patches.shape[1]), int(found.patches.shape[2])),
             widths={kind: int(values.shape[-1]) for kind, values in kinds.items()},
             num_registers=int(kinds["registers"].shape[1]) if "registers" in kinds else 0,
@@ -189,56 +173,39 @@ def run_together(
 
     On CUDA a batch is copied to the host while the next one runs.
     """
-    found = StoredRows(runners, len(pixels))
-    flying: list[Batch] = []
+    rows = StoredRows([runner.info for runner in runners], len(pixels))
+    flying: list[BatchToHost] = []
     for start in range(0, len(pixels), rows_per_forward):
         prepared = runners[0].prepare(pixels[start : start + rows_per_forward])
-        launched = found.launch(prepared, start)
+        launched = launch_together(runners, prepared, start)
         if flying:
-            found.land(flying)
+            rows.land(flying)
         flying = launched
     if flying:
-        found.land(flying)
-    return [found.result(number) for number in range(len(runners))]
+        rows.land(flying)
+    return [rows.result(number) for number in range(len(runners))]
 
 
-class StoredRows:
-    """What teachers that share a forward pass give for n rows, filled batch by batch.
+def launch_together(
+    runners: Sequence[TeacherRunner], prepared: torch.Tensor, start: int
+) -> list[BatchToHost]:
+    """Run a batch that starts at row ``start`` and begin to copy what each runner gives.
 
-    ``launch`` belongs to the thread of the teachers; ``land`` may be called in another one.
+    TeacherError when the features have another shape than at first.
     """
-
-    def __init__(self, runners: Sequence[TeacherRunner], num_rows: int) -> None:
-        self._runners = list(runners)
-        self._arrays = [
-            {
-                kind: np.empty((num_rows, *runner.info.row_shape(kind)), DTYPES[kind])
-                for kind in runner.info.kinds
-            }
-            for runner in runners
-        ]
-        self._reasons = [dict[int, str]() for _ in runners]
-
-    def launch(self, prepared: torch.Tensor, start: int) -> list[Batch]:
-        """Run a batch that starts at row ``start`` and begin to copy what it gives."""
-        features = self._runners[0].forward_together(self._runners, prepared)
-        pairs = zip(self._runners, features, strict=True)
-        return [runner.launch(given, start) for runner, given in pairs]
-
-    def land(self, batches: Sequence[Batch]) -> None:
-        """Wait for a batch and keep what it gave."""
-        for batch, arrays, reasons in zip(batches, self._arrays, self._reasons, strict=True):
-            batch.land(arrays, reasons)
-
-    def result(
-        self, number: int, rejected: Sequence[int] = ()
-    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-        """Arrays per kind of one runner and why a row cannot be stored; the values of such a row,
-        and of those ``rejected`` before, are NaN."""
-        arrays, reasons = self._arrays[number], self._reasons[number]
-        for values in arrays.values():
-            values[[*reasons, *rejected]] = np.nan
-        return arrays, reasons
+    batches = []
+    for runner, features in zip(
+        runners, runners[0].forward_together(runners, prepared), strict=True
+    ):
+        values = features.by_kind()
+        for kind, value in values.items():
+            if tuple(value.shape[1:]) != runner.info.row_shape(kind):
+                raise TeacherError(
+                    f"teacher {runner.info.name} gave {kind} of shape {tuple(value.shape[1:])}, "
+                    f"its first images gave {runner.info.row_shape(kind)}."
+                )
+        batches.append(BatchToHost(runner.info.name, start, values))
+    return batches
 
 
 def sharing(runners: Mapping[str, TeacherRunner]) -> list[list[str]]:
@@ -278,15 +245,6 @@ def environment(
         found["compiled"] = "torch.compile"
     if channels_last:
         found["memory_format"] = "channels_last"
-    return found
-
-
-def _kinds(features: Features) -> Mapping[str, torch.Tensor]:
-    found = {"patches": features.patches.flatten(1, 2)}
-    if features.summary is not None:
-        found["summary"] = features.summary
-    if features.registers is not None:
-        found["registers"] = features.registers
     return found
 
 

@@ -2,28 +2,35 @@
 
 Sources are entry points in the group ``phistill.teachers``; ours are found the same way as a
 user's own. ``module:package.module:function`` calls a function without any registration.
-Some options are for teachers of every source (see ``adjust``); a source sees the others.
+Some options are for teachers of every source (see ``wrapper``); a source sees the others.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from phistill import plugins
 from phistill.cache.format.names import check_teacher_name
 from phistill.errors import PhistillError, TeacherError, UsageError
 
-from .contract import Teacher
-from .hub import asked_once, needs_hub
-from .wrapper import OPTIONS as COMMON_OPTIONS
-from .wrapper import Adjustment
+from .contract import FourMethods, Teacher
+from .wrapper import WrapperOptions
 
 MODULE = "module"
+HUB_PATIENCE_S = 5.0
+"""Within this a hub that can be reached has answered something."""
+
+HUB_SOURCES = ("timm", "open_clip", "transformers")
 HUB_ADVICE = (
     "\nThe weights come from a hub. Without a network give ?weights=FILE or a local-dir:FOLDER "
     "model, or copy the hub's cache to this machine; `phistill doctor --network` asks the hub."
@@ -77,11 +84,14 @@ class TeacherSpec:
         builder = _builder(self.source, self.model)
         model = self.model if self.source != MODULE else ""
         options = dict(self.options)
-        adjustment = Adjustment.take(options)
+        wrapper = WrapperOptions.take(options)
         hub = asked_once() if needs_hub(self.source, model, options) else nullcontext()
         with hub as silence:
             try:
-                return adjustment.apply(builder(model, options))
+                teacher = builder(model, options)
+                return wrapper.apply(
+                    teacher if isinstance(teacher, Teacher) else FourMethods(teacher)
+                )
             except PhistillError:
                 raise
             except Exception as error:  # a library, a hub or a user's plug-in may raise anything
@@ -109,16 +119,7 @@ def known_sources() -> list[str]:
     return sorted({*plugins.registered(plugins.TEACHERS), MODULE})
 
 
-def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
-    """UsageError listing the known options when an unknown one is given."""
-    if unknown := sorted(set(options) - set(known)):
-        raise UsageError(
-            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
-            f"and for every source {', '.join(COMMON_OPTIONS)}."
-        )
-
-
-def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Teacher]:
+def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Any]:
     if source == MODULE:
         return plugins.load(model, MODULE)
     entry = plugins.registered(plugins.TEACHERS).get(source)
@@ -126,5 +127,55 @@ def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Teacher
         raise UsageError(
             f"teacher source {source!r} is not known; known are {', '.join(known_sources())}."
         )
-    builder: Callable[[str, dict[str, str]], Teacher] = entry.load()
+    builder: Callable[[str, dict[str, str]], Any] = entry.load()
     return builder
+
+
+def needs_hub(source: str, model: str, options: dict[str, str]) -> bool:
+    """Whether building a teacher may ask the hub for weights or a config."""
+    if source not in HUB_SOURCES or "weights" in options or model.startswith("local-dir:"):
+        return False
+    if "random" in options:  # timm and open_clip bring their configs along
+        return source == "transformers" and not Path(model).is_dir()
+    return not (source == "transformers" and Path(model).is_dir())
+
+
+@contextmanager
+def asked_once() -> Iterator[str | None]:
+    """Inside, a hub that does not answer is not asked again: only what was downloaded is used.
+
+    Gives the reason then, None when the hub answers or the user chose to stay offline.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield None
+        return
+    hub: Any = constants
+    if hub.HF_HUB_OFFLINE:
+        yield None
+        return
+    reason = silence(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if reason is None:
+        yield None
+        return
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield reason
+    finally:
+        hub.HF_HUB_OFFLINE = False
+
+
+@cache
+def silence(endpoint: str) -> str | None:
+    """Why a hub does not answer; None when it does, whatever it says. Proxies are honoured."""
+    if not endpoint.startswith(("https://", "http://")):
+        return f"HF_ENDPOINT={endpoint!r} is no web address"
+    asked = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310
+    try:
+        with urllib.request.urlopen(asked, timeout=HUB_PATIENCE_S):  # noqa: S310
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except OSError as error:
+        return f"{endpoint} does not answer ({getattr(error, 'reason', error)})"

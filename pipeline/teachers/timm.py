@@ -13,19 +13,16 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .spec import take_options
+from .options import boolean, integer, size_of, take_options
 from .token_layout import depth_of, tokens_of_layers
 from .weights import (
-    boolean,
     cast,
     file_state,
-    integer,
     load_weights,
     parameter_dtype,
     read_weights,
     weights_sha256,
 )
-from .wrapper import side
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +38,7 @@ _BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 weights are in memory once."""
 
 
-class TimmTeacher:
+class TimmTeacher(Teacher):
     """A timm model as a teacher.
 
     ``layer`` counts blocks, or the stages of a map, from the end (-1 is the last; 0 and above count
@@ -76,13 +73,8 @@ class TimmTeacher:
         self._identity = dict(identity)
         self._layer = layer - depth if layer >= 0 else layer
         self._norm, self._summary, self._registers = norm, summary, registers
-        self._licence = licence
-
-    @property
-    def licence(self) -> str | None:
-        """What was given, or what timm's pretrained config says of the weights."""
         config = getattr(self.model, "pretrained_cfg", None) or {}
-        return self._licence or config.get("license")
+        self.licence = licence or config.get("license")
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -113,20 +105,18 @@ class TimmTeacher:
             and other._preprocessing == self._preprocessing
         )
 
-    @staticmethod
     def features_together(
-        teachers: Sequence[TimmTeacher], images: Float[torch.Tensor, "b 3 h w"]
+        self, teachers: Sequence[Teacher], images: Float[torch.Tensor, "b 3 h w"]
     ) -> list[Features]:
-        """Features of teachers that share a forward pass, from one."""
-        first = teachers[0]
-        layers, final = tokens_of_layers(
-            first.model,
-            images.to(parameter_dtype(first.model)),
-            [teacher._layer for teacher in teachers],
-            norm=first._norm,
-            final=any(teacher._summary == "head" for teacher in teachers),
+        layers = [teacher for teacher in teachers if isinstance(teacher, TimmTeacher)]
+        tokens, final = tokens_of_layers(
+            self.model,
+            images.to(parameter_dtype(self.model)),
+            [teacher._layer for teacher in layers],
+            norm=self._norm,
+            final=any(teacher._summary == "head" for teacher in layers),
         )
-        return [teacher._of(*layers[teacher._layer], final) for teacher in teachers]
+        return [teacher._of(*tokens[teacher._layer], final) for teacher in layers]
 
     def _of(
         self, patches: torch.Tensor, registers: torch.Tensor | None, final: torch.Tensor | None
@@ -197,14 +187,6 @@ def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretr
         if "Unknown model" in str(error):
             raise _unknown(model) from error
         raise
-
-
-def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
-    """The option ``size``, ``224`` or ``224x336`` (height x width)."""
-    if "size" not in options:
-        return None
-    height, cross, width = options["size"].partition("x")
-    return side(height), side(width if cross else height)
 
 
 def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

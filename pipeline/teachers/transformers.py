@@ -16,11 +16,9 @@ from jaxtyping import Float
 from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
-from .contract import INTERPOLATIONS, Features, Preprocessing
-from .licences import licence_of_card
-from .spec import take_options
-from .timm import size_of
-from .weights import boolean, cast, integer, parameter_dtype, weights_sha256
+from .contract import INTERPOLATIONS, Features, Preprocessing, Teacher
+from .options import boolean, integer, size_of, take_options
+from .weights import cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +31,7 @@ PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """What the numbers in an image processor's ``resample`` mean."""
 
 
-class TransformersTeacher:
+class TransformersTeacher(Teacher):
     """A vision model of transformers.
 
     ``layer`` counts hidden states from the end: -1 is the model's output, after its last norm.

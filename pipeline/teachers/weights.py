@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+MAX_CARD_BYTES = 2**20
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 WRAPPERS = ("module.", "_orig_mod.")
 """What data parallelism and torch.compile put before every name of a saved model."""
@@ -86,24 +88,6 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
     return next(found, torch.float32)
 
 
-def integer(options: dict[str, str], key: str) -> int | None:
-    """An option as an integer; None when it is not given."""
-    if key not in options:
-        return None
-    try:
-        return int(options[key])
-    except ValueError as error:
-        raise UsageError(f"option {key}={options[key]!r} must be an integer.") from error
-
-
-def boolean(options: dict[str, str], key: str, *, default: bool) -> bool:
-    """An option as true or false."""
-    text = options.get(key, str(default).lower())
-    if text not in ("true", "false"):
-        raise UsageError(f"option {key}={text!r} must be true or false.")
-    return text == "true"
-
-
 def _plain(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
@@ -112,3 +96,20 @@ def _plain(name: str) -> str:
 
 def _some(names: list[str]) -> str:
     return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")) or "none"
+
+
+def licence_of_card(folder: Path) -> str | None:
+    """What the model card in a local folder states: the line ``license:`` in the front matter of
+    README.md, and the name given beside it where that is only ``other``."""
+    try:
+        with (folder / "README.md").open("rb") as file:
+            text = file.read(MAX_CARD_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    lines = front[1] if front else ""
+    stated = dict(re.findall(r"^(license(?:_name)?):[ \t]*(\S.{,100}?)[ \t]*$", lines, re.M))
+    name = stated.get("license", "").strip("'\"")
+    if name == "other":
+        name = stated.get("license_name", name).strip("'\"")
+    return name or None

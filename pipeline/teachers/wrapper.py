@@ -24,18 +24,16 @@ from jaxtyping import Float
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .licences import licence_of
+from .options import COMMON, side
 
 if TYPE_CHECKING:
     import torch
 
-OPTIONS = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licence")
-MAX_SIDE = 65_536
 RESAMPLINGS = ("area", "bilinear")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adjustment:
+class WrapperOptions:
     """What is changed about a teacher; nothing by default."""
 
     mean: tuple[float, float, float] | None = None
@@ -52,7 +50,7 @@ class Adjustment:
     @classmethod
     def take(cls, options: dict[str, str]) -> Self:
         """Remove these options from ``options`` and parse them; UsageError on a wrong value."""
-        given = {key: options.pop(key) for key in OPTIONS if key in options}
+        given = {key: options.pop(key) for key in COMMON if key in options}
         resample = given.get("resample", "area")
         if resample not in RESAMPLINGS:
             raise UsageError(
@@ -73,38 +71,35 @@ class Adjustment:
 
     def apply(self, teacher: Teacher) -> Teacher:
         """The teacher with these changes; itself when there are none."""
-        return teacher if self == Adjustment() else AdjustedTeacher(teacher, self)
+        return teacher if self == WrapperOptions() else TeacherWrapper(teacher, self)
 
 
-class AdjustedTeacher:
+class TeacherWrapper(Teacher):
     """A teacher whose input or grid was changed by options."""
 
-    def __init__(self, teacher: Teacher, adjustment: Adjustment) -> None:
-        self._teacher, self._adjustment = teacher, adjustment
+    def __init__(self, teacher: Teacher, options: WrapperOptions) -> None:
+        self._teacher, self._options = teacher, options
+        self.licence = options.licence or teacher.licence
         own = teacher.preprocessing()
         self._full_size = own.size
-        inner = adjustment.pad_from
+        inner = options.pad_from
         if inner is not None and inner > min(own.size):
             raise UsageError(
                 f"option pad_from={inner} must be at most the teacher's input, {min(own.size)}."
             )
         self._preprocessing = replace(
             own,
-            mean=adjustment.mean or own.mean,
-            std=adjustment.std or own.std,
-            interpolation=adjustment.interpolation or own.interpolation,
+            mean=options.mean or own.mean,
+            std=options.std or own.std,
+            interpolation=options.interpolation or own.interpolation,
             size=own.size if inner is None else (inner, inner),
         )
 
-    @property
-    def licence(self) -> str | None:
-        return self._adjustment.licence or licence_of(self._teacher)
-
     def identity(self) -> Mapping[str, Any]:
         found = dict(self._teacher.identity())
-        if self._adjustment.grid is not None:
-            found["resampled_to"] = [*self._adjustment.grid, self._adjustment.resample]
-        if self._adjustment.pad_from is not None:
+        if self._options.grid is not None:
+            found["resampled_to"] = [*self._options.grid, self._options.resample]
+        if self._options.pad_from is not None:
             found["padded_to"] = list(self._full_size)
         return found
 
@@ -120,38 +115,33 @@ class AdjustedTeacher:
 
     def shares_forward(self, other: Teacher) -> bool:
         """Whether one forward pass of the teachers inside serves both."""
-        shares = getattr(self._teacher, "shares_forward", None)
         return (
-            shares is not None
-            and isinstance(other, AdjustedTeacher)
-            and other._adjustment.pad_from == self._adjustment.pad_from
+            isinstance(other, TeacherWrapper)
+            and other._options.pad_from == self._options.pad_from
             and other._preprocessing == self._preprocessing
-            and bool(shares(other._teacher))
+            and self._teacher.shares_forward(other._teacher)
         )
 
-    @staticmethod
     def features_together(
-        teachers: Sequence[AdjustedTeacher], images: Float[torch.Tensor, "b 3 h w"]
+        self, teachers: Sequence[Teacher], images: Float[torch.Tensor, "b 3 h w"]
     ) -> list[Features]:
-        """Features of teachers that share a forward pass, from one."""
-        inner: Any = teachers[0]._teacher
+        wrappers = [teacher for teacher in teachers if isinstance(teacher, TeacherWrapper)]
+        inside = [wrapper._teacher for wrapper in wrappers]
         size = (images.shape[2], images.shape[3])
-        found = inner.features_together(
-            [teacher._teacher for teacher in teachers], teachers[0]._padded(images)
-        )
+        features = self._teacher.features_together(inside, self._padded(images))
         return [
-            teacher._on_grid(teacher._cropped(given, size))
-            for teacher, given in zip(teachers, found, strict=True)
+            wrapper._on_grid(wrapper._cropped(one, size))
+            for wrapper, one in zip(wrappers, features, strict=True)
         ]
 
     def _on_grid(self, found: Features) -> Features:
-        if self._adjustment.grid is None:
+        if self._options.grid is None:
             return found
-        patches = resampled(found.patches, self._adjustment.grid, self._adjustment.resample)
+        patches = resampled(found.patches, self._options.grid, self._options.resample)
         return replace(found, patches=patches)
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
-        if self._adjustment.pad_from is None:
+        if self._options.pad_from is None:
             return images
         import torch
 
@@ -161,7 +151,7 @@ class AdjustedTeacher:
 
     def _cropped(self, found: Features, inner: tuple[int, int]) -> Features:
         """The part of the patches that shows the image."""
-        if self._adjustment.pad_from is None:
+        if self._options.pad_from is None:
             return found
         height, width = self._full_size
         inner_h, inner_w = inner
@@ -205,13 +195,6 @@ def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] |
         raise UsageError(f"option {key}={options[key]!r} must be one number, or three with commas.")
     red, green, blue = values * (3 // len(values))
     return red, green, blue
-
-
-def side(text: str) -> int:
-    """A number of pixels or patches, from its text; UsageError beyond 1 to 65,536."""
-    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= MAX_SIDE:
-        raise UsageError(f"{text[:20]!r} is no number of pixels or patches from 1 to {MAX_SIDE:,}.")
-    return int(text)
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from phistill.errors import TeacherError
-from phistill.pipeline.teachers import hub
+from phistill.pipeline.teachers import spec as spec_module
 from phistill.pipeline.teachers.spec import TeacherSpec
 
 
@@ -18,9 +18,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     endpoint = "http://127.0.0.1:9"
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.silence.cache_clear()
+    spec_module.silence.cache_clear()
     yield endpoint
-    hub.silence.cache_clear()
+    spec_module.silence.cache_clear()
 
 
 def test_weights_that_cannot_be_had_say_so_with_what_to_do(nobody: str) -> None:
@@ -32,7 +32,7 @@ def test_weights_that_cannot_be_had_say_so_with_what_to_do(nobody: str) -> None:
 
 
 def test_inside_the_client_is_offline_and_afterwards_as_before(nobody: str) -> None:
-    with hub.asked_once() as silence:
+    with spec_module.asked_once() as silence:
         assert silence is not None
         assert nobody in silence
         assert constants.HF_HUB_OFFLINE is True
@@ -55,4 +55,4 @@ def test_inside_the_client_is_offline_and_afterwards_as_before(nobody: str) -> N
 def test_only_what_may_be_downloaded_asks_the_hub(
     source: str, model: str, options: dict[str, str], expected: bool
 ) -> None:
-    assert hub.needs_hub(source, model, options) is expected
+    assert spec_module.needs_hub(source, model, options) is expected

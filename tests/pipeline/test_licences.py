@@ -12,9 +12,10 @@ import phistill.cache as store
 from phistill.cache import TeacherInfo
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
-from phistill.pipeline.teachers.licences import licence_of, licence_of_card, licences_text
 from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.pipeline.teachers.weights import licence_of_card
 from phistill.report.inspection import describe, render
+from phistill.report.terminal import licences_text
 
 SETTINGS = CacheSettings(pixel_size=0, shard_rows=8)
 
@@ -68,7 +69,7 @@ def test_a_model_card_states_it_in_its_front_matter_only(
 
 def test_the_bundled_teachers_have_the_licence_of_the_project() -> None:
     for name in ("clip", "ssl", "mask"):
-        assert licence_of(TeacherSpec.parse(f"demo:{name}?random=0").build()) == "apache-2.0"
+        assert TeacherSpec.parse(f"demo:{name}?random=0").build().licence == "apache-2.0"
 
 
 def test_the_line_for_a_person_names_every_teacher() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from phistill.errors import UsageError
 from phistill.pipeline.decode.views import View
 from phistill.pipeline.teachers.spec import TeacherSpec
-from phistill.pipeline.teachers.wrapper import Adjustment
+from phistill.pipeline.teachers.wrapper import WrapperOptions
 
 EXAMPLES = 15_000 if os.environ.get("PHISTILL_FULL") == "1" else 300
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("a1:=?&/.,x-%[]"), st.characters()), max_size=40)
@@ -28,7 +28,7 @@ def test_a_teacher_is_parsed_or_refused(text: str) -> None:
         spec = TeacherSpec.parse(text)
         assert spec.source
         assert spec.model
-        Adjustment.take(dict(spec.options))
+        WrapperOptions.take(dict(spec.options))
 
 
 @pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed texts: parsed or refused")
@@ -50,4 +50,4 @@ def test_a_view_is_parsed_or_refused(text: str) -> None:
 @example("grid", "9" * 5000)
 def test_an_option_is_parsed_or_refused(key: str, text: str) -> None:
     with contextlib.suppress(UsageError):
-        Adjustment.take({key: text})
+        WrapperOptions.take({key: text})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from phistill.errors import TeacherError
-from phistill.pipeline.teachers.contract import Features, Preprocessing
+from phistill.pipeline.teachers.contract import Features, Preprocessing, Teacher
 from phistill.pipeline.teachers.runner import (
     TeacherRunner,
     default_rows_per_forward,
@@ -20,7 +20,7 @@ from phistill.pipeline.teachers.runner import (
 from phistill.pipeline.teachers.spec import TeacherSpec
 
 
-class Echo:
+class Echo(Teacher):
     """Patches are the normalised pixels times ``scale``; the summary is in float64."""
 
     def __init__(self, scale: float = 1.0) -> None:

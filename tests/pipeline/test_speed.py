@@ -13,6 +13,7 @@ import torch
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, Features, Preprocessing, extract
 from phistill.pipeline.teachers.batch_size import best, choose_batch_sizes, measure
+from phistill.pipeline.teachers.contract import Teacher
 from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
 
@@ -116,7 +117,7 @@ def test_other_kernels_are_recorded_and_compared_with_what_is_stored(
     assert report.cache.read_commit("t", 1).environment == plain.read_commit("t", 1).environment
 
 
-class Convolution:
+class Convolution(Teacher):
     """Patches are a fixed convolution of the image."""
 
     def __init__(self) -> None:

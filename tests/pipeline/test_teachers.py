@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
-from phistill.errors import PhistillError, UsageError
-from phistill.pipeline.teachers.contract import Preprocessing
+from phistill.errors import PhistillError, TeacherError, UsageError
+from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
 from phistill.pipeline.teachers.spec import TeacherSpec
 from phistill.pipeline.teachers.timm import TimmTeacher
@@ -146,3 +146,19 @@ def test_clip_gives_projected_summary_and_patches_in_the_chosen_space(space: str
     assert found.summary is not None
     torch.testing.assert_close(found.summary, summary)
     torch.testing.assert_close(found.patches.flatten(1, 2), tokens)
+
+
+def test_four_methods_are_a_teacher_without_a_base_class(tiny: str) -> None:
+    teacher = TeacherSpec.parse(tiny).build()
+    assert isinstance(teacher, Teacher)
+    assert teacher.licence is None
+    assert not teacher.shares_forward(teacher)
+    images = torch.zeros(2, 3, 16, 16)
+    (one,) = teacher.features_together([teacher], images)
+    torch.testing.assert_close(one.patches, teacher.features(images).patches)
+
+
+def test_what_is_no_teacher_is_named_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colorsys.half_a_teacher", lambda model, options: object(), raising=False)
+    with pytest.raises(TeacherError, match="object is no teacher: it has no identity, prepro"):
+        TeacherSpec.parse("t=module:colorsys:half_a_teacher").build()

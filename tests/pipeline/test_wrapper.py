@@ -11,16 +11,15 @@ import torch
 
 from phistill.errors import TeacherError, UsageError
 from phistill.pipeline.teachers.contract import Preprocessing
-from phistill.pipeline.teachers.licences import licence_of
 from phistill.pipeline.teachers.spec import TeacherSpec
 from phistill.pipeline.teachers.timm import TimmTeacher
-from phistill.pipeline.teachers.wrapper import AdjustedTeacher, Adjustment, resampled
+from phistill.pipeline.teachers.wrapper import TeacherWrapper, WrapperOptions, resampled
 
 
 def test_without_options_a_teacher_is_itself(tiny: str) -> None:
     teacher = TeacherSpec.parse(tiny).build()
-    assert Adjustment().apply(teacher) is teacher
-    assert not isinstance(teacher, AdjustedTeacher)
+    assert WrapperOptions().apply(teacher) is teacher
+    assert not isinstance(teacher, TeacherWrapper)
 
 
 def test_input_options_replace_what_the_config_says(tiny: str) -> None:
@@ -73,7 +72,7 @@ def test_a_small_view_is_padded_and_its_features_cropped() -> None:
     torch.manual_seed(0)
     net: Any = timm.create_model("convnext_atto", num_classes=0).eval()
     own = Preprocessing(size=(128, 128), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    teacher = Adjustment(pad_from=64).apply(TimmTeacher(net, own, {}, summary="none"))
+    teacher = WrapperOptions(pad_from=64).apply(TimmTeacher(net, own, {}, summary="none"))
     assert teacher.preprocessing().size == (64, 64)
     images = torch.randn(1, 3, 64, 64)
     padded = torch.zeros(1, 3, 128, 128)
@@ -82,14 +81,14 @@ def test_a_small_view_is_padded_and_its_features_cropped() -> None:
         found = teacher.features(images)
         whole = net.forward_features(padded).permute(0, 2, 3, 1)
     torch.testing.assert_close(found.patches, whole[:, :2, :2], rtol=0, atol=0)
-    cut = Adjustment(pad_from=40).apply(TimmTeacher(net, own, {}, summary="none"))
+    cut = WrapperOptions(pad_from=40).apply(TimmTeacher(net, own, {}, summary="none"))
     with pytest.raises(TeacherError, match="Take a multiple of 32 pixels"):
         cut.features(torch.zeros(1, 3, 40, 40))
 
 
 def test_a_licence_is_what_the_config_states() -> None:
     licences = {
-        name: licence_of(TeacherSpec.parse(f"timm:{name}?random=0&grid=2x2").build())
+        name: TeacherSpec.parse(f"timm:{name}?random=0&grid=2x2").build().licence
         for name in ("convnextv2_atto.fcmae", "vit_tiny_patch16_224.augreg_in21k")
     }
     assert licences["convnextv2_atto.fcmae"] == "cc-by-nc-4.0"
@@ -111,14 +110,14 @@ def test_weights_in_half_precision_give_features_near_the_full_ones() -> None:
 def test_layers_that_are_padded_alike_share_one_forward() -> None:
     base = "timm:samvit_base_patch16.sa1b?random=0&size=64&pad_from=32"
     one, other = (TeacherSpec.parse(base + more).build() for more in ("", "&layer=-6&grid=1x1"))
-    assert isinstance(one, AdjustedTeacher)
-    assert isinstance(other, AdjustedTeacher)
+    assert isinstance(one, TeacherWrapper)
+    assert isinstance(other, TeacherWrapper)
     assert one.shares_forward(other)
     different = TeacherSpec.parse(base.replace("pad_from=32", "pad_from=48")).build()
     assert not one.shares_forward(different)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        together = AdjustedTeacher.features_together([one, other], images)
+        together = one.features_together([one, other], images)
         for found, teacher in zip(together, (one, other), strict=True):
             torch.testing.assert_close(found.patches, teacher.features(images).patches)
     assert together[0].patches.shape[1:3] == (2, 2)

@@ -1,0 +1,53 @@
+"""The ``key=value`` options of a teacher, read from their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from phistill.errors import UsageError
+
+COMMON = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licence")
+"""Options of every source, which ``wrapper`` reads."""
+MAX_SIDE = 65_536
+
+
+def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
+    """UsageError listing the known options when an unknown one is given."""
+    if unknown := sorted(set(options) - set(known)):
+        raise UsageError(
+            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
+            f"and for every source {', '.join(COMMON)}."
+        )
+
+
+def integer(options: dict[str, str], key: str) -> int | None:
+    """An option as an integer; None when it is not given."""
+    if key not in options:
+        return None
+    try:
+        return int(options[key])
+    except ValueError as error:
+        raise UsageError(f"option {key}={options[key]!r} must be an integer.") from error
+
+
+def boolean(options: dict[str, str], key: str, *, default: bool) -> bool:
+    """An option as true or false."""
+    text = options.get(key, str(default).lower())
+    if text not in ("true", "false"):
+        raise UsageError(f"option {key}={text!r} must be true or false.")
+    return text == "true"
+
+
+def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """The option ``size``, ``224`` or ``224x336`` (height x width)."""
+    if "size" not in options:
+        return None
+    height, cross, width = options["size"].partition("x")
+    return side(height), side(width if cross else height)
+
+
+def side(text: str) -> int:
+    """A number of pixels or patches, from its text; UsageError beyond 1 to 65,536."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= MAX_SIDE:
+        raise UsageError(f"{text[:20]!r} is no number of pixels or patches from 1 to {MAX_SIDE:,}.")
+    return int(text)

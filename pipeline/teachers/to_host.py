@@ -1,0 +1,138 @@
+"""Features on their way to the host: rounded, checked, copied while more are computed.
+
+Patches and registers are stored as float16, summaries as float32. What does not survive that is
+decided here and nowhere else, for teachers that run and for features that are imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phistill.cache import TeacherInfo
+from phistill.cache.format.info import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rounded:
+    """Values of b rows in the dtype that is stored."""
+
+    values: torch.Tensor
+    """(b, ...)."""
+    survives: torch.Tensor
+    """(b,) bool: every value of the row is finite in the stored dtype."""
+    largest: torch.Tensor
+    """(b,) largest absolute value before; NaN where one was NaN or infinite."""
+
+    @classmethod
+    def of(cls, values: torch.Tensor, dtype: np.dtype[Any]) -> Rounded:
+        """Round ``values`` (b, ...) on the device they are on."""
+        import torch
+
+        with torch.inference_mode():
+            stored = getattr(torch, dtype.name)
+            low, high = values.flatten(1).aminmax(dim=1)  # NaN stays NaN
+            largest = torch.maximum(-low, high)
+            # Rounding keeps the order, so a row survives if its largest value does.
+            survives = torch.isfinite(largest.to(stored))
+            largest = torch.where(torch.isfinite(largest), largest, torch.nan)
+            return cls(values.to(stored), survives, largest)
+
+    def to_host(self) -> Rounded:
+        """The same on the host; from CUDA into pinned memory, not yet arrived."""
+        return Rounded(*map(_to_host, (self.values, self.survives, self.largest)))
+
+    def reasons(self) -> dict[int, str]:
+        """Why a row cannot be stored, by row; of values on the host."""
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return {
+            row: f"exceeds {dtype} (largest {largest:.6g})"
+            if np.isfinite(largest := float(self.largest[row]))
+            else "holds NaN or infinity"
+            for row in np.flatnonzero(~self.survives.numpy()).tolist()
+        }
+
+
+def stored_as(values: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], dict[int, str]]:
+    """Values (n, ...) in the stored dtype, and why rows among them cannot be stored."""
+    import torch
+
+    if values.dtype.kind != "f":
+        return values, {}
+    rounded = Rounded.of(torch.from_numpy(values), dtype)
+    return rounded.values.numpy(), rounded.reasons()
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if not values.is_cuda:
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+class BatchToHost:
+    """A batch of one teacher's features, kind by kind.
+
+    A device other than the CPU rounds it to the stored dtype itself and begins to copy at once; on
+    the CPU both wait for ``land``, which another thread may call while the teacher goes on.
+    """
+
+    def __init__(self, teacher: str, start: int, values: dict[str, torch.Tensor]) -> None:
+        self._teacher, self._start = teacher, start
+        self._event: torch.cuda.Event | None = None
+        self._values, self._rounded = values, dict[str, Rounded]()
+        device = next(iter(values.values())).device
+        if device.type != "cpu":
+            self._rounded = {k: Rounded.of(v, DTYPES[k]).to_host() for k, v in values.items()}
+            self._values = {}
+        if device.type == "cuda":
+            import torch
+
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(device))
+
+    def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
+        """Wait, copy into ``arrays``, and say why a row cannot be stored."""
+        if self._event is not None:
+            self._event.synchronize()
+        landed = self._rounded or {k: Rounded.of(v, DTYPES[k]) for k, v in self._values.items()}
+        for kind, rounded in landed.items():
+            stop = self._start + len(rounded.values)
+            arrays[kind][self._start : stop] = rounded.values.numpy()
+            for row, reason in rounded.reasons().items():
+                reasons.setdefault(self._start + row, f"{self._teacher}/{kind} {reason}")
+
+
+class StoredRows:
+    """What teachers that share a forward pass give for n rows, filled batch by batch."""
+
+    def __init__(self, teachers: Sequence[TeacherInfo], num_rows: int) -> None:
+        self._arrays = [
+            {kind: np.empty((num_rows, *info.row_shape(kind)), DTYPES[kind]) for kind in info.kinds}
+            for info in teachers
+        ]
+        self._reasons = [dict[int, str]() for _ in teachers]
+
+    def land(self, batches: Sequence[BatchToHost]) -> None:
+        """Wait for a batch of each teacher and keep it."""
+        for batch, arrays, reasons in zip(batches, self._arrays, self._reasons, strict=True):
+            batch.land(arrays, reasons)
+
+    def result(
+        self, number: int, rejected: Sequence[int] = ()
+    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Arrays per kind of one teacher and why a row cannot be stored; the values of such a row,
+        and of those ``rejected`` before, are NaN."""
+        arrays, reasons = self._arrays[number], self._reasons[number]
+        for values in arrays.values():
+            values[[*reasons, *rejected]] = np.nan
+        return arrays, reasons
