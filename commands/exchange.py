@@ -52,7 +52,7 @@ def stage(
     from phistill.cache.upkeep.stage import stage as run
     from phistill.errors import counted
     from phistill.report.terminal import bytes_text, progress_bar
-    from phistill.stats.fit.reuse import carry_statistics
+    from phistill.stats.fit.reuse import reuse_statistics
 
     source = store.open(cache)
     selection = Selection(
@@ -72,7 +72,7 @@ def stage(
     staged = report.cache
     if not selection.is_whole and split != "heldout":
         with staged.writing():
-            carry_statistics(source, staged)
+            reuse_statistics(source, staged)
     if report.num_shards or report.num_statistics:
         click.echo(
             f"{dest}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} copied."
@@ -89,10 +89,12 @@ def stage(
 def _has_statistics(cache: Cache) -> bool:
     """Whether a cache can be trained from: statistics of all its teachers, and of these rows."""
     from phistill.errors import MissingMoments, StaleMoments
-    from phistill.stats import stored_rows
+    from phistill.stats import load_moments
 
     try:
-        stored_rows(cache)
+        for teacher in cache.teachers:
+            for kind in cache.teacher(teacher).kinds:
+                load_moments(cache, teacher, kind)
     except (MissingMoments, StaleMoments):
         return False
     return True

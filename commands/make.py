@@ -235,14 +235,6 @@ def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards 
 @click.option("--tokens-per-image", type=int, help="Tokens taken of each image; all by default.")
 @click.option("--max-images", type=int, help="Training rows taken; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
-@click.option(
-    "--trim",
-    type=float,
-    default=0.0,
-    help="Leave out up to this share of tokens, the farthest; summaries stay whole.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device: cuda.")
-@click.option("--workers", type=int, help="Processes; a thread per core by default.")
 @click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
 @click.option("--repair", is_flag=True, help="Check every stored file; make damaged ones again.")
 def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
@@ -254,7 +246,7 @@ def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
     from phistill.report.tables import statistics_notes, statistics_table
     from phistill.report.terminal import bytes_text, progress_bar
     from phistill.stats import fit_stats as run
-    from phistill.stats.fit.schedule import FitProgress
+    from phistill.stats.fit.dask_graph import FitProgress
 
     with progress_bar("fit-stats") as bar:
 

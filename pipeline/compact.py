@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from phistill.cache import Cache
 from phistill.cache.upkeep.compact import drop_removed
 from phistill.cache.upkeep.copying import CopyProgress
-from phistill.stats.fit.reuse import carry_statistics
+from phistill.stats.fit.reuse import reuse_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +32,5 @@ def compact(
     """
     report = drop_removed(cache, out, workers=workers, progress=progress)
     with report.cache.writing():
-        num_statistics = carry_statistics(cache, report.cache) if report.num_shards else 0
+        num_statistics = reuse_statistics(cache, report.cache) if report.num_shards else 0
     return CompactReport(report.cache, report.num_shards, report.num_bytes, num_statistics)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from phistill import cache as store
 from phistill.cache import Cache, CommitRecord
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
-from phistill.stats import PassOptions, load_options, load_row
+from phistill.stats import PassOptions, load_description, load_options
 
 from .terminal import UNKNOWN_LICENCE, bytes_text, table_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
 """State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""
 
-_USUAL = asdict(PassOptions())
+_USUAL = msgspec.to_builtins(PassOptions())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,14 +166,14 @@ def _teacher(cache: Cache, name: str) -> dict[str, Any]:
 
 def _state(cache: Cache, teacher: str, kind: str) -> dict[str, Any]:
     try:
-        row = load_row(cache, teacher, kind)
+        row = load_description(cache, teacher, kind)
     except MissingMoments:
         return {"state": MISSING}
     except StaleMoments:
         return {"state": STALE}
     except CorruptCache:
         return {"state": DAMAGED}
-    options = asdict(load_options(cache, teacher, kind))
+    options = msgspec.to_builtins(load_options(cache, teacher, kind))
     return {
         "state": READY,
         "phi": row.phi,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phistill.errors import UsageError
-from phistill.stats.description import STABLE, StatsRow
+from phistill.stats.description import STABLE, Description
 from phistill.stats.moments.squared_norms import TOP_FRACTION
 
 from .terminal import table_text
@@ -21,12 +21,12 @@ _STATISTICS = (
 )
 
 
-def statistics_table(rows: Sequence[StatsRow]) -> str:
+def statistics_table(rows: Sequence[Description]) -> str:
     """One line per array, no trailing newline."""
     return table_text(_STATISTICS, [_cells(row) for row in rows], words=(0, 1, 8))
 
 
-def statistics_notes(rows: Sequence[StatsRow]) -> list[str]:
+def statistics_notes(rows: Sequence[Description]) -> list[str]:
     """What the table has no room for: convergence, outlier tokens, dispersion; a line each."""
     return [note for row in rows for note in _notes(row)]
 
@@ -64,7 +64,7 @@ def _share(line: EvalRow) -> str:
     return f"{line.unexplained:.3f}" + ("" if error is None else f" ± {NORMAL_95 * error:.3f}")
 
 
-def _cells(row: StatsRow) -> tuple[str, ...]:
+def _cells(row: Description) -> tuple[str, ...]:
     return (
         row.teacher,
         row.kind,
@@ -78,7 +78,7 @@ def _cells(row: StatsRow) -> tuple[str, ...]:
     )
 
 
-def _notes(row: StatsRow) -> list[str]:
+def _notes(row: Description) -> list[str]:
     name, notes = f"{row.teacher} {row.kind}", []
     if row.convergence:
         last = row.convergence[-1]

@@ -1,23 +1,24 @@
-from .description import StatsRow
+from .description import Description
 from .export import export_normalizer
-from .fit.fit import fit_stats, fitted, load_moments, load_options, load_row, stored_rows
+from .fit.dask_graph import FitProgress
+from .fit.fit import fit_stats
+from .fit.loading import load_description, load_moments, load_normalizer, load_options
 from .fit.pieces import PassOptions
-from .fit.schedule import FitProgress
 from .moments.moments import Moments
-from .normalizer.normalizer import METHODS, Normalizer
+from .normalizer.methods import METHODS
+from .normalizer.normalizer import Normalizer
 
 __all__ = [
     "METHODS",
+    "Description",
     "FitProgress",
     "Moments",
     "Normalizer",
     "PassOptions",
-    "StatsRow",
     "export_normalizer",
     "fit_stats",
-    "fitted",
+    "load_description",
     "load_moments",
+    "load_normalizer",
     "load_options",
-    "load_row",
-    "stored_rows",
 ]

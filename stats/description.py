@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
+import msgspec
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from .moments.pass_result import Sketch, Summary
+from phistill.cache import ArrayReader
+
+from .moments.pass_result import PassResult, Sketch
 from .moments.squared_norms import WARNING_SHARE, WARNING_VECTORS
 
 STABLE = 1e-3
 """Relative change of mean and phi below which more images are said to add nothing."""
 
+BLOCK_ROWS = 4096
+"""Summaries that are read at once."""
 
-@dataclass(frozen=True, slots=True)
-class ConvergenceStep:
+
+class ConvergenceStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far the statistics of the first rows lie from those of all rows."""
 
     num_rows: int
@@ -29,8 +30,7 @@ class ConvergenceStep:
     """1 - |V^T V_all|^2 / k over the k leading eigenvectors: 0 the same space, 1 orthogonal."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatsRow:
+class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line of the table: an array, its spread, and how its normalizer was made."""
 
     teacher: str
@@ -70,16 +70,6 @@ class StatsRow:
             stable = step.num_rows
         return stable
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> StatsRow:
-        """The row that to_dict() came from."""
-        steps = tuple(ConvergenceStep(**step) for step in record["convergence"])
-        return cls(**{**record, "convergence": steps})
-
 
 def effective_rank(eigenvalues: Float[np.ndarray, " c"]) -> float:
     """exp of the entropy of p = s / sum s, s = sqrt(eigenvalues); between 1 and c."""
@@ -88,10 +78,35 @@ def effective_rank(eigenvalues: Float[np.ndarray, " c"]) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def convergence(summary: Summary) -> tuple[ConvergenceStep, ...]:
+def squared_angles(
+    y: Float[np.ndarray, "b c"], mean: Float[np.ndarray, " c"]
+) -> Float[np.ndarray, " b"]:
+    """arccos(cos(y, mean))^2, float64; a zero vector counts as orthogonal."""
+    wide = y.astype(np.float64)
+    length = np.linalg.norm(wide, axis=1) * np.linalg.norm(mean)
+    cosine = wide @ mean / np.where(length > 0, length, 1.0)
+    return np.square(np.arccos(np.clip(cosine, -1.0, 1.0)))
+
+
+def dispersion(
+    reader: ArrayReader, rows: Int[np.ndarray, " n"], mean: Float[np.ndarray, " c"]
+) -> float:
+    """Angular dispersion: mean squared angle (rad^2) of summaries to their mean direction.
+
+    With m = E[y] / |E[y]| it is E[arccos(cos(y, m))^2] (C-RADIOv4, arXiv:2601.17237). m is known
+    only when the moments are, so the summaries, one vector per image, are read once more.
+    """
+    total = 0.0
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = reader.read(rows[start : start + BLOCK_ROWS])
+        total += float(np.sum(squared_angles(block, mean)))
+    return total / len(rows)
+
+
+def convergence(result: PassResult) -> tuple[ConvergenceStep, ...]:
     """Compare the sketches taken at doublings with the state at the end."""
-    last = Sketch.of(summary.moments, summary.num_rows)
-    return tuple(_step(sketch, last) for sketch in summary.sketches)
+    last = Sketch.of(result.moments, result.num_rows)
+    return tuple(_step(sketch, last) for sketch in result.sketches)
 
 
 def _step(sketch: Sketch, last: Sketch) -> ConvergenceStep:

@@ -30,7 +30,7 @@ from phistill.cache import Cache
 from phistill.cache.storage import publish
 from phistill.errors import UsageError
 
-from .fit.fit import fitted
+from .fit.loading import load_normalizer
 from .normalizer.normalizer import Normalizer
 
 
@@ -71,13 +71,13 @@ def export_normalizer(
     method: str = "phi-s",
     **options: float,
 ) -> Normalizer:
-    """Write one array's normalizer to the file `out`; returns it. Errors as stats.fitted.
+    """Write one array's normalizer to the file `out`; returns it. Errors as load_normalizer.
 
     An earlier export is replaced; UsageError when `out` is any other file.
     """
     if out.is_file() and not _is_export(out):
         raise UsageError(f"{out} exists and is no exported normalizer. Choose another path.")
-    normalizer = fitted(cache, teacher, kind, method, **options)
+    normalizer = load_normalizer(cache, teacher, kind, method, **options)
     publish.publish_bytes(out, export_bytes(normalizer, teacher=teacher, kind=kind))
     return normalizer
 

@@ -29,7 +29,7 @@ import numpy as np
 from phistill.cache import Cache
 from phistill.errors import DegenerateMoments
 
-from .fit.fit import fitted, load_row
+from .fit.loading import load_description, load_normalizer
 from .moments.blocks import BLOCK_VECTORS
 from .normalizer.normalizer import Normalizer
 
@@ -62,7 +62,7 @@ def heldout_variances(
     """Channel variances of the held-out rows under normalizers fitted on the training rows.
 
     Reads the held-out rows once and keeps sums only. Raises DegenerateMoments when fewer than two
-    rows are held out, and what stats.fitted raises.
+    rows are held out, and what load_normalizer raises.
     """
     rows = cache.rows([teacher], split="heldout")
     if len(rows) < 2:
@@ -72,13 +72,13 @@ def heldout_variances(
         )
     reader = cache.reader(teacher, kind)
     tokens = int(np.prod(reader.row_shape[:-1]))
-    sums = [_Sums(fitted(cache, teacher, kind, method)) for method in methods]
+    sums = [_Sums(load_normalizer(cache, teacher, kind, method)) for method in methods]
     step = max(1, BLOCK_VECTORS // tokens)
     for start in range(0, len(rows), step):
         block = reader.read(rows[start : start + step])
         for one in sums:
             one.add(block.reshape(len(block), tokens, -1))
-    num_training = load_row(cache, teacher, kind).num_rows
+    num_training = load_description(cache, teacher, kind).num_rows
     return [one.row(teacher, kind, num_training) for one in sums]
 
 

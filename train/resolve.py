@@ -18,7 +18,7 @@ from phistill.cache.joined import JoinedCaches
 from phistill.compute.precision import FLOAT32_PRODUCTS, resolve_precision
 from phistill.compute.ranks import Ranks
 from phistill.errors import UsageError
-from phistill.stats import METHODS, Normalizer, fitted, load_moments, load_row
+from phistill.stats import METHODS, Normalizer, load_description, load_moments, load_normalizer
 from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
 
 from .config import TrainConfig
@@ -176,7 +176,7 @@ class _Statistics:
 
     def normalizer(self, method: str, options: Mapping[str, Any]) -> Normalizer:
         if isinstance(self.cache, Cache):
-            return fitted(self.cache, *self._array, method, **options)
+            return load_normalizer(self.cache, *self._array, method, **options)
         return fitted_to_mixture(self.cache.caches, self._shares, *self._array, method, **options)
 
     def mean(self) -> NDArray[np.float64]:
@@ -186,7 +186,7 @@ class _Statistics:
 
     def dispersion(self) -> float:
         if isinstance(self.cache, Cache):
-            value = load_row(self.cache, *self._array).dispersion
+            value = load_description(self.cache, *self._array).dispersion
             assert value is not None, "fit_stats measures it for every summary"
             return value
         return mixed_dispersion(self.cache.caches, self._shares, *self._array)

@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 import phistill.cache as store
-from phistill.stats import fit_stats, fitted
+from phistill.stats import fit_stats, load_normalizer
 from phistill.stats.heldout import heldout_variances
 
 
@@ -24,7 +24,7 @@ def heldout(options: argparse.Namespace) -> list[str]:
         for kind in cache.teacher(teacher).kinds:
             x = cache.reader(teacher, kind).read(cache.rows([teacher]))
             for row in heldout_variances(cache, teacher, kind):
-                y = fitted(cache, teacher, kind, row.method).transform(x)
+                y = load_normalizer(cache, teacher, kind, row.method).transform(x)
                 variance = y.reshape(-1, y.shape[-1]).var(axis=0, dtype=np.float64)
                 lines.append(
                     f"| {teacher} {kind} | {row.method} | {np.max(np.abs(variance - 1)):.1e} "

@@ -19,9 +19,17 @@ from jaxtyping import Float, Int
 from phistill.cache import Cache
 from phistill.cache.format.info import DTYPES
 from phistill.errors import UsageError
-from phistill.stats import METHODS, Moments, Normalizer, StatsRow, fitted, load_moments, load_row
+from phistill.stats import (
+    METHODS,
+    Description,
+    Moments,
+    Normalizer,
+    load_description,
+    load_moments,
+    load_normalizer,
+)
 from phistill.stats.heldout import heldout_variances
-from phistill.stats.normalizer.normalizer import eigenbasis
+from phistill.stats.normalizer.methods import eigenbasis
 
 PATCHES = "patches"
 BEFORE = "none"
@@ -38,7 +46,7 @@ Note = Callable[[str], None]
 class ArrayFacts:
     """One array of a teacher: its statistics and its size."""
 
-    stats: StatsRow
+    stats: Description
     num_tokens: int
     grid: tuple[int, int] | None
     """Of patches; None for other kinds."""
@@ -181,7 +189,7 @@ def gather_arrays(cache: Cache) -> list[ArrayFacts]:
             shape = teacher.row_shape(kind)
             arrays.append(
                 ArrayFacts(
-                    stats=load_row(cache, name, kind),
+                    stats=load_description(cache, name, kind),
                     num_tokens=math.prod(shape[:-1]),
                     grid=teacher.grid if kind == PATCHES else None,
                     row_bytes=math.prod(shape) * DTYPES[kind].itemsize,
@@ -200,7 +208,7 @@ def gather_patches(
     """Spectrum, leading axes and channel variances of one teacher's patches."""
     moments = load_moments(cache, teacher, PATCHES)
     eigenvalues, axes = eigenbasis(moments)
-    normalizers = {method: fitted(cache, teacher, PATCHES, method) for method in methods}
+    normalizers = {method: load_normalizer(cache, teacher, PATCHES, method) for method in methods}
     unseen = moments_of_rows(cache, teacher, heldout)
     return PatchFacts(
         teacher=teacher,

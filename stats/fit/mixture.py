@@ -21,12 +21,12 @@ import numpy as np
 from phistill.cache import Cache
 from phistill.errors import UsageError
 
-from ..moments.dispersion import dispersion
+from ..description import dispersion
 from ..moments.moments import Moments
 from ..moments.pass_result import moments_digest
 from ..normalizer.normalizer import Normalizer
-from .fit import load_moments, load_options
-from .pieces import sample_rows
+from .loading import load_moments, load_options
+from .pieces import sampled_rows
 
 
 def mixed(parts: Sequence[Moments], shares: Sequence[float]) -> Moments:
@@ -86,6 +86,6 @@ def mixed_dispersion(
     total = 0.0
     for cache, share in zip(caches, shares, strict=True):
         options = load_options(cache, teacher, kind)
-        rows = sample_rows(cache.rows([teacher], split="train"), options)
+        rows = sampled_rows(cache, teacher, options)
         total += share * dispersion(cache.reader(teacher, kind), rows, mean)
     return total

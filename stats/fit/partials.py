@@ -1,4 +1,4 @@
-"""One partial: the summary of one group of shards, computed once and kept beside the array.
+"""One partial: the sum over one group of shards, computed once and kept beside the array.
 
 A partial lists the keys of the pieces it covers. If those are the pieces wanted now, it is used;
 if they are the first ones of them, the rest is added; otherwise it is computed again. Pieces are
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from jaxtyping import Int, Shaped
 
@@ -22,9 +23,9 @@ from phistill.cache.storage.files import Files
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import CorruptCache, DegenerateMoments
 
-from ..moments.blocks import BLOCK_VECTORS, BlockSummer, TakeBlock
+from ..moments.blocks import BLOCK_VECTORS, BlockSummer
 from ..moments.moments import Accumulator
-from ..moments.pass_result import Stored, Summary
+from ..moments.pass_result import PassResult
 from .pieces import ArraySpec, Group, Piece, sample_tokens
 
 READ_BYTES = 64 * 2**20
@@ -38,37 +39,41 @@ def moments_folder(teacher: str, kind: str) -> str:
 
 def partial_path(spec: ArraySpec, group: Group) -> str:
     """The file of one partial, relative to the cache."""
-    name = "part" if spec.trim is None else "trimmed"
-    return f"{moments_folder(spec.teacher, spec.kind)}/{name}-{group.number:06d}.safetensors"
+    return f"{moments_folder(spec.teacher, spec.kind)}/part-{group.number:06d}.safetensors"
+
+
+class PartialFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is stored with a partial."""
+
+    pieces: list[str]
+    """Keys of the pieces it is the sum of, in order."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Partial:
-    """The summary of the first num_pieces pieces of a group."""
+    """The sum over the first num_pieces pieces of a group."""
 
     num_pieces: int
-    summary: Summary
+    result: PassResult
 
 
 def stored_partial(files: Files, spec: ArraySpec, group: Group) -> Partial:
-    """What needs no computing: the stored summary of a group's first pieces, or of none."""
-    nothing = Partial(0, Summary.zero(spec.width))
+    """What needs no computing: the stored sum over a group's first pieces, or of none."""
+    nothing = Partial(0, PassResult.zero(spec.width))
     path = partial_path(spec, group)
     try:
-        stored = Stored.from_bytes(files.read(path), files.where(path))
+        result, facts = PassResult.from_bytes(files.read(path), files.where(path), PartialFacts)
     except (FileNotFoundError, CorruptCache):
         return nothing  # computed again: a partial is never the only copy of anything
-    covered = stored.facts.get("pieces")
-    keys = _keys(group)
-    if not isinstance(covered, list) or covered != keys[: len(covered)]:
+    if facts.pieces != _keys(group)[: len(facts.pieces)]:
         return nothing
-    return Partial(len(covered), stored.summary)
+    return Partial(len(facts.pieces), result)
 
 
-def piece_summary(
+def piece_result(
     files: Files, spec: ArraySpec, piece: Piece, position: int, num_stored: int
-) -> Summary | None:
-    """The summary of a group's piece at position; None for the num_stored first, which are stored.
+) -> PassResult | None:
+    """The sum over a group's piece at position; None for the num_stored first, which are stored.
 
     Runs anywhere that sees the cache: it takes its files and plain values, and opens what it needs.
     """
@@ -76,28 +81,28 @@ def piece_summary(
         return None
     reader = _reader(files, spec.teacher, spec.kind, spec.key)
     with one_blas_thread():
-        return _summarise(reader, spec, piece, _take_block(spec))
+        return _sum_piece(reader, spec, piece)
 
 
-def extended(group_number: int, partial: Partial, piece: Summary | None) -> Partial:
+def extended(group_number: int, partial: Partial, piece: PassResult | None) -> Partial:
     """Add the next piece. Group 0 also carries a sketch at every doubling of its pieces."""
     if piece is None:
         return partial
-    position, summary = partial.num_pieces, partial.summary
+    position, result = partial.num_pieces, partial.result
     if group_number == 0 and position and position & (position - 1) == 0:
         with one_blas_thread():
-            summary = summary.sketched()
-    return Partial(position + 1, summary + piece)
+            result = result.sketched()
+    return Partial(position + 1, result + piece)
 
 
 def publish_partial(
     files: Files, spec: ArraySpec, group: Group, partial: Partial, num_stored: int
-) -> Summary:
-    """Store a group's partial unless it is stored already; returns its summary."""
+) -> PassResult:
+    """Store a group's partial unless it is stored already; returns its sum."""
     if partial.num_pieces > num_stored:
-        data = Stored(partial.summary, {"pieces": _keys(group)}).to_bytes()
+        data = partial.result.to_bytes(PartialFacts(_keys(group)))
         files.publish(partial_path(spec, group), [data])
-    return partial.summary
+    return partial.result
 
 
 def _keys(group: Group) -> list[str]:
@@ -108,7 +113,7 @@ _lent: dict[Files, Cache] = {}
 
 
 @contextmanager
-def lending(cache: Cache) -> Iterator[None]:
+def sharing_readers(cache: Cache) -> Iterator[None]:
     """Tasks of this process read through a cache that is open and knows its commit records, of
     which there may be thousands. At the end the files they opened are closed."""
     _lent[cache.files] = cache
@@ -135,9 +140,9 @@ def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
         return _opened(files, teacher, kind, key)
 
 
-def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlock) -> Summary:
+def _sum_piece(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> PassResult:
     """Read the rows of a piece block by block; memory does not depend on the piece."""
-    accumulator = Accumulator(spec.width, exact=spec.options.exact, take=take)
+    accumulator = Accumulator(spec.width, exact=spec.options.exact, summer=_summer(spec.width))
     tokens = int(np.prod(reader.row_shape[:-1]))
     taken = min(tokens, spec.options.tokens_per_image or tokens)
     per_block = max(1, min(BLOCK_VECTORS // taken, READ_BYTES // reader.row_bytes))
@@ -153,13 +158,11 @@ def _summarise(reader: ArrayReader, spec: ArraySpec, piece: Piece, take: TakeBlo
         if chosen is not None:
             values = np.take_along_axis(values, chosen[:, :, None], axis=1)
         vectors = values.reshape(-1, spec.width)
-        if spec.trim is not None:
-            vectors = vectors[spec.trim.keeps(vectors)]
         try:
             accumulator.add(vectors)
         except DegenerateMoments as error:
             raise DegenerateMoments(_blame(spec, rows, values, error)) from error
-    return Summary(len(piece.rows), accumulator.moments(), accumulator.energies)
+    return PassResult(len(piece.rows), accumulator.moments(), accumulator.squared_norms)
 
 
 class _Kept(threading.local):
@@ -172,15 +175,9 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _take_block(spec: ArraySpec) -> TakeBlock:
-    if spec.options.device != "cpu":
-        from phistill.stats.moments.statistics_device import (
-            torch_sums,  # torch is large, and only this way needs it
-        )
-
-        return torch_sums(spec.options.device)
-    if _kept.summer is None or _kept.summer.width != spec.width:
-        _kept.summer = BlockSummer(spec.width)
+def _summer(width: int) -> BlockSummer:
+    if _kept.summer is None or _kept.summer.width != width:
+        _kept.summer = BlockSummer(width)
     return _kept.summer
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 
+import msgspec
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from phistill.cache import Cache
 from phistill.errors import UsageError
@@ -31,9 +32,8 @@ FORMAT = 1
 """Version of partials and merged moments, part of every key."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PassOptions:
-    """What one pass over an array computes; part of every key."""
+class PassOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one pass over an array computes; stored with its moments."""
 
     exact: bool = False
     """float64 products instead of float32."""
@@ -47,19 +47,27 @@ class PassOptions:
     seed: int = 0
     """Of the two choices above."""
 
-    trim: float = 0.0
-    """Fraction of vectors left out, those farthest from the mean; 0 keeps all."""
-
-    device: str = "cpu"
-    """Where block products are taken: cpu (NumPy), or a torch device such as cuda."""
-
     def __post_init__(self) -> None:
-        for name in ("tokens_per_image", "max_images"):
-            value = getattr(self, name)
+        counts = {"tokens_per_image": self.tokens_per_image, "max_images": self.max_images}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1.")
-        if not 0.0 <= self.trim < 0.5:
-            raise UsageError(f"trim={self.trim} must be at least 0 and below 0.5.")
+
+    def effective(self, *, num_rows: int, num_tokens: int) -> PassOptions:
+        """The same choice of ``num_rows`` rows of ``num_tokens`` tokens, said in one way: what
+        leaves nothing out is no choice, and without a choice there is no seed."""
+        tokens, images = self.tokens_per_image, self.max_images
+        tokens = tokens if tokens is not None and tokens < num_tokens else None
+        images = images if images is not None and images < num_rows else None
+        seed = 0 if tokens is None and images is None else self.seed
+        return PassOptions(exact=self.exact, tokens_per_image=tokens, max_images=images, seed=seed)
+
+
+def effective_options(cache: Cache, teacher: str, kind: str, options: PassOptions) -> PassOptions:
+    """``options.effective`` for an array of the cache as it is."""
+    num_tokens = int(np.prod(cache.teacher(teacher).row_shape(kind)[:-1]))
+    num_rows = 0 if options.max_images is None else len(cache.rows([teacher], split="train"))
+    return options.effective(num_rows=num_rows, num_tokens=num_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,24 +115,6 @@ class Group:
         return sum(len(piece.rows) for piece in self.pieces)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Trim:
-    """Keep only vectors with |x - mean|^2 <= limit, from the statistics of all of them."""
-
-    mean: Float[np.ndarray, " c"]
-    limit: float
-
-    def keeps(self, x: Shaped[np.ndarray, "n c"]) -> Bool[np.ndarray, " n"]:
-        """Which vectors are near enough; one that is not finite is kept, and found later."""
-        centred = x - self.mean.astype(np.float32)
-        far: Bool[np.ndarray, " n"] = np.einsum("nc,nc->n", centred, centred) > self.limit
-        return ~far
-
-    @property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.mean.tobytes() + repr(self.limit).encode()).digest()
-
-
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class ArraySpec:
     """One array and what is computed of it: all a task needs beside its group."""
@@ -137,8 +127,6 @@ class ArraySpec:
     options: PassOptions
     key: str
     """Of the merged moments; see array_key."""
-
-    trim: Trim | None = None
 
     @property
     def name(self) -> str:
@@ -157,10 +145,9 @@ class ArrayPlan:
         return sum(group.num_rows for group in self.groups)
 
 
-def plan_array(
-    cache: Cache, teacher: str, kind: str, options: PassOptions, trim: Trim | None = None
-) -> ArrayPlan:
+def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
     """Lay out one array: training rows that are committed and accepted, nothing else."""
+    options = effective_options(cache, teacher, kind, options)
     shape = cache.teacher(teacher).row_shape(kind)
     tokens, width = int(np.prod(shape[:-1])), shape[-1]
     reader = cache.reader(teacher, kind)
@@ -172,7 +159,6 @@ def plan_array(
         shard_rows=cache.info.shard_rows,
         options=options,
         key=array_key(cache, teacher, kind, options),
-        trim=trim,
     )
     layout = Layout.of(
         shard_rows=spec.shard_rows,
@@ -180,7 +166,7 @@ def plan_array(
         width=width,
         item_bytes=reader.dtype.itemsize,
     )
-    rows = sample_rows(cache.rows([teacher], split="train"), options)
+    rows = sampled_rows(cache, teacher, options)
     shards, starts = np.unique(rows // spec.shard_rows, return_index=True)
     rows_of = dict(zip(shards.tolist(), np.split(rows, starts)[1:], strict=True))
     digests = {shard: record.digest for shard, record in cache.commits(teacher).items()}
@@ -202,8 +188,10 @@ def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
 
 def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " _"]]]) -> Piece:
     """A piece of (shard, digest of its commit record, rows), keyed by all three."""
-    key = hashlib.sha256(_settings(spec.kind, spec.options))
-    key.update(spec.trim.digest if spec.trim is not None else b"")
+    # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
+    seed = spec.options.seed if spec.options.tokens_per_image is not None else 0
+    options = msgspec.structs.replace(spec.options, max_images=None, seed=seed)
+    key = hashlib.sha256(_settings(spec.kind, options))
     for shard, digest, rows in shards:
         mask: Bool[np.ndarray, " shard_rows"] = np.zeros(spec.shard_rows, dtype=bool)
         mask[rows - shard * spec.shard_rows] = True
@@ -229,7 +217,12 @@ def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> st
 
 
 def _settings(kind: str, options: PassOptions) -> bytes:
-    return json.dumps([FORMAT, kind, asdict(options)], sort_keys=True).encode()
+    return json.dumps([FORMAT, kind, msgspec.to_builtins(options)], sort_keys=True).encode()
+
+
+def sampled_rows(cache: Cache, teacher: str, options: PassOptions) -> Int[np.ndarray, " n"]:
+    """The training rows of a teacher that statistics are taken of, ascending."""
+    return sample_rows(cache.rows([teacher], split="train"), options)
 
 
 def sample_rows(rows: Int[np.ndarray, " n"], options: PassOptions) -> Int[np.ndarray, " m"]:

@@ -6,34 +6,32 @@ of its rows count. Where the copy has a shard unchanged under the same number, t
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from phistill.cache import Cache
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments
 
-from .fit import load_options, merged_path, normalizer_path, stored_options
+from .loading import load_merged, merged_path, normalizer_path, stored_options
 from .partials import partial_path, stored_partial
 from .pieces import plan_array
 
 
-def carry_statistics(source: Cache, target: Cache) -> int:
+def reuse_statistics(source: Cache, target: Cache) -> int:
     """Copy to ``target`` what of ``source``'s statistics is true of it too; returns the files.
 
     Merged moments and normalizers come along only where every row is the same; otherwise
     ``fit_stats`` makes them from the partials, and reads only the shards that have none.
     """
     return sum(
-        _carry_array(source, target, teacher, kind)
+        _reuse_array(source, target, teacher, kind)
         for teacher in target.teachers
         for kind in target.teacher(teacher).kinds
     )
 
 
-def _carry_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
+def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     options = stored_options(source, teacher, kind)
     if options is None:
         return 0
-    plan = plan_array(target, teacher, kind, replace(options, trim=0.0))
+    plan = plan_array(target, teacher, kind, options)
     paths = [
         partial_path(plan.spec, group)
         for group in plan.groups
@@ -47,7 +45,7 @@ def _carry_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     for path in whole:
         target.files.publish(path, [source.files.read(path)])
     try:
-        load_options(target, teacher, kind)
+        load_merged(target, teacher, kind)
     except (StaleMoments, MissingMoments, CorruptCache):
         for path in whole:
             target.files.delete(path)

@@ -32,13 +32,13 @@ entry, and at widths such as 1024 all entries of a column would share a few line
 
 
 class BlockSums(NamedTuple):
-    """What one block contributes, products and energies in the type they were taken in."""
+    """What one block contributes, products and squared norms in the type they were taken in."""
 
     offset: Float[np.ndarray, " c"]
     """Mean of the block minus the pilot, float64."""
     products: Float[np.ndarray, "c c"]
     """Of the block minus the pilot with itself."""
-    energies: Float[np.ndarray, " b"]
+    squared_norms: Float[np.ndarray, " b"]
     """Squared distances to the mean of the block."""
 
 
@@ -46,9 +46,6 @@ Real = type[np.float32] | type[np.float64]
 
 Widen = Callable[[Shaped[np.ndarray, "b c"], Shaped[np.ndarray, "b c"]], None]
 """Writes its second argument into its first, of a wider type."""
-
-TakeBlock = Callable[[Shaped[np.ndarray, "b c"], Float[np.ndarray, " c"], Real], BlockSums]
-"""Sums of one block (b, c) about a pilot (c,), its products taken in the given type."""
 
 
 class Pilot(NamedTuple):
@@ -92,12 +89,12 @@ class BlockSummer:
     ) -> BlockSums:
         """Centre on the pilot, and sum: the offset in float64, the rest in dtype."""
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the diagonal
-            centred, mean, energies = self._centre(block, pilot.astype(dtype))
+            centred, mean, squared_norms = self._centre(block, pilot.astype(dtype))
             products = gram(centred, out=self._products[dtype])
             offset: Float[np.ndarray, " c"] = mean.astype(dtype)
             # |x - mean|^2 = |x - pilot|^2 - 2 (x - pilot).offset + |offset|^2
-            energies += offset @ offset - 2 * (centred @ offset)
-        return BlockSums(mean, products, np.maximum(energies, 0))
+            squared_norms += offset @ offset - 2 * (centred @ offset)
+        return BlockSums(mean, products, np.maximum(squared_norms, 0))
 
     def _centre(
         self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]
@@ -114,7 +111,7 @@ class BlockSummer:
     ) -> tuple[Float[np.ndarray, "b c"], Float[np.ndarray, " c"], Float[np.ndarray, " b"]]:
         dtype = pilot.dtype.type
         centred = self._memory(len(block), dtype)
-        energies = np.empty(len(block), dtype)
+        squared_norms = np.empty(len(block), dtype)
         total: Float[np.ndarray, " c"] = np.zeros(self.width)
         tile_rows = max(1, TILE_VALUES // self.width)
         ones: Shaped[np.ndarray, " _"] = np.ones(tile_rows, dtype)
@@ -123,8 +120,8 @@ class BlockSummer:
             widen(tile, block[start : start + tile_rows])
             tile -= pilot
             total += np.matmul(ones[: len(tile)], tile)
-            np.vecdot(tile, tile, out=energies[start : start + tile_rows])
-        return centred, total / len(block), energies
+            np.vecdot(tile, tile, out=squared_norms[start : start + tile_rows])
+        return centred, total / len(block), squared_norms
 
     def _memory(self, rows: int, dtype: Real) -> Float[np.ndarray, "b c"]:
         """Room for a centred block, kept while blocks do not grow."""

@@ -26,8 +26,8 @@ from jaxtyping import Float, Shaped
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import DegenerateMoments, UsageError
 
-from .blocks import BLOCK_VECTORS, BlockSummer, BlockSums, Pilot, TakeBlock
-from .squared_norms import Energies
+from .blocks import BLOCK_VECTORS, BlockSummer, BlockSums, Pilot
+from .squared_norms import SquaredNorms
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 _SMALLEST_SQUARE = 1e-30  # a float32 sum of squares below this has met subnormal numbers
@@ -141,15 +141,17 @@ def merge(parts: Iterable[Moments], width: int) -> Moments:
 class Accumulator:
     """Adds blocks of vectors and gives their Moments.
 
-    energies is the histogram of their squared distances to the mean of their own block. take says
-    where a block is summed; device.py has a way through torch.
+    squared_norms is the histogram of their squared distances to the mean of their own block. A
+    summer may be shared by accumulators that take turns: it holds memory and no sums.
     """
 
-    def __init__(self, width: int, *, exact: bool = False, take: TakeBlock | None = None) -> None:
+    def __init__(
+        self, width: int, *, exact: bool = False, summer: BlockSummer | None = None
+    ) -> None:
         self.width = width
         self.exact = exact
-        self._take: TakeBlock = BlockSummer(width) if take is None else take
-        self.energies = Energies.zero()
+        self._summer = BlockSummer(width) if summer is None else summer
+        self.squared_norms = SquaredNorms.zero()
         self._before = Moments.zero(width)
         self._run: _Run | None = None
 
@@ -168,14 +170,14 @@ class Accumulator:
             self._run = _Run(pilot)
         sums = self._sums(block, self._run.pilot.mean)
         self._run.add(len(block), sums)
-        self.energies = self.energies + Energies.of(sums.energies)
+        self.squared_norms = self.squared_norms + SquaredNorms.of(sums.squared_norms)
 
     def _sums(self, block: Shaped[np.ndarray, "b c"], pilot: Float[np.ndarray, " c"]) -> BlockSums:
         if not self.exact and block.dtype.itemsize <= 4:
-            sums = self._take(block, pilot, np.float32)
+            sums = self._summer(block, pilot, np.float32)
             if not _left_float32(block, pilot, sums):
                 return sums
-        sums = self._take(block, pilot, np.float64)
+        sums = self._summer(block, pilot, np.float64)
         if not np.isfinite(np.diagonal(sums.products)).all():
             raise DegenerateMoments(_where_not_finite(block))
         return sums
@@ -221,7 +223,7 @@ def _left_float32(
     """Whether a sum of squares overflowed or lost digits to subnormal numbers in float32."""
     squares = np.diagonal(sums.products)
     tiny = squares < _SMALLEST_SQUARE  # dead channels are, and lose nothing
-    finite = np.isfinite(squares).all() and np.isfinite(sums.energies).all()
+    finite = np.isfinite(squares).all() and np.isfinite(sums.squared_norms).all()
     return not finite or bool(np.any(block[:, tiny] != pilot[tiny]))
 
 

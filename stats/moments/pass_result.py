@@ -1,8 +1,8 @@
 """What a pass over an array yields, and its stored form.
 
-A Summary is the moments with the histogram of token energies and, at a few sizes on the way, a
-Sketch: enough to say how far the statistics still moved. It is stored as one sealed safetensors
-file of float64 arrays, the scatter as its upper triangle.
+A PassResult is the moments with the histogram of squared norms and, at a few sizes on the way, a
+Sketch: enough to say how far the statistics still moved. It is stored as one safetensors file of
+float64 arrays with a digest, the scatter as its upper triangle.
 
 c width, k leading directions of a sketch, bins of the histogram.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -21,7 +22,7 @@ from phistill.cache.format.tensors import seal, unseal
 from phistill.errors import CorruptCache
 
 from .moments import Moments
-from .squared_norms import NUM_BINS, Energies
+from .squared_norms import NUM_BINS, SquaredNorms
 
 SKETCH_DIRECTIONS = 8
 """Leading eigenvectors a sketch keeps: what PCA maps and the eye follow."""
@@ -29,6 +30,8 @@ SKETCH_DIRECTIONS = 8
 SKETCH_ITERATIONS = 20
 """Of subspace iteration: directions whose eigenvalues differ by a fifth are then told apart to
 1e-3, and nearer ones turn into each other with the data anyway."""
+
+Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,92 +55,97 @@ class Sketch:
         return cls(num_rows, moments.n, phi, moments.mean, axes)
 
 
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file says beside its arrays."""
+
+    n: int
+    eps: float
+    num_rows: int
+    sketches: list[tuple[int, int, float]]
+    """num_rows, n and phi of each."""
+    facts: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
-class Summary:
-    """Moments and energies of num_rows rows, and sketches at smaller sizes, ascending."""
+class PassResult:
+    """Moments and squared norms of num_rows rows, and sketches at smaller sizes, ascending."""
 
     num_rows: int
     moments: Moments
-    energies: Energies
+    squared_norms: SquaredNorms
     sketches: tuple[Sketch, ...] = ()
 
-    def __add__(self, other: Summary) -> Summary:
-        """Merge two disjoint summaries; only the sketches of the left one are prefixes of both."""
-        return Summary(
+    def __add__(self, other: PassResult) -> PassResult:
+        """Merge two disjoint results; only the sketches of the left one are prefixes of both."""
+        return PassResult(
             self.num_rows + other.num_rows,
             self.moments + other.moments,
-            self.energies + other.energies,
+            self.squared_norms + other.squared_norms,
             self.sketches,
         )
 
-    def sketched(self) -> Summary:
+    def sketched(self) -> PassResult:
         """The same with a sketch of itself added."""
         sketch = Sketch.of(self.moments, self.num_rows)
         return replace(self, sketches=(*self.sketches, sketch))
 
     @classmethod
-    def zero(cls, width: int) -> Summary:
-        return cls(0, Moments.zero(width), Energies.zero())
+    def zero(cls, width: int) -> PassResult:
+        return cls(0, Moments.zero(width), SquaredNorms.zero())
 
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A summary with the JSON facts it is stored with."""
-
-    summary: Summary
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """One safetensors file."""
-        moments, energies = self.summary.moments, self.summary.energies
-        bins = np.flatnonzero(energies.counts)
+    def to_bytes(self, facts: msgspec.Struct) -> bytes:
+        """One safetensors file of this and what else is known of it."""
+        moments, norms = self.moments, self.squared_norms
+        bins = np.flatnonzero(norms.counts)
         arrays: dict[str, Shaped[np.ndarray, "*shape"]] = {
             "mean": moments.mean,
             "scatter": moments.scatter[np.triu_indices(moments.width)],
-            "energy_bins": bins,
-            "energy_counts": energies.counts[bins],
-            "energy_sums": energies.sums[bins],
+            "squared_norm_bins": bins,
+            "squared_norm_counts": norms.counts[bins],
+            "squared_norm_sums": norms.sums[bins],
         }
-        for i, sketch in enumerate(self.summary.sketches):
+        for i, sketch in enumerate(self.sketches):
             arrays[f"sketch{i}.mean"] = sketch.mean
             arrays[f"sketch{i}.axes"] = sketch.axes
-        metadata = {
-            "n": moments.n,
-            "eps": moments.eps,
-            "num_rows": self.summary.num_rows,
-            "sketches": [[s.num_rows, s.n, s.phi] for s in self.summary.sketches],
-            "facts": dict(self.facts),
-        }
-        return seal(arrays, metadata)
+        header = _Header(
+            n=moments.n,
+            eps=moments.eps,
+            num_rows=self.num_rows,
+            sketches=[(s.num_rows, s.n, s.phi) for s in self.sketches],
+            facts=msgspec.to_builtins(facts),
+        )
+        return seal(arrays, msgspec.to_builtins(header))
 
     @classmethod
-    def from_bytes(cls, data: bytes, what: str) -> Stored:
-        """Read to_bytes() back; CorruptCache naming `what` when anything differs."""
+    def from_bytes(cls, data: bytes, where: str, facts: type[Facts]) -> tuple[PassResult, Facts]:
+        """Read to_bytes() back; CorruptCache naming ``where`` when anything differs."""
         try:
             arrays, metadata = unseal(data)
-            return cls(_summary(arrays, metadata), metadata["facts"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            header = msgspec.convert(metadata, _Header)
+            return cls._of(arrays, header), msgspec.convert(header.facts, facts)
+        except (ValueError, KeyError, IndexError, msgspec.ValidationError) as error:
             raise CorruptCache(
-                f"{what} is not a stored summary ({error}). Run `phistill fit-stats` again."
+                f"{where} does not hold the statistics of a pass ({error}). "
+                "Run `phistill fit-stats` again."
             ) from error
 
-
-def _summary(arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> Summary:
-    mean = arrays["mean"]
-    width = len(mean)
-    scatter = np.zeros((width, width))
-    upper = np.triu_indices(width)
-    scatter[upper] = arrays["scatter"]
-    scatter.T[upper] = arrays["scatter"]
-    counts, sums = np.zeros(NUM_BINS, dtype=np.int64), np.zeros(NUM_BINS)
-    counts[arrays["energy_bins"]] = arrays["energy_counts"]
-    sums[arrays["energy_bins"]] = arrays["energy_sums"]
-    sketches = tuple(
-        Sketch(num_rows, n, phi, arrays[f"sketch{i}.mean"], arrays[f"sketch{i}.axes"])
-        for i, (num_rows, n, phi) in enumerate(metadata["sketches"])
-    )
-    moments = Moments(metadata["n"], mean, scatter, metadata["eps"])
-    return Summary(metadata["num_rows"], moments, Energies(counts, sums), sketches)
+    @classmethod
+    def _of(cls, arrays: Mapping[str, Any], header: _Header) -> PassResult:
+        mean = arrays["mean"]
+        width = len(mean)
+        scatter = np.zeros((width, width))
+        upper = np.triu_indices(width)
+        scatter[upper] = arrays["scatter"]
+        scatter.T[upper] = arrays["scatter"]
+        counts, sums = np.zeros(NUM_BINS, dtype=np.int64), np.zeros(NUM_BINS)
+        counts[arrays["squared_norm_bins"]] = arrays["squared_norm_counts"]
+        sums[arrays["squared_norm_bins"]] = arrays["squared_norm_sums"]
+        sketches = tuple(
+            Sketch(num_rows, n, phi, arrays[f"sketch{i}.mean"], arrays[f"sketch{i}.axes"])
+            for i, (num_rows, n, phi) in enumerate(header.sketches)
+        )
+        moments = Moments(header.n, mean, scatter, header.eps)
+        return cls(header.num_rows, moments, SquaredNorms(counts, sums), sketches)
 
 
 def moments_digest(moments: Moments) -> str:

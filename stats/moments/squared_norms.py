@@ -1,4 +1,5 @@
-"""How unevenly tokens share the variance: a mergeable histogram of squared distances to the mean.
+"""How unevenly tokens share the variance: a mergeable histogram of their squared distances to the
+mean, which are the squared norms of centred vectors.
 
 A few tokens of enormous norm can own most of a covariance, and phi and the leading axes with it.
 The histogram has logarithmic bins, so that two of them add exactly and any quantile is known to
@@ -29,29 +30,29 @@ in 2 % of the draws, of 10,000 the ten largest do in less than 1 %."""
 
 
 @dataclass(frozen=True, eq=False)
-class Energies:
+class SquaredNorms:
     """counts (bins,) int64 and sums (bins,) float64 of |x - mean|^2 per vector."""
 
     counts: Int[np.ndarray, " bins"]
     sums: Float[np.ndarray, " bins"]
 
-    def __add__(self, other: Energies) -> Energies:
-        return Energies(self.counts + other.counts, self.sums + other.sums)
+    def __add__(self, other: SquaredNorms) -> SquaredNorms:
+        return SquaredNorms(self.counts + other.counts, self.sums + other.sums)
 
     @classmethod
-    def zero(cls) -> Energies:
+    def zero(cls) -> SquaredNorms:
         return cls(np.zeros(NUM_BINS, dtype=np.int64), np.zeros(NUM_BINS))
 
     @classmethod
-    def of(cls, energies: Float[np.ndarray, " b"]) -> Energies:
+    def of(cls, squared: Float[np.ndarray, " b"]) -> SquaredNorms:
         """The histogram of the squared distances of b vectors, not negative."""
-        energies = energies.astype(np.float64)
+        squared = squared.astype(np.float64)
         with np.errstate(divide="ignore"):
-            octave = np.log2(energies) - _LOWEST
+            octave = np.log2(squared) - _LOWEST
         bins = np.clip(octave * BINS_PER_OCTAVE, 0, NUM_BINS - 1).astype(np.int64)
         return cls(
             np.bincount(bins, minlength=NUM_BINS),
-            np.bincount(bins, weights=energies, minlength=NUM_BINS).astype(np.float64),
+            np.bincount(bins, weights=squared, minlength=NUM_BINS).astype(np.float64),
         )
 
     @property
@@ -71,10 +72,3 @@ class Energies:
         before = np.cumsum(counts) - counts  # vectors in higher bins
         taken = np.clip(wanted - before, 0, counts)
         return float(np.sum(sums * taken / np.maximum(counts, 1)) / total)
-
-    def limit(self, fraction: float) -> float:
-        """Upper edge of the lowest bin above which at most `fraction` of the vectors lie."""
-        above = np.cumsum(self.counts[::-1])[::-1]  # vectors in this bin or a higher one
-        keep = np.flatnonzero(above > fraction * self.n)
-        highest = int(keep[-1]) if keep.size else 0
-        return float(2.0 ** (_LOWEST + (highest + 1) / BINS_PER_OCTAVE))

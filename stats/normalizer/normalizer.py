@@ -9,26 +9,35 @@ W forward (c, c), Theta inverse (c, c), R rotation (c, c).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, cast
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from phistill.cache.format.tensors import seal, unseal
 from phistill.compute.blas import one_blas_thread
-from phistill.errors import DegenerateMoments, UsageError
+from phistill.errors import UsageError
 
-from ..moments.moments import FLOAT64_EPS, Moments
-from .rotation import rotation
+from ..moments.moments import Moments
+from .methods import Matrix, Vector, fit_map
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Version of the stored form, raised when its arrays or metadata change their meaning."""
 
-Matrix = Float[np.ndarray, "c c"]
-Vector = Float[np.ndarray, " c"]
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is stored beside the arrays."""
+
+    format: Literal[1]
+    method: str
+    width: int
+    rotation: str | None
+    options: dict[str, float]
+    moments_digest: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +92,9 @@ class Normalizer:
         Raises UsageError for an unknown method or option, DegenerateMoments for n < 2 and when
         every vector is the same.
         """
-        if method not in _FITS:
-            raise UsageError(f"method={method!r} is unknown. Take one of {', '.join(METHODS)}.")
-        unknown = sorted(set(options) - set(_OPTIONS.get(method, ())))
-        if unknown:
-            allowed = ", ".join(_OPTIONS.get(method, ())) or "none"
-            raise UsageError(
-                f"method={method!r} does not take {', '.join(unknown)}; its options: {allowed}."
-            )
-        _check_spread(moments)
         # One BLAS thread, so that the bits do not depend on how many cores a machine has.
         with one_blas_thread():
-            return _FITS[method](moments, method, moments_digest, dict(options))
+            return cls(method, *fit_map(moments, method, options), moments_digest)
 
     @property
     def width(self) -> int:
@@ -151,34 +151,38 @@ class Normalizer:
 
     def metadata(self) -> dict[str, Any]:
         """All that is not an array, as JSON values."""
-        return {
-            "format": FORMAT,
-            "method": self.method,
-            "width": self.width,
-            "rotation": self.rotation,
-            "options": dict(self.options),
-            "moments_digest": self.moments_digest,
-        }
+        facts = _Facts(
+            format=FORMAT,
+            method=self.method,
+            width=self.width,
+            rotation=self.rotation,
+            options=dict(self.options),
+            moments_digest=self.moments_digest,
+        )
+        return cast(dict[str, Any], msgspec.to_builtins(facts))
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], metadata: Mapping[str, Any]
     ) -> Normalizer:
         """The normalizer that to_arrays() and metadata() came from, bit for bit."""
-        missing = sorted({"mean", "forward", "inverse"} - set(arrays))
-        if missing or metadata.get("format") != FORMAT:
-            raise UsageError(
-                f"A stored normalizer has format {metadata.get('format')!r} and lacks "
-                f"{', '.join(missing) or 'no array'}; wanted format {FORMAT}. Fit it again."
+        try:
+            facts = msgspec.convert(metadata, _Facts)
+            mean, forward, inverse = (
+                np.array(arrays[name]) for name in ("mean", "forward", "inverse")
             )
+        except (msgspec.ValidationError, KeyError) as error:
+            raise UsageError(
+                f"A stored normalizer of format {FORMAT} was wanted ({error}). Fit it again."
+            ) from error
         return cls(
-            method=str(metadata["method"]),
-            mean=np.array(arrays["mean"]),
-            forward=np.array(arrays["forward"]),
-            inverse=np.array(arrays["inverse"]),
-            rotation=metadata["rotation"],
-            options={str(k): float(v) for k, v in metadata["options"].items()},
-            moments_digest=str(metadata["moments_digest"]),
+            facts.method,
+            mean,
+            forward,
+            inverse,
+            facts.rotation,
+            facts.options,
+            facts.moments_digest,
         )
 
     def to_bytes(self) -> bytes:
@@ -202,129 +206,3 @@ class Normalizer:
                 f"An array of shape {x.shape} does not end in the width {self.width} "
                 f"this {self.method!r} normalizer was fitted for."
             )
-
-
-def _check_spread(moments: Moments) -> None:
-    """Refuse moments that no scale can be taken from."""
-    if moments.n < 2:
-        raise DegenerateMoments(f"n={moments.n} vectors; a normalizer needs at least 2.")
-    if not (np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()):
-        raise DegenerateMoments(
-            "The moments hold NaN or infinity. Fit them again from finite features."
-        )
-    total = float(np.mean(moments.variance))
-    # What rounding alone leaves when one and the same vector is averaged.
-    rounding = (4 * FLOAT64_EPS * float(np.max(np.abs(moments.mean)))) ** 2
-    if total <= rounding:
-        raise DegenerateMoments(
-            f"All {moments.n} vectors are the same (mean variance {total:.3g}), so there is no "
-            "scale to normalize by. Check the teacher's weights and layer."
-        )
-
-
-Fit = Callable[[Moments, str, str, dict[str, float]], Normalizer]
-
-
-def _phi(moments: Moments) -> float:
-    """sqrt(trace(S) / C) (P, Eq. 23)."""
-    return float(np.sqrt(np.mean(moments.variance)))
-
-
-def _none(moments: Moments, method: str, digest: str, options: dict[str, float]) -> Normalizer:
-    c = moments.width
-    return Normalizer(method, np.zeros(c), np.eye(c), np.eye(c), None, options, digest)
-
-
-def _global(moments: Moments, method: str, digest: str, options: dict[str, float]) -> Normalizer:
-    """One scalar mean and std over all vectors and channels (P, Eq. 5)."""
-    c = moments.width
-    mean = float(np.mean(moments.mean))
-    variance = float(np.mean(moments.variance) + np.mean(np.square(moments.mean - mean)))
-    sigma, identity = np.sqrt(variance), np.eye(c)
-    return Normalizer(
-        method, np.full(c, mean), identity / sigma, identity * sigma, None, options, digest
-    )
-
-
-def _standardize(
-    moments: Moments, method: str, digest: str, options: dict[str, float]
-) -> Normalizer:
-    """Each channel by its own mean and std (P, Eq. 6); a dead channel keeps its scale."""
-    variance = moments.variance
-    dead = variance <= moments.width * FLOAT64_EPS * np.max(variance)
-    sigma = np.sqrt(np.where(dead, 1.0, variance))
-    return Normalizer(
-        method, moments.mean.copy(), np.diag(1 / sigma), np.diag(sigma), None, options, digest
-    )
-
-
-def _isotropic(moments: Moments, method: str, digest: str, options: dict[str, float]) -> Normalizer:
-    """PHI-S without its rotation: mean vector and one scale phi."""
-    phi, identity = _phi(moments), np.eye(moments.width)
-    return Normalizer(
-        method, moments.mean.copy(), identity / phi, identity * phi, None, options, digest
-    )
-
-
-def _phi_s(moments: Moments, method: str, digest: str, options: dict[str, float]) -> Normalizer:
-    """W = (1 / phi) R U^T, Theta = phi U R^T (P, Eq. 21 to 26)."""
-    values, u = eigenbasis(moments)
-    r, kind = rotation(values)
-    phi = _phi(moments)
-    turn = r @ u.T
-    return Normalizer(method, moments.mean.copy(), turn / phi, turn.T * phi, kind, options, digest)
-
-
-def _whiten(moments: Moments, method: str, digest: str, options: dict[str, float]) -> Normalizer:
-    """V l^-1/2 U^T and U l^1/2 V^T: V = I is pca (P, Eq. 11), U zca (8, 12), R hca (19)."""
-    values, u = eigenbasis(moments)
-    shrinkage = options.setdefault("shrinkage", 0.0)
-    floor = options.setdefault("eigenvalue_floor", float(np.sqrt(moments.width)) * moments.eps)
-    if not (0 <= shrinkage <= 1 and 0 < floor <= 1):
-        raise UsageError(
-            f"shrinkage={shrinkage} must lie in [0, 1] and eigenvalue_floor={floor} in (0, 1]."
-        )
-    values = (1 - shrinkage) * values + shrinkage * np.mean(values)
-    spread = np.sqrt(np.maximum(values, floor * np.max(values)))
-    kind = None
-    forward, inverse = u.T / spread[:, None], u * spread
-    if method == "zca":
-        forward, inverse = u @ forward, inverse @ u.T
-    elif method == "hca":
-        r, kind = rotation(np.ones_like(values))
-        forward, inverse = r @ forward, inverse @ r.T
-    return Normalizer(method, moments.mean.copy(), forward, inverse, kind, options, digest)
-
-
-def eigenbasis(moments: Moments) -> tuple[Vector, Matrix]:
-    """Eigenvalues (c,), descending and not negative, and eigenvectors (c, c) in columns.
-
-    Each column's sign makes its diagonal entry not negative (P, Fig. 4). An eigenvalue that is
-    negative by no more than C eps max(l) is rounding and becomes 0; below that the scatter is no
-    scatter and DegenerateMoments is raised.
-    """
-    values, u = moments.spectrum
-    values, u = values[::-1], u[:, ::-1]
-    lowest = -moments.width * moments.eps * values[0]
-    if values[-1] < lowest:
-        raise DegenerateMoments(
-            f"The covariance has an eigenvalue of {values[-1]:.3g}, below the {lowest:.3g} that "
-            "rounding explains. The moments are wrong: fit them again."
-        )
-    return np.maximum(values, 0.0), np.where(np.diagonal(u) < 0, -u, u)
-
-
-_FITS: dict[str, Fit] = {
-    "none": _none,
-    "global": _global,
-    "standardize": _standardize,
-    "isotropic": _isotropic,
-    "phi-s": _phi_s,
-    "pca": _whiten,
-    "zca": _whiten,
-    "hca": _whiten,
-}
-_OPTIONS = dict.fromkeys(("pca", "zca", "hca"), ("shrinkage", "eigenvalue_floor"))
-
-METHODS: tuple[str, ...] = tuple(_FITS)
-"""Names Normalizer.fit takes, in the order reports list them."""

@@ -41,7 +41,7 @@ def source(make_cache: CacheFactory) -> Cache:
 
 @pytest.fixture
 def fitted(source: Cache) -> Cache:
-    fit_stats(source, workers=1)
+    fit_stats(source)
     return source
 
 

@@ -64,7 +64,7 @@ def cache(folder: Path, tiny: str, tmp_path: Path) -> Cache:
 
 
 def test_shards_split_and_moments_of_before_stay(folder: Path, cache: Cache) -> None:
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     before, split = stored(cache), {s: set(cache.rows(split=s)) for s in ("train", "heldout")}
     report = grow(folder, cache, View(), CROP, View("center-crop"))
     grown = report.cache
@@ -79,12 +79,12 @@ def test_shards_split_and_moments_of_before_stay(folder: Path, cache: Cache) -> 
         sides = {rows[name, view] in heldout for view in range(3)}
         assert len(sides) == 1, "all views of an image share its split"
     assert {r for r in heldout if r < 48} == split["heldout"]
-    fit_stats(grown, workers=1)
+    fit_stats(grown)
     again = load_moments(grown, "t", "patches")
     for path in (grown.path / "teachers").rglob("part-*.safetensors"):
         path.unlink()
     (grown.path / "teachers/t/moments/patches/merged.safetensors").unlink()
-    fit_stats(grown, workers=1)
+    fit_stats(grown)
     fresh = load_moments(grown, "t", "patches")
     assert np.array_equal(again.scatter, fresh.scatter)
 
@@ -93,7 +93,7 @@ def test_groups_of_shards_that_were_complete_are_not_read_for_statistics_again(
     make_cache: Callable[..., Cache],
 ) -> None:
     cache = make_cache(num_rows=800, shard_rows=8)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     before = covered_groups(cache)
     assert len(before) > 2
     listed = [ImageRecord(name, "") for name in cache.index()["id"].to_pylist()]

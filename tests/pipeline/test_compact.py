@@ -27,20 +27,20 @@ def test_shards_that_lost_nothing_are_not_read_for_statistics_again(
     make_cache: CacheFactory, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=800, shard_rows=8)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     growth.remove_images(cache, ["image-00701"])
     report = compact(cache, str(tmp_path / "out"))
     carried = partials(report.cache)
     assert report.num_statistics == len(carried) > 0
     assert all(data == partials(cache)[path] for path, data in carried.items())
-    fit_stats(report.cache, workers=1)
+    fit_stats(report.cache)
     after = partials(report.cache)
     touched = {path for path in after if after[path] != carried.get(path)}
     assert len(touched) < len(after), "most partials were taken over"
     again = compact(cache, str(tmp_path / "fresh")).cache
     for path in (again.path / "teachers").rglob("part-*.safetensors"):
         path.unlink()
-    fit_stats(again, workers=1)
+    fit_stats(again)
     for kind in ("patches", "summary"):
         one, two = (load_moments(c, "a", kind) for c in (report.cache, again))
         assert one.n == two.n
@@ -51,7 +51,7 @@ def test_no_partial_that_saw_a_removed_image_is_taken_over(
     make_cache: CacheFactory, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=60)  # one group of shards: every partial saw every image
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     growth.remove_images(cache, ["image-00001"])
     assert compact(cache, str(tmp_path / "out")).num_statistics == 0
 

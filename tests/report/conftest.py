@@ -62,7 +62,7 @@ def cache(make_cache: Callable[..., Cache], shelf: Path) -> Cache:
     kept = shelf / "small.cache"
     if not kept.exists():
         made = make_cache(num_rows=64, teachers=TEACHERS, features=quieten)
-        fit_stats(made, workers=1)
+        fit_stats(made)
         shutil.move(made.path, kept)
     return store.open(kept)
 

@@ -14,7 +14,7 @@ from phistill.errors import MissingMoments, UsageError
 from phistill.report.page.gather import CacheFacts, check_methods, gather_cache, share_extremes
 from phistill.report.page.students import error_of_the_mean, gather_runs, in_bins, run_names
 from phistill.report.page.wording import outcome_text
-from phistill.stats import fit_stats, fitted
+from phistill.stats import fit_stats, load_normalizer
 from phistill.train import evaluate, load_run
 from phistill.train.metrics import read_metrics
 
@@ -36,7 +36,7 @@ def vectors(cache: Cache, teacher: str, split: str) -> np.ndarray:
 def test_channel_variances_are_those_of_the_transformed_features(cache: Cache, method: str) -> None:
     facts = gathered(cache)
     for patches in facts.patches:
-        normalizer = fitted(cache, patches.teacher, "patches", method)
+        normalizer = load_normalizer(cache, patches.teacher, "patches", method)
         for split, found in (("train", patches.train), ("heldout", patches.heldout)):
             expected = normalizer.transform(vectors(cache, patches.teacher, split)).var(axis=0)
             # Moments are float32 products summed in float64: some 1e-6 of the variance.
@@ -94,7 +94,7 @@ def test_without_held_out_rows_only_training_rows_are_described(
     make_cache: Callable[..., Cache],
 ) -> None:
     cache = make_cache(holdout=0.0)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     facts = gathered(cache)
     assert facts.num_measured == 0
     assert all(patches.heldout == {} and patches.chance is None for patches in facts.patches)
@@ -113,7 +113,7 @@ def test_a_loss_is_divided_by_the_loss_of_predicting_the_mean(
     for path, method in zip(runs, ("phi-s", "none"), strict=True):
         student = load_run(path)
         for teacher in cache.teachers:
-            y = fitted(cache, teacher, "patches", method).transform(
+            y = load_normalizer(cache, teacher, "patches", method).transform(
                 vectors(cache, teacher, "train")
             )
             expected = np.mean(np.square(y - y.mean(axis=0)))

@@ -45,11 +45,11 @@ def test_a_row_that_every_owner_rejects_is_one_row(make_cache: Callable[..., Cac
 
 def test_statistics_say_what_they_were_taken_with(make_cache: Callable[..., Cache]) -> None:
     cache = make_cache()
-    fit_stats(cache, tokens_per_image=2, trim=0.1)
+    fit_stats(cache, tokens_per_image=2, max_images=20)
     found = describe(cache)["teachers"]["a"]["statistics"]
-    assert found["patches"]["options"] == {"tokens_per_image": 2, "trim": 0.1}
-    assert found["summary"]["options"] == {"tokens_per_image": 2}, "summaries stay whole"
-    assert ", tokens_per_image 2, trim 0.1\n" in render(describe(cache))
+    assert found["patches"]["options"] == {"tokens_per_image": 2, "max_images": 20}
+    assert found["summary"]["options"] == {"max_images": 20}, "a summary is one token"
+    assert ", tokens_per_image 2, max_images 20\n" in render(describe(cache))
 
 
 def test_missing_and_stale_statistics_and_shards_are_said(
@@ -63,7 +63,7 @@ def test_missing_and_stale_statistics_and_shards_are_said(
         return [entry["state"] for entry in statistics.values()]
 
     assert states() == ["missing", "missing"]
-    fit_stats(cache, teachers=["a"], workers=1)
+    fit_stats(cache, teachers=["a"])
     assert states() == ["ready", "ready"]
     sorted((cache.path / "commits" / "a").glob("*.json"))[1].unlink()
     assert states() == ["stale", "stale"]

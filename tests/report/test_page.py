@@ -127,7 +127,7 @@ def test_one_teacher_without_held_out_rows_and_a_run_have_a_page(
 ) -> None:
     quiet = TeacherInfo(name="quiet", grid=(2, 4), widths={"patches": 7})
     cache = make_cache(teachers=[quiet], holdout=0.0)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     with pytest.warns(UserWarning, match="holds no image out"):
         train(cache, tmp_path / "run", make_config())
     out = report(cache, [tmp_path / "run"], tmp_path / "r.html", device="cpu")

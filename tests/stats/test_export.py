@@ -14,7 +14,7 @@ import pytest
 from phistill.cache import Cache
 from phistill.errors import MissingMoments, UsageError
 from phistill.stats import export as export_module
-from phistill.stats import fit_stats, fitted
+from phistill.stats import fit_stats, load_normalizer
 from phistill.stats.export import export_normalizer
 
 _USE = """
@@ -51,7 +51,9 @@ def test_the_documented_lines_load_and_apply_it(
     )
     with np.load(result) as arrays:
         # float32 against float64 matrices
-        assert np.allclose(arrays["y"], fitted(cache, "b", "patches").transform(x), atol=1e-5)
+        assert np.allclose(
+            arrays["y"], load_normalizer(cache, "b", "patches").transform(x), atol=1e-5
+        )
         assert np.allclose(arrays["x"], x, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.errors import DegenerateMoments
-from phistill.stats import fit_stats, fitted
+from phistill.stats import fit_stats, load_normalizer
 from phistill.stats.heldout import expected_range, heldout_variances
 
 CacheFactory = Callable[..., Cache]
@@ -28,7 +28,7 @@ def test_variances_are_those_of_the_normalised_heldout_rows(make_cache: CacheFac
     for kind in ("patches", "summary"):
         x = cache.reader("a", kind).read(cache.rows(["a"], split="heldout"))
         for row in heldout_variances(cache, "a", kind):
-            y = fitted(cache, "a", kind, row.method).transform(x).reshape(-1, x.shape[-1])
+            y = load_normalizer(cache, "a", kind, row.method).transform(x).reshape(-1, x.shape[-1])
             variance = y.astype(np.float64).var(axis=0)
             assert row.num_rows == len(x)
             assert row.variance_min == pytest.approx(variance.min(), rel=1e-6)

@@ -42,7 +42,7 @@ _BUILT: dict[str, Path] = {}
 def _once(name: str, build: Callable[[], Cache]) -> Cache:
     if name not in _BUILT:
         cache = build()
-        fit_stats(cache, workers=1)
+        fit_stats(cache)
         _BUILT[name] = cache.path
     return store.open(_BUILT[name])
 

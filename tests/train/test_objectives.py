@@ -172,7 +172,7 @@ def test_a_value_that_is_not_finite_stops_the_run_with_its_rows(
     make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=40)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     config = make_config(num_steps=50, batch_size=4, patch_loss=f"{__name__}:poisoned")
     seen: list[int] = []
 

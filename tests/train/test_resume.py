@@ -226,7 +226,7 @@ def test_a_run_is_not_continued_on_other_rows(
 ) -> None:
     small, large = make_cache(num_rows=40, name="s.cache"), make_cache(num_rows=48, name="l.cache")
     for cache in (small, large):
-        fit_stats(cache, workers=1)
+        fit_stats(cache)
     train(small, tmp_path / "run", make_config(num_steps=1))
     with pytest.raises(RunMismatch, match="training rows"):
         train(large, tmp_path / "run", make_config(num_steps=1))

@@ -84,7 +84,7 @@ def test_when_nothing_is_held_out_the_run_says_so(
     make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=40, holdout=0.0)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     with pytest.warns(UserWarning, match=r"holds no image out.*--split train.*--holdout"):
         train(cache, tmp_path / "run", make_config(num_steps=1))
 
@@ -103,7 +103,7 @@ def test_a_damaged_shard_stops_a_run_that_goes_on_when_it_is_mended(
     make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=64, shard_rows=8)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     config = make_config(num_steps=7, memory_bytes=0, loader_workers=0)
     whole = train(cache, tmp_path / "whole", config)
     row = int(make_plan(cache, config).step(4)[0])
@@ -124,7 +124,7 @@ def test_a_cache_that_goes_away_costs_no_step(
 ) -> None:
     """Open shards can still be read; the validation at the end cannot begin."""
     cache = make_cache(num_rows=40)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
 
     def remove(progress: Progress) -> None:
         if progress.step == 3:

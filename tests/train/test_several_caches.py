@@ -47,7 +47,7 @@ def pair(make_cache: MakeCache) -> JoinedCaches:
 @pytest.fixture
 def fitted_pair(pair: JoinedCaches) -> JoinedCaches:
     for cache in pair.caches:
-        fit_stats(cache, workers=1)
+        fit_stats(cache)
     return pair
 
 
@@ -227,7 +227,7 @@ def test_a_teacher_that_one_cache_lacks_is_named_with_the_common_ones(
     with pytest.raises(UsageError, match=r"only-a has no teacher 'b'. .*--teachers a,"):
         train(caches, tmp_path / "run", make_config())
     for cache in caches:
-        fit_stats(cache, teachers=["a"], workers=1)
+        fit_stats(cache, teachers=["a"])
     assert train(caches, tmp_path / "run", make_config(teachers=("a",), num_steps=1)).losses
 
 

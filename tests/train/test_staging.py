@@ -38,7 +38,7 @@ def test_the_rows_are_read_from_the_near_disk(
 ) -> None:
     caches = [make_cache(name=name, seed=n) for n, name in enumerate(("one", "two"))]
     for cache in caches:
-        fit_stats(cache, workers=1)
+        fit_stats(cache)
     seen = []
 
     def cut_the_source(done: int, total: int) -> None:
@@ -78,7 +78,7 @@ def test_what_comes_next_is_fit_stats_while_statistics_are_missing_or_stale(
         return CliRunner().invoke(main, arguments).output.splitlines()[-1]
 
     assert "Next: phistill fit-stats" in next_step("never")
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     assert "Next: phistill train" in next_step("fitted")
     growth.remove_images(cache, ["image-00007"])
     assert "Next: phistill fit-stats" in next_step("stale")
@@ -88,7 +88,7 @@ def test_the_command_stages_whole_caches_and_parts(
     make_cache: Callable[..., Cache], tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=60)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
 
     def run(*args: str) -> tuple[int, str]:
         result = CliRunner().invoke(main, list(args))

@@ -185,7 +185,7 @@ def test_a_sweep_without_held_out_images_is_refused_before_it_trains(
     make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
 ) -> None:
     cache = make_cache(num_rows=40, holdout=0.0)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     with pytest.raises(UsageError, match=r"nothing to compare settings on.*--holdout"):
         sweep(cache, tmp_path / "sweep", cells(base(make_config), GRID))
     assert not (tmp_path / "sweep").exists()

@@ -10,10 +10,10 @@ import pytest
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.pipeline.decode.shards import num_cores
-from phistill.stats import fit_stats, load_moments, load_row
+from phistill.stats import FitProgress, fit_stats, load_description, load_moments, load_options
 from phistill.stats.fit import partials
 from phistill.stats.fit.pieces import PassOptions, plan_array
-from tests.stats.conftest import ARRAYS, CacheFactory
+from tests.stats.conftest import ARRAYS, CacheFactory, statistics
 
 
 def test_subsamples_are_seeded_nested_and_recorded(cache: Cache) -> None:
@@ -24,9 +24,9 @@ def test_subsamples_are_seeded_nested_and_recorded(cache: Cache) -> None:
         assert len(rows[count]) == count
     assert rows[20] < rows[50] < set(cache.rows(["a"]).tolist())
     fit_stats(cache, max_images=50, tokens_per_image=5, seed=4)
-    row = load_row(cache, "a", "patches")
+    row = load_description(cache, "a", "patches")
     assert (row.num_rows, row.num_vectors) == (50, 250)
-    assert load_row(cache, "a", "summary").num_vectors == 50
+    assert load_description(cache, "a", "summary").num_vectors == 50
     one = load_moments(cache, "a", "patches")
     fit_stats(cache, max_images=50, tokens_per_image=5, seed=5)
     two = load_moments(cache, "a", "patches")
@@ -69,6 +69,46 @@ def test_one_token_of_each_image_does_not_bring_all_images_into_memory(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert load_row(cache, "a", "patches").num_vectors == 400
+    assert load_description(cache, "a", "patches").num_vectors == 400
     # 12.5 MiB of features; a block of 1 MiB for each thread, and what a fit of width 64 takes
     assert peak < 1.5 * 2**20 * (num_cores() + 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 1}, {"max_images": 300}, {"tokens_per_image": 64, "seed": 2}],
+    ids=["seed", "all images", "all tokens"],
+)
+def test_options_that_leave_nothing_out_compute_nothing_again(
+    cache: Cache, options: dict[str, Any]
+) -> None:
+    rows = fit_stats(cache)
+    before = statistics(cache)
+    calls: list[FitProgress] = []
+    assert fit_stats(cache, progress=calls.append, **options) == rows
+    assert not calls
+    assert statistics(cache) == before
+    assert load_options(cache, "a", "patches") == PassOptions()
+
+
+def test_an_option_counts_only_for_the_arrays_that_it_changes(cache: Cache) -> None:
+    """A summary is one token, and no sample of tokens changes it."""
+    fit_stats(cache, seed=1)
+    calls: list[FitProgress] = []
+    fit_stats(cache, tokens_per_image=16, seed=7, progress=calls.append)
+    assert {call.array for call in calls} == {"a patches"}
+
+
+def test_shards_that_a_sample_takes_whole_are_not_summed_again(cache: Cache) -> None:
+    """Which rows are taken says the piece's mask; that they were chosen, or by which seed, does not
+    change their sum."""
+    num_rows = len(cache.rows(["a"]))
+    whole = plan_array(cache, "a", "patches", PassOptions())
+    almost = plan_array(cache, "a", "patches", PassOptions(max_images=num_rows - 1, seed=3))
+    pairs = [
+        (one, two)
+        for left, right in zip(whole.groups, almost.groups, strict=True)
+        for one, two in zip(left.pieces, right.pieces, strict=True)
+    ]
+    assert sum(one.key != two.key for one, two in pairs) == 1
+    assert all((one.key == two.key) == (len(one.rows) == len(two.rows)) for one, two in pairs)

@@ -1,4 +1,4 @@
-"""Running the passes with dask: threads here, processes here, or any distributed cluster.
+"""Running the passes with dask: threads here, or any distributed cluster.
 
 One task per piece, its sums added to the partial of its group, then a tree of additions over the
 groups. What is added in which order depends on the plan alone, so every scheduler gives the same
@@ -17,16 +17,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 import dask.callbacks
-import dask.multiprocessing
 import dask.threaded
 
 from phistill.cache.storage.files import Files
 from phistill.compute.blas import one_blas_thread
 from phistill.compute.dask_client import connected, finished
-from phistill.errors import UsageError
 
-from ..moments.pass_result import Summary
-from .partials import Partial, extended, piece_summary, publish_partial, stored_partial
+from ..moments.pass_result import PassResult
+from .partials import Partial, extended, piece_result, publish_partial, stored_partial
 from .pieces import ArrayPlan, ArraySpec, Group
 
 _dask: Any = dask
@@ -34,7 +32,7 @@ _dask: Any = dask
 
 Result = TypeVar("Result")
 
-Finish = Callable[[Files, ArraySpec, Summary], Result]
+Finish = Callable[[Files, ArraySpec, PassResult], Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +49,32 @@ class FitProgress:
 ProgressCallback = Callable[[FitProgress], None]
 
 
-def run(
+def run_passes(
     files: Files,
     plans: Sequence[ArrayPlan],
     *,
     finish: Finish[Result],
-    workers: int | None,
     scheduler: str | None,
     progress: ProgressCallback | None,
 ) -> list[Result]:
-    """Compute every array's summary and hand it to `finish`, which runs as a task too.
+    """Compute every array's result and hand it to `finish`, which runs as a task too.
 
-    workers=None uses threads of this process, workers=N that many processes, scheduler an address
-    of dask.distributed whose workers see the cache under the same path.
+    In threads of this process, or where the scheduler of dask.distributed at this address has
+    workers that see the cache under the same path.
     """
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers={workers} must be at least 1.")
-    if workers is not None and scheduler is not None:
-        raise UsageError("workers and scheduler exclude each other: a cluster has its own workers.")
     meter = _Meter(progress)
     results = [_array_graph(files, plan, finish, meter) for plan in plans]
     if scheduler is not None:
         return _on_cluster(scheduler, results, meter)
     # The functions, not their names: looking a name up imports all of distributed.
-    with _dask.callbacks.Callback(posttask=lambda key, *_: meter.finished(key)):
-        if workers is not None:
-            local = _dask.multiprocessing.get
-            return list(_dask.compute(*results, scheduler=local, num_workers=workers))
+    with (
+        _dask.callbacks.Callback(posttask=lambda key, *_: meter.finished(key)),
+        one_blas_thread(),
         # A pool of our own, which ends here: after an error dask leaves its threads running, and
         # they would go on writing to a cache whose lock is free again.
-        with one_blas_thread(), ThreadPoolExecutor(_num_cores()) as pool:
-            return list(_dask.compute(*results, scheduler=_dask.threaded.get, pool=pool))
+        ThreadPoolExecutor(_num_cores()) as pool,
+    ):
+        return list(_dask.compute(*results, scheduler=_dask.threaded.get, pool=pool))
 
 
 def _num_cores() -> int:
@@ -133,25 +126,25 @@ def _array_graph(files: Files, plan: ArrayPlan, finish: Finish[Any], meter: _Met
 def partial_task(
     files: Files, spec: ArraySpec, group: Group, token: str, expect: Callable[[Any, str, int], None]
 ) -> Any:
-    """The delayed Summary of one group: its pieces one task each, added as they come in.
+    """The delayed sum over one group: its pieces one task each, added as they come in.
 
     Tasks as small as a piece keep all cores busy to the end. expect hears of each piece's task,
     its array and the bytes it reads.
     """
 
-    def task(work: Callable[..., Any], *given: Any, name: str) -> Any:
+    def task(work: Callable[..., Any], *inputs: Any, name: str) -> Any:
         # partial() keeps dask from looking for tasks inside the arguments.
         key = f"{name}-{token}-{group.number}"
-        return _dask.delayed(work, name=f"f-{key}")(*given, dask_key_name=key)
+        return _dask.delayed(work, name=f"f-{key}")(*inputs, dask_key_name=key)
 
     stored = task(partial(stored_partial, files, spec, group), name="stored")
     num_stored = task(_num_pieces, stored, name="num-stored")
     total = stored
     for position, piece in enumerate(group.pieces):
-        work = partial(piece_summary, files, spec, piece, position)
-        summary = task(work, num_stored, name=f"piece-{position}")
-        expect(summary, spec.name, len(piece.rows) * spec.row_bytes)
-        total = task(partial(extended, group.number), total, summary, name=f"to-piece-{position}")
+        work = partial(piece_result, files, spec, piece, position)
+        result = task(work, num_stored, name=f"piece-{position}")
+        expect(result, spec.name, len(piece.rows) * spec.row_bytes)
+        total = task(partial(extended, group.number), total, result, name=f"to-piece-{position}")
     publish = partial(publish_partial, files, spec, group)
     return task(publish, total, num_stored, name="partial")
 
@@ -168,11 +161,11 @@ def _tree(parts: list[Any]) -> Any:
     return parts[0]
 
 
-def _add(left: Summary, right: Summary) -> Summary:
+def _add(left: PassResult, right: PassResult) -> PassResult:
     return left + right
 
 
-def _extend(prefix: Summary, block: Summary) -> Summary:
+def _extend(prefix: PassResult, block: PassResult) -> PassResult:
     """Add the next block of groups, after noting how things stood before it."""
     return prefix.sketched() + block
 

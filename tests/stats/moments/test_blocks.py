@@ -49,7 +49,7 @@ def test_a_block_that_is_not_finite_is_summed_as_numpy_would(value: float, level
     sums = sums_of(x)
     squares = np.diagonal(sums.products)
     assert not np.isfinite(squares[2])
-    assert not np.isfinite(sums.energies[7])
+    assert not np.isfinite(sums.squared_norms[7])
     assert np.isfinite(squares[1])
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from phistill.errors import DegenerateMoments, UsageError
 from phistill.stats import METHODS, Moments, Normalizer
-from phistill.stats.normalizer.normalizer import eigenbasis
+from phistill.stats.normalizer.methods import eigenbasis
 from phistill.stats.normalizer.rotation import rotation
 from phistill.stats.normalizer.torch_module import NormalizerModule
 

@@ -16,11 +16,17 @@ import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
 from phistill.cache.upkeep import growth
 from phistill.errors import CorruptCache, LockHeld, StaleMoments
-from phistill.stats import FitProgress, fit_stats, fitted, load_moments, load_row, stored_rows
-from phistill.stats.fit.partials import lending, stored_partial
+from phistill.stats import (
+    FitProgress,
+    fit_stats,
+    load_description,
+    load_moments,
+    load_normalizer,
+)
+from phistill.stats.fit.dask_graph import partial_task
+from phistill.stats.fit.partials import sharing_readers, stored_partial
 from phistill.stats.fit.pieces import ArraySpec, Group, PassOptions, plan_array
-from phistill.stats.fit.schedule import partial_task
-from phistill.stats.moments.pass_result import Summary
+from phistill.stats.moments.pass_result import PassResult
 from tests.stats.conftest import ARRAYS, TEACHERS, CacheFactory, copy_of, statistics, vectors
 
 _KILLED = """
@@ -62,7 +68,8 @@ def test_a_second_run_reads_nothing(cache: Cache) -> None:
     for array in ARRAYS:
         forget_shards(cache, *array)
     calls: list[FitProgress] = []
-    assert fit_stats(cache, progress=calls.append) == rows == stored_rows(cache)
+    assert fit_stats(cache, progress=calls.append) == rows
+    assert [load_description(cache, *array) for array in ARRAYS] == rows
     assert statistics(cache) == before
     assert not calls
 
@@ -89,11 +96,11 @@ def test_adding_a_teacher_reads_only_the_new_one(make_cache: CacheFactory) -> No
     assert both[3].teacher == "b"
 
 
-def summarised(cache: Cache, spec: ArraySpec, group: Group) -> Summary:
+def sum_of(cache: Cache, spec: ArraySpec, group: Group) -> PassResult:
     task = partial_task(cache.files, spec, group, "token", lambda *_: None)
-    with lending(cache):
-        summary: Summary = task.compute(scheduler="synchronous")
-    return summary
+    with sharing_readers(cache):
+        result: PassResult = task.compute(scheduler="synchronous")
+    return result
 
 
 def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None:
@@ -103,15 +110,15 @@ def test_a_partial_is_extended_by_reading_only_what_is_new(cache: Cache) -> None
     assert len(plan.groups) > 3
     group = max(plan.groups, key=lambda group: len(group.pieces))
     assert teacher.num_tokens * len(group.pieces) >= 4
-    at_once = summarised(cache, plan.spec, group)
+    at_once = sum_of(cache, plan.spec, group)
     shutil.rmtree(cache.path / "teachers/a/moments")
     begun = Group(group.number, group.pieces[:-1])
-    summarised(cache, plan.spec, begun)
+    sum_of(cache, plan.spec, begun)
     for piece in begun.pieces:
         for shard in {int(row) // 16 for row in piece.rows}:
             (cache.path / f"teachers/a/patches/c/{shard}/0/0").unlink()
     assert stored_partial(cache.files, plan.spec, group).num_pieces == len(begun.pieces)
-    extended = summarised(cache, plan.spec, group)
+    extended = sum_of(cache, plan.spec, group)
     assert extended.moments.scatter.tobytes() == at_once.moments.scatter.tobytes()
     assert extended.moments.mean.tobytes() == at_once.moments.mean.tobytes()
     assert extended.num_rows == at_once.num_rows
@@ -138,7 +145,9 @@ def test_images_taken_down_make_statistics_stale_and_leave_them(cache: Cache) ->
         load_moments(again, "a", "patches")
     fit_stats(again)
     assert (
-        load_row(again, "a", "patches").num_rows == len(cache.rows(["a"])) == len(again.rows(["a"]))
+        load_description(again, "a", "patches").num_rows
+        == len(cache.rows(["a"]))
+        == len(again.rows(["a"]))
     )
     x = vectors(again, "a", "patches")
     assert np.allclose(load_moments(again, "a", "patches").mean, x.mean(axis=0), atol=1e-7)
@@ -221,9 +230,9 @@ def test_a_normalizer_of_older_moments_is_not_used(cache: Cache) -> None:
     name = "teachers/a/normalizers/patches/phi-s/normalizer.safetensors"
     old = (cache.path / name).read_bytes()
     fit_stats(cache, max_images=30)
-    new = fitted(cache, "a", "patches")
+    new = load_normalizer(cache, "a", "patches")
     (cache.path / name).write_bytes(old)
-    assert fitted(cache, "a", "patches").forward.tobytes() == new.forward.tobytes()
+    assert load_normalizer(cache, "a", "patches").forward.tobytes() == new.forward.tobytes()
 
 
 def test_only_one_run_writes_at_a_time(cache: Cache) -> None:

@@ -10,8 +10,8 @@ import pytest
 from phistill.cache import Cache
 from phistill.errors import UsageError
 from phistill.stats import Moments, Normalizer, fit_stats
+from phistill.stats.description import squared_angles
 from phistill.stats.fit.mixture import fitted_to_mixture, mixed, mixed_dispersion, mixed_moments
-from phistill.stats.moments.dispersion import squared_angles
 
 
 def samples(
@@ -77,7 +77,7 @@ def test_a_cache_is_read_for_its_moments_and_its_dispersion(
 ) -> None:
     caches = [make_cache(name=str(seed), num_rows=40 + seed, seed=seed) for seed in (1, 2)]
     for cache in caches:
-        fit_stats(cache, workers=1)
+        fit_stats(cache)
     summaries = [cache.reader("a", "summary").read(cache.rows(["a"])) for cache in caches]
     mean = 0.8 * summaries[0].mean(0, np.float64) + 0.2 * summaries[1].mean(0, np.float64)
     found = mixed_moments(caches, [0.8, 0.2], "a", "summary").mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from phistill.cache.format.tensors import seal, unseal
 from phistill.errors import CorruptCache, UsageError
 from phistill.stats import Moments, Normalizer
-from phistill.stats.moments.pass_result import Stored, Summary
-from phistill.stats.moments.squared_norms import Energies
+from phistill.stats.fit.partials import PartialFacts
+from phistill.stats.moments.pass_result import PassResult
+from phistill.stats.moments.squared_norms import SquaredNorms
 
 DATA = Path(__file__).parent / "data"
 
@@ -34,28 +36,36 @@ def small_normalizer() -> Normalizer:
     return Normalizer("zca", mean, swap / 2, swap * 2, "hartley+givens", options, "abc")
 
 
-def small_summary() -> Stored:
-    energies = Energies.of(np.array([0.0, 1.0, 1.0, 1024.0]))
-    return Stored(Summary(2, small_moments(), energies).sketched(), {"pieces": ["p", "q"]})
+def small_result() -> PassResult:
+    norms = SquaredNorms.of(np.array([0.0, 1.0, 1.0, 1024.0]))
+    return PassResult(2, small_moments(), norms).sketched()
+
+
+FACTS = PartialFacts(["p", "q"])
+
+
+def result_again(data: bytes) -> bytes:
+    result, facts = PassResult.from_bytes(data, "it", PartialFacts)
+    return result.to_bytes(facts)
 
 
 @settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_no_flipped_byte_changes_a_value_silently(data: st.DataObject) -> None:
     """A space of the header's padding that becomes a tab is the one flip that may load."""
-    loaders: list[tuple[bytes, Callable[[bytes], Normalizer | Stored]]] = [
-        (small_normalizer().to_bytes(), Normalizer.from_bytes),
-        (small_summary().to_bytes(), lambda b: Stored.from_bytes(b, "it")),
+    again: list[tuple[bytes, Callable[[bytes], bytes]]] = [
+        (small_normalizer().to_bytes(), lambda data: Normalizer.from_bytes(data).to_bytes()),
+        (small_result().to_bytes(FACTS), result_again),
     ]
-    for whole, load in loaders:
+    for whole, read_and_write in again:
         position = data.draw(st.integers(0, len(whole) - 1))
         broken = bytearray(whole)
         broken[position] ^= data.draw(st.integers(1, 255))
         try:
-            loaded = load(bytes(broken))
+            written = read_and_write(bytes(broken))
         except (UsageError, CorruptCache):
             continue
-        assert loaded.to_bytes() == whole
+        assert written == whole
         assert whole[position : position + 1] == b" "
 
 
@@ -84,14 +94,24 @@ def test_sealing_is_a_pure_function_of_arrays_and_facts() -> None:
     assert np.array_equal(loaded["a"], np.eye(2))
 
 
-def test_a_summary_comes_back_bit_for_bit() -> None:
-    stored = small_summary()
-    back = Stored.from_bytes(stored.to_bytes(), "it")
-    assert back.facts == {"pieces": ["p", "q"]}
-    assert back.summary.num_rows == 2
-    assert back.summary.moments.scatter.tobytes() == stored.summary.moments.scatter.tobytes()
-    assert np.array_equal(back.summary.energies.counts, stored.summary.energies.counts)
-    assert back.summary.sketches[0].axes.tobytes() == stored.summary.sketches[0].axes.tobytes()
+def test_a_result_comes_back_bit_for_bit() -> None:
+    result = small_result()
+    back, facts = PassResult.from_bytes(result.to_bytes(FACTS), "it", PartialFacts)
+    assert facts == FACTS
+    assert back.num_rows == 2
+    assert back.moments.scatter.tobytes() == result.moments.scatter.tobytes()
+    assert np.array_equal(back.squared_norms.counts, result.squared_norms.counts)
+    assert back.sketches[0].axes.tobytes() == result.sketches[0].axes.tobytes()
+
+
+def test_what_another_version_stored_is_refused_with_its_name() -> None:
+    class Newer(msgspec.Struct):
+        pieces: list[str]
+        rotation: str
+
+    data = small_result().to_bytes(Newer(["p"], "x"))
+    with pytest.raises(CorruptCache, match=r"unknown field `rotation`.*fit-stats"):
+        PassResult.from_bytes(data, "it", PartialFacts)
 
 
 def test_format_1_is_read_for_ever() -> None:
@@ -101,10 +121,11 @@ def test_format_1_is_read_for_ever() -> None:
     assert normalizer.metadata() == expected.metadata()
     for name, array in expected.to_arrays().items():
         assert normalizer.to_arrays()[name].tobytes() == array.tobytes()
-    stored = Stored.from_bytes((DATA / "summary-1.safetensors").read_bytes(), "it")
+    data = (DATA / "result-1.safetensors").read_bytes()
+    result, facts = PassResult.from_bytes(data, "it", PartialFacts)
     moments = small_moments()
-    assert stored.facts == {"pieces": ["p", "q"]}
-    assert stored.summary.moments.scatter.tobytes() == moments.scatter.tobytes()
-    assert stored.summary.moments.mean.tobytes() == moments.mean.tobytes()
-    assert stored.summary.energies.n == 4
-    assert len(stored.summary.sketches) == 1
+    assert facts == FACTS
+    assert result.moments.scatter.tobytes() == moments.scatter.tobytes()
+    assert result.moments.mean.tobytes() == moments.mean.tobytes()
+    assert result.squared_norms.n == 4
+    assert len(result.sketches) == 1

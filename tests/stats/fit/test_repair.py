@@ -13,7 +13,7 @@ from phistill.cache import Cache
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.cli import main
 from phistill.errors import CorruptCache
-from phistill.stats import fit_stats, fitted
+from phistill.stats import fit_stats, load_normalizer
 
 CacheFactory = Callable[..., Cache]
 
@@ -32,7 +32,7 @@ def flip(path: Path, place: int) -> None:
 @pytest.fixture
 def cache(make_cache: CacheFactory) -> Cache:
     cache = make_cache(num_rows=60)
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     return cache
 
 
@@ -60,9 +60,9 @@ def test_fit_stats_mends_what_verify_found(which: str, damage: str, cache: Cache
     content = {"cut": before[path][:-1], "emptied": b"", "other file": b"{}" * 100}[damage]
     (cache.path / path).write_bytes(content)
     assert [finding.path for finding in verify(cache).damaged] == [path]
-    fit_stats(cache, workers=1, repair=True)
+    fit_stats(cache, repair=True)
     assert verify(cache).findings == ()
-    fit_stats(cache, workers=1)
+    fit_stats(cache)
     after = statistics(cache)
     assert {path: after[path] for path in after} == {path: before[path] for path in after}
     assert set(before) - set(after) <= {path}, "a partial comes back when it is needed"
@@ -74,8 +74,8 @@ def test_without_repair_what_a_run_reads_is_mended_too(cache: Cache) -> None:
         if "normalizer" in path:
             flip(cache.path / path, -1)
     with pytest.raises(CorruptCache, match=r"normalizer.safetensors is damaged: .*fit-stats"):
-        fitted(cache, "a", "patches")
-    fit_stats(cache, workers=1)
+        load_normalizer(cache, "a", "patches")
+    fit_stats(cache)
     assert statistics(cache) == before
 
 
