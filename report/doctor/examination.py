@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from phistill.errors import CorruptCache, PhistillError
+from phistill.errors import PhistillError
 
 from .findings import Finding
 from .installation import extras, hub, teacher_sources, torch_fits, versions
@@ -34,9 +34,7 @@ def doctor(
         try:
             findings += check()
         except PhistillError as error:
-            damaged = isinstance(error, CorruptCache)
-            advice = f"`phistill verify {cache}` lists all of it." if damaged and cache else ""
-            findings.append(Finding("cache", "problem", str(error), advice))
+            findings.append(Finding("doctor", "problem", str(error)))
         except Exception as error:  # a broken installation may raise anything; say so and go on
             findings.append(
                 Finding("doctor", "problem", f"a check failed: {type(error).__name__}: {error}",

@@ -49,7 +49,8 @@ def cores() -> Iterator[Finding]:
 
 
 def disks(cache: Path | str | None) -> Iterator[Finding]:
-    places = {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
+    temporary = Path(tempfile.gettempdir())
+    places = {"here": Path.cwd(), "temporary files": temporary}
     files = None if cache is None else open_files(cache)
     if isinstance(files, LocalFiles):
         places = {"the cache": files.root, **places}
@@ -64,10 +65,11 @@ def disks(cache: Path | str | None) -> Iterator[Finding]:
             f"{bytes_text(free)} free for {purpose} ({existing})",
             "phistill plan says what a cache needs." if short else "",
         )  # fmt: skip
-        if not os.access(existing, os.W_OK):
+        if place is temporary and not os.access(existing, os.W_OK):
             yield Finding(
-                "disk", "problem", f"{existing} cannot be written", "Choose another place."
-            )
+                "disk", "problem", f"{existing} cannot be written",
+                "Set TMPDIR to a folder that can be.",
+            )  # fmt: skip
 
 
 def decoding() -> Iterator[Finding]:

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from phistill.cache import Cache, CommitRecord
 from phistill.cache import open as open_cache
-from phistill.errors import LockHeld, PhistillError, StoreError, counted
+from phistill.cache.storage.files import LocalFiles
+from phistill.errors import PhistillError, counted
 
 from .findings import Finding
 
 
 def cache_state(location: Path | str) -> Iterator[Finding]:
+    """Takes no lock and writes nothing; a part that cannot be read hides no other."""
     try:
         cache = open_cache(location)
     except PhistillError as error:
         yield Finding("cache", "problem", str(error))
         return
-    yield Finding("cache", "ok", f"{location}: {counted(cache.index().num_rows, 'row')}, teachers "
-                                 f"{', '.join(cache.teachers) or 'none'}")  # fmt: skip
-    yield from _writer(cache)
+    for look in (_contents, _writers, _shards, _moments):
+        try:
+            yield from look(cache)
+        except PhistillError as error:
+            advice = f"`phistill verify {location}` lists all of it."
+            yield Finding("cache", "problem", str(error), advice)
+    yield Finding(
+        "cache", "ok", "sizes only were compared", f"phistill verify {location} reads it all."
+    )
+
+
+def _contents(cache: Cache) -> Iterator[Finding]:
+    num_rows = counted(cache.index().num_rows, "row")
+    teachers = ", ".join(cache.teachers) or "none"
+    yield Finding("cache", "ok", f"{cache.location}: {num_rows}, teachers {teachers}")
+
+
+def _writers(cache: Cache) -> Iterator[Finding]:
+    for holder in cache.files.holders():
+        yield Finding("cache", "note", f"it is being written by {holder}")
+    if isinstance(cache.files, LocalFiles) and not os.access(cache.files.root, os.W_OK):
+        yield Finding("cache", "note", f"{cache.location} cannot be written", "Reading works.")
+
+
+def _shards(cache: Cache) -> Iterator[Finding]:
     rejected: set[int] = set()
     for owner in cache.owners:
         commits = cache.commits(owner)
@@ -30,25 +55,20 @@ def cache_state(location: Path | str) -> Iterator[Finding]:
             yield Finding(
                 "cache", "problem",
                 f"{owner}: {len(missing)} of {cache.info.num_shards} shards are missing",
-                f"phistill extract IMAGES --cache {location}",
+                f"phistill extract IMAGES --cache {cache.location}",
             )  # fmt: skip
-        wrong = sorted(_wrong_sizes(cache, commits.values()))
-        if wrong:
+        if wrong := sorted(_wrong_sizes(cache, commits.values())):
             yield Finding(
                 "cache", "problem",
                 f"{owner}: gone or cut: {counted(len(wrong), 'file')}, {wrong[0]} first",
-                f"phistill extract IMAGES --cache {location} --repair",
+                f"phistill extract IMAGES --cache {cache.location} --repair",
             )  # fmt: skip
         rejected |= {r.start + slot for r in commits.values() for slot in r.reasons}
     if rejected:
         yield Finding(
             "cache", "note", f"rejected rows: {len(rejected):,}",
-            f"phistill inspect {location} --rejects",
+            f"phistill inspect {cache.location} --rejects",
         )  # fmt: skip
-    yield from _moments(cache)
-    yield Finding(
-        "cache", "ok", "sizes only were compared", f"phistill verify {location} reads it all."
-    )
 
 
 def _wrong_sizes(cache: Cache, records: Iterable[CommitRecord]) -> list[str]:
@@ -60,20 +80,6 @@ def _wrong_sizes(cache: Cache, records: Iterable[CommitRecord]) -> list[str]:
 
     cache.files.each(look, list(committed))
     return [name for name, size in committed.items() if sizes[name] != size]
-
-
-def _writer(cache: Cache) -> Iterator[Finding]:
-    try:
-        with cache.writing():
-            pass
-    except LockHeld as error:
-        yield Finding("cache", "note", str(error))
-    except OSError as error:
-        yield Finding(
-            "cache", "note", f"cannot be written: {error.strerror or error}", "Reading works."
-        )
-    except StoreError as error:
-        yield Finding("cache", "note", f"cannot be written: {error}", "Reading works.")
 
 
 def _moments(cache: Cache) -> Iterator[Finding]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,52 @@ def test_missing_shards_and_cut_files_are_found(make_cache: Any) -> None:
     assert "a: gone or cut: 1 file, " in text
     assert "--repair" in text
     assert "b: 1 of 4 shards are missing" in text
+
+
+def test_the_doctor_takes_no_lock_and_writes_nothing_into_a_cache(make_cache: Any) -> None:
+    cache = make_cache()
+    (cache.path / ".lock").unlink(missing_ok=True)
+    before = sorted(path for path in cache.path.rglob("*"))
+    doctor(cache.path)
+    assert sorted(path for path in cache.path.rglob("*")) == before
+
+
+def test_who_is_writing_is_named_and_not_disturbed(make_cache: Any) -> None:
+    cache = make_cache()
+    with cache.writing([0]):
+        text = render(doctor(cache.path))
+    assert f"it is being written by process {os.getpid()}" in text
+    assert "has its statistics" in text or "fit-stats" in text
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a folder read-only")
+def test_what_is_missing_from_a_read_only_cache_is_found(make_cache: Any) -> None:
+    cache = make_cache()
+    first = cache.path / next(iter(cache.commits("a")[0].files))
+    first.unlink()
+    place = str(cache.path)
+    if subprocess.run(["mount", "--bind", place, place], check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
+        text = render(doctor(cache.path))
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert "cannot be written" in text
+    assert "a: gone or cut: 1 file, " in text
+    assert "phistill fit-stats" in text
+
+
+def test_a_part_of_a_cache_that_cannot_be_read_hides_no_other(make_cache: Any) -> None:
+    cache = make_cache()
+    (index,) = cache.path.rglob("*.parquet")
+    index.write_bytes(index.read_bytes()[:-1])
+    first = cache.path / next(iter(cache.commits("a")[0].files))
+    first.write_bytes(first.read_bytes()[:-1])
+    text = render(doctor(cache.path))
+    assert f"`phistill verify {cache.path}` lists all of it" in text
+    assert "a: gone or cut: 1 file, " in text
 
 
 def test_what_is_no_cache_and_no_run_is_said(tmp_path: Path) -> None:
