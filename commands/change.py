@@ -104,8 +104,8 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
     """
     from phistill import cache as store
     from phistill.errors import UsageError, counted
-    from phistill.pipeline.compact import compact as run
     from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.stats.compact import compact as run
 
     if not drop_removed:
         raise UsageError("say what to leave out: --drop-removed.")

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
-    from phistill.pipeline.workers import WorkerShards
+    from phistill.pipeline.settings import WorkerShards
 
 from .arguments import (
     COUNT_OR_AUTO,
@@ -215,7 +215,7 @@ def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards 
 
     from phistill.compute.launch import launched
     from phistill.pipeline.decode.shards import num_cores
-    from phistill.pipeline.workers import WorkerShards
+    from phistill.pipeline.settings import WorkerShards
 
     launch = None if options["scheduler"] else launched(os.environ)
     shards = WorkerShards.parse(worker) if worker else None

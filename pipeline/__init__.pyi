@@ -1,9 +1,9 @@
 from .extraction import ExtractReport, extract
 from .images.open_source import open_source
-from .options import ExtractOptions
+from .images.source import ImageRecord, ImageSource
 from .progress import ExtractProgress
 from .rejects import rejects
-from .settings import CacheSettings
+from .settings import CacheSettings, ExtractOptions
 from .teachers.contract import Features, Preprocessing, Teacher
 from .teachers.spec import TeacherSpec
 
@@ -13,6 +13,8 @@ __all__ = [
     "ExtractProgress",
     "ExtractReport",
     "Features",
+    "ImageRecord",
+    "ImageSource",
     "Preprocessing",
     "Teacher",
     "TeacherSpec",

@@ -25,13 +25,13 @@ from phistill.compute.dask_client import connected, finished
 from phistill.errors import LockHeld, counted
 
 from .decode.shards import num_cores
+from .images.open_source import is_plugin
 from .images.remote_tar import is_remote
 from .images.source import ImageSource
-from .options import ExtractOptions
 from .prepare import Prepared, PrepareReport, holding, if_prepared, prepare
 from .progress import ExtractProgress
 from .request import make_request
-from .settings import CacheSettings
+from .settings import CacheSettings, ExtractOptions
 from .shard_pass import extract_shards
 from .teachers.spec import TeacherSpec
 
@@ -190,7 +190,8 @@ def extract_on_cluster(
 
 def _absolute(images: str | Path) -> str:
     """As every worker can open it, whatever folder it is in."""
-    return images if isinstance(images, str) and is_remote(images) else os.path.abspath(images)
+    here = isinstance(images, Path) or not (is_remote(images) or is_plugin(images))
+    return os.path.abspath(images) if here else str(images)
 
 
 def _for_workers(options: ExtractOptions) -> ExtractOptions:

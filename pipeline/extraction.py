@@ -18,12 +18,11 @@ from phistill.cache.storage.files import Files
 
 from .add_views import require_same_images
 from .images.source import ImageSource
-from .options import ExtractOptions
 from .prepare import Prepared, PrepareReport, first_runners, holding, prepare, prepare_once
 from .progress import ExtractProgress
 from .rejects import rejects
 from .request import Request, make_request
-from .settings import CacheSettings
+from .settings import CacheSettings, ExtractOptions
 from .shard_pass import ShardPass, extract_shards, missing_shards
 
 REFUSE_AFTER_S = 1.0

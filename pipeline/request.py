@@ -22,8 +22,7 @@ from .add_views import missing_views
 from .images.annotations import hold_out, label
 from .images.open_source import open_source
 from .images.source import ImageRecord, ImageSource
-from .options import ExtractOptions
-from .settings import CacheSettings
+from .settings import CacheSettings, ExtractOptions
 from .teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:

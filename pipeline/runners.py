@@ -9,9 +9,9 @@ from phistill.cache import Cache
 from phistill.compute.devices import choose_device
 from phistill.errors import UsageError
 
-from .options import AUTO, ExtractOptions
 from .request import Request, silent
 from .same_teacher import require_equal
+from .settings import AUTO, ExtractOptions
 from .teachers.batch_size import choose_batch_sizes
 from .teachers.runner import TeacherRunner
 from .teachers.spec import TeacherSpec

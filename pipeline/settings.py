@@ -1,21 +1,34 @@
-"""What decides a cache besides images and teachers; checked once, before any work."""
+"""What a caller can set: what decides a cache besides images and teachers, and how a run goes.
+
+Both are checked once, before any work.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from phistill.cache import CacheInfo
 from phistill.cache.format.compression import compressor
 from phistill.errors import CacheMismatch, UsageError
 
 from .decode.rgb import DecodeRules
+from .decode.shards import Mode
 from .decode.views import View
 
 TARGET_SHARD_BYTES = 128 * 2**20
 """A shard of the largest array has at most this many bytes, and more than half of it."""
 
-OPTIONS = {"views": "--view", "decode": "--background and --min-side"}
+AUTO = "auto"
+CACHE_OPTIONS = {"views": "--view", "decode": "--background and --min-side"}
+RUN_OPTIONS = {
+    "rows_per_forward": "--batch-size",
+    "num_workers": "--workers",
+    "time_limit_s": "--time-limit",
+}
 """Fields whose option on the command line has another name."""
 
 MIN_SHARDS = 24
@@ -75,7 +88,7 @@ class CacheSettings:
             if value is not None and value != found:
                 if field == "views":
                     found, value = (", ".join(map(_view_text, views)) for views in (found, value))
-                option = OPTIONS.get(field, f"--{field.replace('_', '-')}")
+                option = CACHE_OPTIONS.get(field, f"--{field.replace('_', '-')}")
                 more = "add further views with --add-views, " if field == "views" else ""
                 raise CacheMismatch(
                     f"{where} was made with {field}={found!r}, but this run asks for {value!r}. "
@@ -93,3 +106,110 @@ def default_shard_rows(*, num_rows: int, row_bytes: int) -> int:
         raise UsageError(f"num_rows={num_rows} and row_bytes={row_bytes} must be positive.")
     limit = max(1, min(TARGET_SHARD_BYTES // row_bytes, max(8, num_rows // MIN_SHARDS), 2**16))
     return int(2 ** (limit.bit_length() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShards:
+    """Worker ``index`` of ``count``, from 0."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"worker {self.index}/{self.count}: workers are counted from 0, so of {self.count} "
+                f"the last is {self.count - 1}/{self.count}."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``r/R``.
+
+        Worker r of R takes the shards whose number leaves the remainder r when divided by R: a
+        restarted worker, and one of a cache that has grown, finds the same shards again.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise UsageError(f"worker {text!r} is not r/R: 0/4, 1/4, 2/4 and 3/4 are four workers.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, shards: Iterable[int]) -> list[int]:
+        """Those of ``shards`` that are this worker's."""
+        return [shard for shard in shards if shard % self.count == self.index]
+
+    def split(self, index: int, count: int) -> WorkerShards:
+        """Part ``index`` of ``count`` of this worker: one that is several processes."""
+        return WorkerShards(self.index + self.count * index, self.count * count)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractOptions:
+    """How a run goes about it; nothing here is part of what the cache is."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    autocast: str | None = None
+    """Arithmetic of a new teacher: float32, bfloat16, float16; default bfloat16 on CUDA."""
+    rows_per_forward: int | Literal["auto"] | None = None
+    """Rows in one forward pass of a new teacher, stored with it; ``auto`` measures which number is
+    fastest here, None follows a rule."""
+    compiled: bool = False
+    """Run the teachers through torch.compile. Other kernels round differently: recorded with every
+    shard, and shards that were made without are compared first."""
+    channels_last: bool = False
+    """Hand images to the teachers in that memory format; recorded and compared in the same way."""
+    num_workers: int | None = None
+    """Decoding workers; default one per core."""
+    decode: Mode = "auto"
+    """Decode in ``threads`` or in ``processes``, which a bad decoder cannot take down; ``auto``
+    takes processes for long runs."""
+    max_reject_frac: float | None = None
+    """The run stops when more than this fraction of all rows is rejected; None: one percent, but
+    never for ten rejects or fewer."""
+    time_limit_s: float | None = None
+    """The run stops after the shard in which this is exceeded."""
+    append: bool = False
+    """Add images of the source that the cache does not have, as a new segment."""
+    add_views: bool = False
+    """Add the settings' views that the cache does not have, as a new segment."""
+    holdout_file: Path | None = None
+    """Ids that are held out, one per line; images that are new to the cache follow it."""
+    labels_file: Path | None = None
+    """Which image, folder or class number is which class; for images that are new to the cache."""
+    window_tars: int = 8
+    """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
+    repair: bool = False
+    """Check every byte first and extract damaged shards again."""
+    worker: WorkerShards | None = None
+    """Extract only these shards: other processes, here or on other machines, take the rest."""
+    scheduler: str | None = None
+    """Address of a dask.distributed scheduler, or the ``.json`` file that it wrote: its workers do
+    the work. They must see images and cache under the same paths."""
+    local_rank: int | None = None
+    """Number of this process on its machine: it takes that CUDA device."""
+
+    @property
+    def kernels(self) -> dict[str, bool]:
+        """What belongs to the environment of a shard besides versions and the device."""
+        return {"compiled": self.compiled, "channels_last": self.channels_last}
+
+    def __post_init__(self) -> None:
+        if self.max_reject_frac is not None and not 0.0 <= self.max_reject_frac <= 1.0:
+            raise UsageError(f"--max-reject-frac {self.max_reject_frac} must be in [0, 1].")
+        for name in ("rows_per_forward", "num_workers", "time_limit_s"):
+            value: Any = getattr(self, name)
+            if value not in (None, AUTO) and value <= 0:
+                raise UsageError(f"{RUN_OPTIONS[name]} {value:g} must be positive.")
+        if self.scheduler is not None and self.worker is not None:
+            raise UsageError(
+                "scheduler and worker exclude each other: the cluster shares out shards."
+            )
+        if self.repair and self.worker is not None and self.worker.count > 1:
+            raise UsageError(
+                "repair needs the whole cache, because it reads all of it first: run it in one "
+                "process without a worker's number, or delete what `phistill verify` names."
+            )

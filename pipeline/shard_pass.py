@@ -24,13 +24,13 @@ from .decode.shards import arriving_shards, choose_mode
 from .decode.views import Rendering, View
 from .images.source import ImageSource
 from .index import reads_of_shards, rows_of_shards
-from .options import ExtractOptions
 from .prepare import Prepared
 from .progress import ExtractProgress, Stopwatch
 from .recheck import require_same_teacher
 from .rejects import RejectBudget
 from .request import Request
 from .runners import build_runners
+from .settings import ExtractOptions
 from .teachers.runner import TeacherRunner, environment, launch_together, sharing
 from .teachers.to_host import StoredRows
 

@@ -16,6 +16,9 @@ from typing import Any
 
 from phistill.errors import UsageError
 
+MODULE = "module"
+"""Names a teacher or an image source that is not registered: ``module:package.module:function``."""
+
 TEACHERS = "phistill.teachers"
 IMAGE_SOURCES = "phistill.image_sources"
 """Groups of entry points."""
@@ -55,3 +58,25 @@ def load(name: str, what: str) -> Callable[..., Any]:
 def registered(group: str) -> dict[str, EntryPoint]:
     """The entry points of ``group`` by name, those of phistill among them."""
     return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """``NAME?key=value&...`` as its name and its options; UsageError where they are none.
+
+    Values are taken as they are written: a path may hold ``+``, ``%``, ``=``, and ``&`` where no
+    ``key=`` comes after it.
+    """
+    name, mark, query = text.partition("?")
+    options: dict[str, str] = {}
+    key = ""
+    for part in query.split("&") if mark else ():
+        before, equals, value = part.partition("=")
+        if equals and before.isidentifier():
+            if before in options:
+                raise UsageError(f"{text!r} gives the option {before!r} twice.")
+            key, options[before] = before, value
+        elif key:
+            options[key] += f"&{part}"
+        else:
+            raise UsageError(f"{text!r}: {query!r} is not key=value&...")
+    return name, options

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from phistill.cache.storage.lock import Holder
 from phistill.errors import counted
 from phistill.pipeline import ExtractProgress, ExtractReport
-from phistill.pipeline.workers import WorkerShards, who_misses
+from phistill.pipeline.settings import WorkerShards
 
 from .terminal import bytes_text, duration_text, licences_text
 
 WAIT_WORTH_SAYING = 0.05
 """From this share of the time on, what the teachers wait for is named."""
+
+
+MAX_NAMED = 5
+"""Shards of a worker that are named, of those that are left."""
 
 
 def done_images(at: ExtractProgress) -> int:
@@ -94,3 +99,24 @@ def _speed(last: ExtractProgress | None) -> str:
         return ""
     known = "" if last.busy is None else f", with the teachers busy {last.busy:.0%} of the time"
     return f" (once the teachers ran, {last.images_per_s:,.1f} images/s{known})"
+
+
+def who_misses(
+    missing: Sequence[int], worker: WorkerShards, writing: Sequence[Holder], command: str
+) -> list[str]:
+    """A line for each worker that has not finished: which shards are left, and who extracts them
+    or how ``command`` does."""
+    lines = []
+    for index in sorted({shard % worker.count for shard in missing}):
+        other = WorkerShards(index, worker.count)
+        theirs = other.of(missing)
+        them = "it" if len(theirs) == 1 else "them"
+        who = " and ".join(str(holder) for holder in writing if any(map(holder.may_hold, theirs)))
+        todo = (
+            f"{who} is extracting {them}."
+            if who
+            else (f"nobody is extracting {them}; run `{command} --worker {other}`.")
+        )
+        named = ", ".join(map(str, theirs[:MAX_NAMED])) + (", ..." if theirs[MAX_NAMED:] else "")
+        lines.append(f"{counted(len(theirs), 'shard')} left of worker {other} ({named}): {todo}")
+    return lines

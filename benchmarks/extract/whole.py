@@ -10,7 +10,7 @@ from pathlib import Path
 from bare import Speed, cpu_s
 
 from phistill.pipeline import CacheSettings, ExtractProgress, extract
-from phistill.pipeline.options import ExtractOptions
+from phistill.pipeline.settings import ExtractOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

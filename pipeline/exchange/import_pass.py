@@ -15,9 +15,9 @@ from phistill.compute.devices import choose_device
 from phistill.errors import CacheMismatch, UsageError
 
 from ..images.source import ImageSource
-from ..options import ExtractOptions
 from ..rejects import RejectBudget
 from ..same_teacher import add_or_require
+from ..settings import ExtractOptions
 from ..shard_pass import ShardPass
 from ..teachers.to_host import stored_as
 from .feature_files import PIXELS, FeatureFiles

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from phistill.errors import UsageError
+from phistill import plugins
+from phistill.errors import PhistillError, SourceError, UsageError
 
 from .arrow import ArrowSource, is_saved_dataset
 from .folder import FolderSource, ListSource, listed_lines
@@ -32,10 +33,14 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource
 
     A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet`` or
     ``.tar`` file, a text file of paths or of tars, or URLs of tars; braces stand for several tars
-    (``shard-{0000..0127}.tar``). Of tars from afar, ``window_tars`` are mixed.
+    (``shard-{0000..0127}.tar``). Of tars from afar, ``window_tars`` are mixed. A source of your own
+    is ``module:package.module:function[?key=value&...]``, or ``NAME:REST[?...]`` of a package that
+    registers NAME.
     """
     if isinstance(path, str) and is_remote(path):
         return RemoteTarSource(check_urls(expand(path)), window_tars)
+    if isinstance(path, str) and is_plugin(path):
+        return _open_plugin(path)
     if has_braces(str(path)) and not Path(path).exists():
         return _local_tars([Path(name) for name in expand(str(path))])
     path = Path(path)
@@ -64,6 +69,38 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource
             return RemoteTarSource(check_urls(names), window_tars)
         return _local_tars([path.parent / name for name in names])
     return ListSource(path)
+
+
+def is_plugin(text: str) -> bool:
+    """Whether a text names a source of a user's own."""
+    name, colon, _ = text.partition(":")
+    if not colon or Path(text).exists():
+        return False
+    return name == plugins.MODULE or name in plugins.registered(plugins.IMAGE_SOURCES)
+
+
+def _open_plugin(text: str) -> ImageSource:
+    """What its function ``open(rest, options)`` returns; SourceError when it fails."""
+    body, options = plugins.split_options(text)
+    name, _, rest = body.partition(":")
+    if name == plugins.MODULE:
+        function, rest = plugins.load(rest, plugins.MODULE), ""
+    else:
+        function = plugins.registered(plugins.IMAGE_SOURCES)[name].load()
+    try:
+        source = function(rest, options)
+    except PhistillError:
+        raise
+    except Exception as error:  # a user's own code may raise anything
+        raise SourceError(
+            f"images {text!r} cannot be opened: {type(error).__name__}: {error}."
+        ) from error
+    if not isinstance(source, ImageSource):
+        raise UsageError(
+            f"images {text!r}: the function returned a {type(source).__name__}, not an "
+            "ImageSource. Derive it from phistill.pipeline.ImageSource."
+        )
+    return source
 
 
 def _local_tars(tars: list[Path]) -> TarSource:

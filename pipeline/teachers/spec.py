@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qsl
 
 from phistill import plugins
 from phistill.cache.format.names import check_teacher_name
@@ -26,7 +25,6 @@ from phistill.errors import PhistillError, TeacherError, UsageError
 from .contract import FourMethods, Teacher
 from .wrapper import WrapperOptions
 
-MODULE = "module"
 HUB_PATIENCE_S = 5.0
 """Within this a hub that can be reached has answered something."""
 
@@ -52,7 +50,7 @@ class TeacherSpec:
 
         NAME defaults to the last part of MODEL with unusual letters replaced.
         """
-        body, _, query = text.partition("?")
+        body, options = plugins.split_options(text)
         name, equals, rest = body.partition("=")
         source, colon, model = (rest if equals else body).partition(":")
         if not colon or not source or not model:
@@ -60,18 +58,10 @@ class TeacherSpec:
                 f"teacher {text!r} is not [NAME=]SOURCE:MODEL[?key=value&...], "
                 f"for example demo:clip. Sources: {', '.join(known_sources())}."
             )
-        try:
-            options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        except ValueError as error:
-            raise UsageError(
-                f"teacher {text!r}: options {query!r} are not key=value&..."
-            ) from error
-        if len(dict(options)) != len(options):
-            raise UsageError(f"teacher {text!r} gives an option twice.")
         if not equals:
             last = re.split(r"[/:]", model.rstrip("/"))[-1]
             name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-") or source
-        return cls(check_teacher_name(name), source, model, tuple(sorted(options)))
+        return cls(check_teacher_name(name), source, model, tuple(sorted(options.items())))
 
     @property
     def text(self) -> str:
@@ -82,7 +72,7 @@ class TeacherSpec:
     def build(self) -> Teacher:
         """Build the teacher; UsageError lists the sources when this one is unknown."""
         builder = _builder(self.source, self.model)
-        model = self.model if self.source != MODULE else ""
+        model = self.model if self.source != plugins.MODULE else ""
         options = dict(self.options)
         wrapper = WrapperOptions.take(options)
         hub = asked_once() if needs_hub(self.source, model, options) else nullcontext()
@@ -116,12 +106,12 @@ def _is_hub_error(error: BaseException) -> bool:
 
 def known_sources() -> list[str]:
     """Names of the installed sources."""
-    return sorted({*plugins.registered(plugins.TEACHERS), MODULE})
+    return sorted({*plugins.registered(plugins.TEACHERS), plugins.MODULE})
 
 
 def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Any]:
-    if source == MODULE:
-        return plugins.load(model, MODULE)
+    if source == plugins.MODULE:
+        return plugins.load(model, plugins.MODULE)
     entry = plugins.registered(plugins.TEACHERS).get(source)
     if entry is None:
         raise UsageError(

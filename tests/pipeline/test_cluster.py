@@ -20,7 +20,7 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import CacheMismatch, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress, extract
-from phistill.pipeline.workers import WorkerShards
+from phistill.pipeline.settings import WorkerShards
 
 distributed: Any = pytest.importorskip("distributed")
 

@@ -7,7 +7,8 @@ import pytest
 from phistill.cache.storage.lock import Holder
 from phistill.errors import UsageError
 from phistill.pipeline import ExtractOptions
-from phistill.pipeline.workers import WorkerShards, who_misses
+from phistill.pipeline.settings import WorkerShards
+from phistill.report.extraction import who_misses
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -19,8 +19,8 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import LockHeld, PhistillError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
+from phistill.pipeline.settings import WorkerShards
 from phistill.pipeline.shard_pass import missing_shards
-from phistill.pipeline.workers import WorkerShards
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)  # 11 shards of 41 images
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from phistill import plugins
-from phistill.errors import UsageError
+from phistill.errors import SourceError, UsageError
+from phistill.pipeline.images.open_source import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,37 @@ def test_the_command_line_finds_a_teacher_in_a_file_beside_you(working_folder: P
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Ready to be used." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("a:b", "a:b", {}),
+        ("a:b?c=1&d=", "a:b", {"c": "1", "d": ""}),
+        (
+            "a:b?file=/x+y/50%25 & more/f=g.pt&c=1",
+            "a:b",
+            {"file": "/x+y/50%25 & more/f=g.pt", "c": "1"},
+        ),
+    ],
+)
+def test_options_are_taken_as_they_are_written(
+    text: str, name: str, options: dict[str, str]
+) -> None:
+    assert plugins.split_options(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["a:b?c", "a:b?", "a:b?=1", "a:b?c=1&c=2"])
+def test_what_are_no_options_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="a:b"):
+        plugins.split_options(text)
+
+
+def test_an_image_source_that_is_none_is_refused(working_folder: Path) -> None:
+    (working_folder / "no_source.py").write_text(
+        "def opened(rest, options): return 1\ndef fails(rest, options): return options['folder']\n"
+    )
+    with pytest.raises(UsageError, match="returned a int, not an ImageSource"):
+        open_source("module:no_source:opened")
+    with pytest.raises(SourceError, match="cannot be opened: KeyError: 'folder'"):
+        open_source("module:no_source:fails")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from phistill.cache import Cache
 from phistill.cache.upkeep.compact import drop_removed
 from phistill.cache.upkeep.copying import CopyProgress
-from phistill.stats.fit.reuse import reuse_statistics
+
+from .fit.reuse import reuse_statistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import phistill.cache as store
 from phistill.cache import Cache
 from phistill.cache.upkeep import growth
 from phistill.cli import main
-from phistill.pipeline.compact import compact
 from phistill.stats import fit_stats, load_moments
+from phistill.stats.compact import compact
 
 CacheFactory = Callable[..., Cache]
 

@@ -1,0 +1,46 @@
+"""An image source of your own: the pages of comic books, zip files of images, never unpacked.
+
+phistill extract 'module:bookshelf_images:open_shelf?folder=books' --cache c --teacher ...
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from phistill.errors import UsageError
+from phistill.pipeline import ImageRecord, ImageSource
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Bookshelf(ImageSource):
+    """The pages of every ``.cbz`` in a folder; a page's label is its book."""
+
+    kind = "comic books"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def records(self) -> list[ImageRecord]:
+        records = []
+        for book in sorted(self._folder.glob("*.cbz")):
+            with zipfile.ZipFile(book) as pages:
+                names = [name for name in pages.namelist() if name.lower().endswith(SUFFIXES)]
+            records += [
+                ImageRecord(id=f"{book.name}/{name}", uri=f"{book.name}/{name}", label=book.stem)
+                for name in sorted(names)
+            ]
+        if not records:
+            raise UsageError(f"{self._folder} holds no .cbz with images.")
+        return records
+
+    def read(self, uri: str, offset: int, length: int) -> bytes:
+        book, _, page = uri.partition("/")
+        with zipfile.ZipFile(self._folder / book) as pages:
+            return pages.read(page)
+
+
+def open_shelf(rest: str, options: dict[str, str]) -> ImageSource:
+    """``rest`` is what follows a registered name; with ``module:`` it is empty."""
+    return Bookshelf(Path(options["folder"]))
