@@ -53,6 +53,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _interrupt)
         # OpenMP's threads spin for work by default: on two busy cores a training step then takes
         # ten times as long (docs/log.md). Read when torch is loaded, which happens later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -89,6 +91,11 @@ def _as_one_line(message: Warning | str, *where: Any, **more: Any) -> str:
     return f"Warning: {message}\n"
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, b"\nStopping ...\n")  # at once: to close what is open may take seconds
+    raise KeyboardInterrupt
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
@@ -111,7 +118,3 @@ def main() -> None:
 for commands in GROUPS.values():
     for command in commands:
         main.add_command(command)
-
-
-if __name__ == "__main__":
-    main()

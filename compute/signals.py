@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
 from phistill.errors import PhistillError
+
+_ANSWER = b"\nStopping after this step; everything will be saved. Ctrl-C again stops at once.\n"
+"""Written straight away: a first step with compilation may take minutes."""
 
 
 class Interrupted(PhistillError):
@@ -42,3 +46,4 @@ class StopRequest:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        os.write(2, _ANSWER)
