@@ -1,12 +1,13 @@
 """Several caches read as one: their rows are numbered through, cache after cache.
 
 Row r of cache k has the number ``starts[k] + r``. Nothing is copied; the caches must agree on what
-they share, teacher by teacher and field by field.
+they share, teacher by teacher and field by field. One cache is the common case of several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, UsageError
 
+from . import store
 from .format import names
 from .format.info import TeacherInfo
 from .format.split import HELDOUT, TRAIN, Split
@@ -25,13 +27,13 @@ Rows = NDArray[np.int64]
 
 
 class JoinedCaches:
-    """Two or more caches, in the order given."""
+    """One or more caches, in the order given."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self.caches = tuple(caches)
-        paths = [cache.location for cache in self.caches]
-        for place in (path for path in paths if paths.count(path) > 1):
-            raise UsageError(f"{place} is given twice. Name each cache once and give it a weight.")
+        if not self.caches:
+            raise UsageError("no cache was given.")
+        _refuse_repeats(self.caches)
         lengths = [cache.num_rows for cache in self.caches]
         self.starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
 
@@ -88,13 +90,13 @@ class JoinedCaches:
         for cache in self.caches:
             if name not in cache.teachers:
                 common = [n for n in self.teachers if all(n in c.teachers for c in self.caches)]
-                cure = (
+                remedy = (
                     f"Take the common ones with --teachers {','.join(common)}, or e"
                     if common
                     else "E"
                 )
                 raise UsageError(
-                    f"{cache.location} has no teacher {name!r}. {cure}xtract it there: "
+                    f"{cache.location} has no teacher {name!r}. {remedy}xtract it there: "
                     f"phistill extract IMAGES --cache {cache.location} --teacher ..."
                 )
 
@@ -105,11 +107,11 @@ class JoinedCaches:
 
     def rows(self, teachers: Sequence[str] | None = None, split: Split = "train") -> Rows:
         """Usable rows of all caches (n,), ascending, numbered through; see ``Cache.rows``."""
-        found = [
+        parts = [
             start + cache.rows(teachers, split)
             for start, cache in zip(self.starts, self.caches, strict=True)
         ]
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     def reader(self, owner: str, kind: str) -> JoinedReader:
         """A reader of one array over all caches."""
@@ -122,20 +124,21 @@ class JoinedCaches:
         image is held out is then a function of its bytes. Images are told apart by their sha256.
         """
         infos = [cache.info for cache in self.caches]
-        given = any("split" in cache.index().column_names for cache in self.caches)
-        if not given and len({(info.seed, info.holdout) for info in infos}) == 1:
+        has_split = any("split" in cache.index().column_names for cache in self.caches)
+        agree = not has_split and len({(info.seed, info.holdout) for info in infos}) == 1
+        if agree or len(self.caches) == 1:
             return [np.empty(0, np.int64) for _ in self.caches]
         hashes = [row_hashes(cache) for cache in self.caches]
         heldout = [
             set(known[cache.rows(teachers, HELDOUT)].tolist())
             for cache, known in zip(self.caches, hashes, strict=True)
         ]
-        found = []
+        leaked = []
         for number, (cache, known) in enumerate(zip(self.caches, hashes, strict=True)):
             others = set().union(*heldout[:number], *heldout[number + 1 :])
             rows = cache.rows(teachers, TRAIN)
-            found.append(rows[[sha256 in others for sha256 in known[rows].tolist()]])
-        return found
+            leaked.append(rows[[sha256 in others for sha256 in known[rows].tolist()]])
+        return leaked
 
 
 class JoinedReader:
@@ -187,13 +190,47 @@ class JoinedReadAhead:
             part.close()
 
 
+CacheArgument = Cache | JoinedCaches | Path | str | Sequence[Cache | Path | str]
+"""A cache, or several: open, or where they lie."""
+
+
+def open_caches(cache: CacheArgument) -> JoinedCaches:
+    """The caches, opened where they are not; one cache becomes a sequence of one."""
+    if isinstance(cache, JoinedCaches):
+        return cache
+    several = (cache,) if isinstance(cache, Cache | Path | str) else cache
+    return JoinedCaches([one if isinstance(one, Cache) else store.open(one) for one in several])
+
+
+def _refuse_repeats(caches: Sequence[Cache]) -> None:
+    """UsageError where two of the caches lie in one place, however it is spelt."""
+    seen: dict[object, Cache] = {}
+    for cache in caches:
+        first = seen.setdefault(_place(cache), cache)
+        if first is not cache:
+            spelt = f" ({first.location})" if first.location != cache.location else ""
+            raise UsageError(
+                f"{cache.location} is given twice{spelt}. Name each cache once and give it a "
+                "weight."
+            )
+
+
+def _place(cache: Cache) -> object:
+    """Equal for caches in one place: links, bind mounts and relative paths are seen through."""
+    try:
+        folder = Path(cache.files.absolute).stat()
+    except OSError:  # an object store has no folder
+        return cache.files.absolute
+    return folder.st_dev, folder.st_ino
+
+
 def row_hashes(cache: Cache) -> NDArray[np.object_]:
     """(num_rows,) sha256 (hex) of each row's encoded image; None where no shard says."""
-    found = np.full(cache.num_rows, None, object)
+    hashes = np.full(cache.num_rows, None, object)
     for owner in cache.owners:
         for record in cache.commits(owner).values():
-            found[record.start : record.start + record.num_rows] = record.images.sha256
-    return found
+            hashes[record.start : record.start + record.num_rows] = record.images.sha256
+    return hashes
 
 
 def _same_teacher(one: Cache, other: Cache, name: str) -> None:

@@ -23,9 +23,9 @@ from .arguments import (
 
 def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from phistill.train.settings import as_text
+        from phistill.train.config import settings_text
 
-        click.echo(as_text())
+        click.echo(settings_text())
         context.exit()
 
 

@@ -29,7 +29,6 @@ MAX_SOURCE_LINES = 28_500
 MORE_MODULES = {
     "pipeline": "same_teacher.py goes",
     "pipeline.teachers": "a module for each library, and what they share",
-    "train": "to be divided",
 }
 """Folders of more modules than MAX_MODULES, and why these belong together."""
 

@@ -93,7 +93,7 @@ def test_extract_killed_and_resumed_then_statistics_training_and_evaluation(
     assert "t/patches has its statistics" in found.output
     assert phistill("report", bucket_url, "--out", str(tmp_path / "report.html")).exit_code == 0
     facts = json.loads((tmp_path / "runs" / "remote" / "config.json").read_text())
-    assert facts["cache"] == bucket_url
+    assert [cache["path"] for cache in facts["caches"]] == [bucket_url]
 
 
 def config(**changes: Any) -> TrainConfig:

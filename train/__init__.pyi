@@ -1,6 +1,6 @@
 from .config import TrainConfig
 from .evaluation import EvalRow, evaluate
-from .run import Progress, RunResult
+from .progress import Progress, RunResult
 from .student.export import export, load_export
 from .student.predict import TrainedStudent, load_run
 from .sweeps.cells import Cell, cells, read_grid

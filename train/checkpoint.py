@@ -39,13 +39,18 @@ class Checkpoint:
     """JSON values: config, targets, normalizers, state, score, ..."""
 
 
+def path_of(run: Path, step: int) -> Path:
+    """Where the tensors of a checkpoint lie; its JSON lies beside them."""
+    return run / FOLDER / f"{step:08d}.safetensors"
+
+
 def save(run: Path, checkpoint: Checkpoint) -> Path:
     """Publish a checkpoint below a run folder; returns the path of its tensors."""
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()
     }
     data = safetensors.torch.save(tensors)
-    path = run / FOLDER / f"{checkpoint.step:08d}.safetensors"
+    path = path_of(run, checkpoint.step)
     publish.publish_bytes(path, data)
     record = seal(
         {
@@ -75,7 +80,7 @@ def steps(run: Path) -> list[int]:
 
 def load(run: Path, step: int) -> Checkpoint:
     """One checkpoint; CorruptCheckpoint when a byte of it is not what was written."""
-    path = run / FOLDER / f"{step:08d}.safetensors"
+    path = path_of(run, step)
     record = _record(path.with_suffix(".json"))
     try:
         data = path.read_bytes()
@@ -95,15 +100,15 @@ def load_latest(run: Path) -> Checkpoint | None:
 
     Warns about damaged ones that it passes over; CorruptCheckpoint when all are damaged.
     """
-    found = steps(run)
-    for step in reversed(found):
+    there = steps(run)
+    for step in reversed(there):
         try:
             return load(run, step)
         except CorruptCheckpoint as error:
             warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
-    if found:
+    if there:
         raise CorruptCheckpoint(
-            f"none of the {len(found)} checkpoints in {run / FOLDER} is whole. "
+            f"none of the {len(there)} checkpoints in {run / FOLDER} is whole. "
             "Remove the run folder and train again."
         )
     return None
@@ -129,16 +134,16 @@ def nothing_in(run: Path) -> UsageError:
             f"{run} is not a run but holds {len(cells)} of them; give one, such as "
             f"{run / cells[0]}."
         )
-    what = f"{run} has no checkpoint"
+    subject = f"{run} has no checkpoint"
     if store.exists(run):
         return UsageError(
-            f"{what}: it is a cache. Train a student on it with `phistill train {run} --out RUN`, "
-            "and give RUN."
+            f"{subject}: it is a cache. Train a student on it with `phistill train {run} --out "
+            "RUN`, and give RUN."
         )
     if (run / "config.json").exists():
-        return UsageError(f"{what} yet. Run its `phistill train` again to go on.")
+        return UsageError(f"{subject} yet. Run its `phistill train` again to go on.")
     why = "it is no run" if run.exists() else "nothing is there"
-    return UsageError(f"{what}: {why}. Make one with `phistill train CACHE --out {run}`.")
+    return UsageError(f"{subject}: {why}. Make one with `phistill train CACHE --out {run}`.")
 
 
 def prune(run: Path, keep: int) -> None:
@@ -146,12 +151,12 @@ def prune(run: Path, keep: int) -> None:
 
     Tensors without a JSON are what a kill left behind; they go too.
     """
-    found, scored = steps(run), _scores(run)
-    kept = set(found[-keep:])
+    there, scored = steps(run), _scores(run)
+    kept = set(there[-keep:])
     if scored:
         kept.add(min(scored, key=lambda step: (scored[step], -step)))
-    for step in set(found) - kept:
-        (run / FOLDER / f"{step:08d}.json").unlink()
+    for step in set(there) - kept:
+        path_of(run, step).with_suffix(".json").unlink()
     for path in (run / FOLDER).glob("*.safetensors"):
         if not path.with_suffix(".json").exists():
             path.unlink()
@@ -159,15 +164,15 @@ def prune(run: Path, keep: int) -> None:
 
 def _scores(run: Path) -> dict[int, float]:
     """Validation score by step, of those whose JSON is whole and has one."""
-    found = {}
+    scores = {}
     for step in steps(run):
         try:
-            score = _record(run / FOLDER / f"{step:08d}.json")["facts"].get("score")
+            score = _record(path_of(run, step).with_suffix(".json"))["facts"].get("score")
         except CorruptCheckpoint:
             continue
         if score is not None:
-            found[step] = float(score)
-    return found
+            scores[step] = float(score)
+    return scores
 
 
 def _record(path: Path) -> dict[str, Any]:

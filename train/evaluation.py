@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phistill import cache as store
-from phistill.cache import Cache, Split
-from phistill.cache.joined import JoinedCaches
+from phistill.cache import Split
+from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.compute.precision import full_float32, widest_float
 from phistill.errors import IncompleteCache, RunMismatch, UsageError
 
-from .data.loader import PIXELS, Source
-from .data.sequence import Rows
+from .data.source import PIXELS, Source
+from .data.stream import Rows
 from .student.predict import TrainedStudent, load_run
 from .targets import SUMMARY, Target
 
@@ -74,9 +74,9 @@ class EvalRow:
         return f"{self.teacher}/{self.kind}" + (f"@{self.cache}" if self.cache else "")
 
     @property
-    def badness(self) -> float:
+    def score(self) -> float:
         """What students are compared by: unexplained, or 1 - cosine where only a direction is
-        learnt. Lower is better, 1 is no better than a constant."""
+        learnt. Lower is better; 1 is no better than a constant."""
         return 1 - self.cosine if self.unexplained is None else self.unexplained
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,20 +175,17 @@ class Part:
 
 
 def parts_of(
-    cache: Cache | JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
+    caches: JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
 ) -> list[Part]:
     """The rows of each cache that has any, at most ``max_rows`` of each (0: all)."""
-    if isinstance(cache, Cache):
-        found = [Part("", cache.rows(teachers, split))]
-    else:
-        names = [one.files.name for one in cache.caches]
-        if len(set(names)) < len(names):
-            names = [one.location for one in cache.caches]
-        found = [
-            Part(name, start + one.rows(teachers, split))
-            for name, start, one in zip(names, cache.starts, cache.caches, strict=True)
-        ]
-    return [Part(p.cache, p.rows[:max_rows] if max_rows else p.rows) for p in found if p.rows.size]
+    names = [cache.files.name for cache in caches.caches]
+    if len(set(names)) < len(names):
+        names = [cache.location for cache in caches.caches]
+    parts = [
+        Part(name if names[1:] else "", start + cache.rows(teachers, split))
+        for name, start, cache in zip(names, caches.starts, caches.caches, strict=True)
+    ]
+    return [Part(part.cache, part.rows[: max_rows or None]) for part in parts if part.rows.size]
 
 
 def evaluate(
@@ -209,16 +206,16 @@ def evaluate(
     held out, RunMismatch when the cache's teachers are not those of the run.
     """
     student = load_run(run, which=which, device=device)
-    opened = open_cache(_own_caches(student.facts) if cache is None else cache)
-    refuse_other_teachers(opened, student.facts["teachers"], run)
+    caches = open_caches(_own_caches(student.facts) if cache is None else cache)
+    refuse_other_teachers(caches, student.facts["teachers"], run)
     teachers = list(student.facts["teachers"])
-    parts = parts_of(opened, teachers, split, max_rows)
+    parts = parts_of(caches, teachers, split, max_rows)
     if not parts:
         raise IncompleteCache(
-            f"{opened.location} has no {split} row for {', '.join(teachers)}. Extract a cache "
+            f"{caches.location} has no {split} row for {', '.join(teachers)}. Extract a cache "
             "with a larger --holdout, or evaluate with --split train."
         )
-    source = Source(opened, student.targets)
+    source = Source(caches, student.targets)
     means = {key: np.asarray(value) for key, value in student.facts["means"].items()}
     students = [("trained", student)]
     if untrained:
@@ -235,7 +232,7 @@ def evaluate(
 
 def _own_caches(facts: Mapping[str, Any]) -> list[str]:
     """Paths of the caches a run was trained on; UsageError when one is not there any more."""
-    paths = [str(entry["path"]) for entry in facts.get("caches", [])] or [str(facts["cache"])]
+    paths = [str(entry["path"]) for entry in facts["caches"]]
     for path in paths:
         if not store.exists(path):
             raise UsageError(
@@ -245,50 +242,33 @@ def _own_caches(facts: Mapping[str, Any]) -> list[str]:
     return paths
 
 
-def mean_unexplained(lines: Sequence[EvalRow]) -> float:
-    """One number for a student: the mean over teachers, 1 - cosine where there is no variance.
+def mean_score(lines: Sequence[EvalRow]) -> float:
+    """One number for a student, lower is better: the mean over teachers and token kinds.
 
     Over several caches, the mean of what each of them gives.
     """
-    return sum(line.badness for line in lines) / len(lines)
-
-
-CacheArgument = Cache | JoinedCaches | Path | str | Sequence[Cache | Path | str]
-"""A cache, or several: open, or where they lie."""
-
-
-def open_cache(cache: CacheArgument) -> Cache | JoinedCaches:
-    """The cache itself, or the one at a path; a sequence of several becomes one of joined rows."""
-    if isinstance(cache, Cache | JoinedCaches):
-        return cache
-    if isinstance(cache, Path | str):
-        return store.open(cache)
-    opened = [one if isinstance(one, Cache) else store.open(one) for one in cache]
-    if not opened:
-        raise UsageError("no cache was given.")
-    return opened[0] if len(opened) == 1 else JoinedCaches(opened)
+    return sum(line.score for line in lines) / len(lines)
 
 
 def refuse_other_teachers(
-    cache: Cache | JoinedCaches, teachers: Mapping[str, Mapping[str, Any]], run: object
+    caches: JoinedCaches, teachers: Mapping[str, Mapping[str, Any]], run: object
 ) -> None:
-    """RunMismatch naming each field in which the cache's teachers differ from the run's."""
-    if isinstance(cache, JoinedCaches):
-        for one in cache.caches:
-            refuse_other_teachers(one, teachers, run)
-        return
-    for name, stored in teachers.items():
-        if name not in cache.teachers:
-            raise RunMismatch(
-                f"{cache.location} has no teacher {name!r}, which {run} was trained on."
-            )
-        found = cache.teacher(name).fingerprint
-        differing = [
-            key for key in sorted(set(found) | set(stored)) if found.get(key) != stored.get(key)
-        ]
-        if differing:
-            lines = "".join(f"\n  {k}: {stored.get(k)!r} -> {found.get(k)!r}" for k in differing)
-            raise RunMismatch(
-                f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"
-                f"{lines}\nTake the cache the run was trained on, or train a new run."
-            )
+    """RunMismatch naming each field in which the caches' teachers differ from the run's."""
+    for cache in caches.caches:
+        for name, stored in teachers.items():
+            if name not in cache.teachers:
+                raise RunMismatch(
+                    f"{cache.location} has no teacher {name!r}, which {run} was trained on."
+                )
+            there = cache.teacher(name).fingerprint
+            differing = [
+                key for key in sorted({*there, *stored}) if there.get(key) != stored.get(key)
+            ]
+            if differing:
+                lines = "".join(
+                    f"\n  {key}: {stored.get(key)!r} -> {there.get(key)!r}" for key in differing
+                )
+                raise RunMismatch(
+                    f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"
+                    f"{lines}\nTake the cache the run was trained on, or train a new run."
+                )

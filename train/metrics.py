@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: one JSON object per line, and TensorBoard events.
+"""What a run writes down while it trains: one JSON object per line, and what else was asked for.
 
 A resumed run drops the lines after the step it goes on from, so that the file reads like that of
 an uninterrupted run.
@@ -9,54 +9,100 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from phistill.cache.storage import publish
 from phistill.errors import UsageError
 
+from .config import TrainConfig
+
 FILE = "metrics.jsonl"
 
+Values = Mapping[str, Any]
+"""Numbers by name, and mappings of them."""
 
-class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard and W&B where asked for and installed."""
 
-    def __init__(
-        self, run: Path, *, first_step: int, tensorboard: bool, wandb: bool, config: Any
-    ) -> None:
+class Logger(ABC):
+    """Where the numbers of a run go."""
+
+    @abstractmethod
+    def write(self, event: str, step: int, values: Values) -> None:
+        """The event's name (``train``, ``validate``), the step, and the values."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush to where it is kept."""
+
+
+class JsonLines(Logger):
+    """metrics.jsonl in the run folder."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
         _drop_after(run / FILE, first_step)
         self._file = (run / FILE).open("a", encoding="utf-8")
-        self._board: Any = None
-        self._wandb: Any = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        if wandb:
-            import wandb as client  # type: ignore[import-not-found,unused-ignore]
-
-            self._wandb = client.init(dir=str(run), config=config, resume="allow", id=run.name)
-
-    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line: the event's name, the step, and the values (numbers or mappings of them)."""
+    def write(self, event: str, step: int, values: Values) -> None:
         self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         self._file.flush()
-        flat = dict(_flatten(values))
-        if self._board is not None:
-            for name, value in flat.items():
-                self._board.add_scalar(f"{event}/{name}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({f"{event}/{name}": v for name, v in flat.items()}, step=step)
 
     def close(self) -> None:
-        """Flush to the disk and close."""
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+
+
+class TensorBoard(Logger):
+    """The same as events below ``tensorboard/``."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, event: str, step: int, values: Values) -> None:
+        for name, value in _flat(values):
+            self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases(Logger):
+    """The same to Weights & Biases; a run that goes on goes on there too."""
+
+    def __init__(self, run: Path, run_id: str, config: TrainConfig) -> None:
+        import wandb  # type: ignore[import-not-found,unused-ignore]
+
+        self._run: Any = wandb.init(
+            dir=str(run), name=run.name, config=config.to_dict(), resume="allow", id=run_id
+        )
+
+    def write(self, event: str, step: int, values: Values) -> None:
+        self._run.log({f"{event}/{name}": value for name, value in _flat(values)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_loggers(run: Path, config: TrainConfig, *, first_step: int, run_id: str) -> list[Logger]:
+    """Those a config asks for; metrics.jsonl is always one of them.
+
+    ``run_id`` is unlike that of any other run, whatever its folder is called.
+    """
+    loggers: list[Logger] = [JsonLines(run, first_step)]
+    if config.tensorboard and _is_installed("tensorboard"):
+        loggers.append(TensorBoard(run, first_step))
+    if config.wandb:
+        loggers.append(WeightsAndBiases(run, run_id, config))
+    return loggers
+
+
+def refuse_missing_loggers(config: TrainConfig) -> None:
+    """UsageError when W&B is asked for and not installed."""
+    if config.wandb and not _is_installed("wandb"):
+        raise UsageError("wandb=true, but wandb is not installed: pip install wandb.")
 
 
 def read_metrics(run: Path, event: str | None = None) -> list[dict[str, Any]]:
@@ -68,10 +114,8 @@ def read_metrics(run: Path, event: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if event is None or line.get("event") == event]
 
 
-def refuse_missing_wandb(wanted: bool) -> None:
-    """UsageError when W&B is wanted and not installed."""
-    if wanted and importlib.util.find_spec("wandb") is None:
-        raise UsageError("wandb=True, but wandb is not installed: pip install wandb.")
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -92,9 +136,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Any:
+def _flat(values: Values, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
+            yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             yield f"{prefix}{name}", value

@@ -1,14 +1,14 @@
-"""One student in training: weights, optimizer, loss balance and random state.
+"""One student in training: weights, optimizer, average, loss balance and random state.
 
-``learn`` takes a batch and does one optimizer step. Everything that a resumed run needs to go on
-bit for bit is in ``tensors`` and ``state``. Several trainees can take turns on the same batches:
+``train_step`` takes a batch and does one optimizer step. Everything that a resumed run needs to go
+on bit for bit is in ``tensors`` and ``facts``. Several students can take turns on the same batches:
 each keeps its own random state, so that none can tell whether it is alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +16,21 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from phistill.compute.precision import products_in
 from phistill.compute.ranks import Ranks
 from phistill.compute.seeds import RandomState, state_name
 from phistill.errors import Diverged
-from phistill.stats import Normalizer
 
 from .checkpoint import tensors_below
-from .config import TrainConfig
-from .data.loader import Batch
+from .data.batch import Batch
 from .loss.augment import draw_crop, input_size, photometric
-from .loss.losses import Balance, fixed_weights
+from .loss.balance import Balance
 from .loss.objective import Objective
 from .loss.token_grids import Crop
-from .optim import make_optimizer
-from .schedule import learning_rate
+from .optim import learning_rate, make_optimizer
+from .resolve import ResolvedRun
 from .student.backbone import Student, StudentOutput, build_student, to_images
-from .targets import Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,32 +65,36 @@ class NotFinite(Diverged):
         self.facts = facts
 
 
-class Trainee:
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class _Sums:
+    """What the parts of a batch added up to."""
+
+    values: Float[Tensor, " terms"]
+    """Unweighted terms, as shares of the means over the global batch."""
+
+    squares: Float[Tensor, " terms"]
+    """Squared norms of the weighted terms' gradients at the shared features, where measured."""
+
+    per_row: list[tuple[Batch, dict[str, Tensor]]]
+    """Parts with the loss of each row by target key."""
+
+
+class TrainState:
     """The mutable state of one training run, and its step."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        targets: Sequence[Target],
-        normalizers: Mapping[str, Normalizer],
-        *,
-        dispersions: Mapping[str, float],
-        image_size: int,
-        num_steps: int,
-        precision: str,
-        ranks: Ranks,
-    ) -> None:
-        self.config, self.targets, self.ranks = config, tuple(targets), ranks
-        self.normalizers, self.num_steps, self.done = dict(normalizers), num_steps, 0
-        self.student: Student = build_student(config, targets, image_size).to(ranks.device)
-        self.bf16 = precision == "bf16"
+    def __init__(self, run: ResolvedRun, ranks: Ranks) -> None:
+        config = run.config
+        self.config, self.targets, self.ranks = config, run.targets, ranks
+        self.num_steps, self.done = run.num_steps, 0
+        self.student: Student = build_student(config, run.targets, run.image_size)
+        self.student.to(ranks.device)
+        self.bf16 = run.precision == "bf16"
         if self.bf16 and ranks.device.type == "cpu":
             self.student.unfuse_attention()
-        self.objective = Objective(config, targets, normalizers, dispersions).to(ranks.device)
-        self.balance = Balance(
-            config.balance, fixed_weights(targets, config.weights), config.adaloss_decay
-        )
-        self.optimizer: Optimizer = make_optimizer(config, self.student)
+        self.objective = Objective(config, run.targets, run.normalizers, run.dispersions)
+        self.objective.to(ranks.device)
+        self.balance = Balance(config, run.targets)
+        self.optimizer = make_optimizer(config, self.student)
         self.ema = [p.detach().clone() for p in self.student.parameters()]
         if not config.ema_decay:
             self.ema = []
@@ -102,37 +102,63 @@ class Trainee:
         self.forward: Any = torch.compile(forward) if config.compile else forward
         self.random = RandomState(config.seed, ranks.rank, ranks.device)
 
+    @property
+    def is_finished(self) -> bool:
+        return self.done >= self.num_steps
+
     # -- one step --------------------------------------------------------------------------------
 
-    def learn(self, batch: Batch) -> StepValues:
-        """One optimizer step. Raises Diverged, before any weight changes, on a value not finite."""
-        self.student.train()
+    def train_step(self, batch: Batch) -> StepValues:
+        """One optimizer step: forward, loss, backward, clip, update.
+
+        Raises NotFinite, before any weight changes, on a value that is not finite.
+        """
+        every = self.config.gradient_norm_every
+        measure = bool(every) and self.done % every == 0
         lr = learning_rate(self.config, self.done, self.num_steps)
         factors = self.balance.factors()
-        measure = self._measures_gradients()
-        values = torch.zeros(len(self.targets), device=self.ranks.device)
-        squares = torch.zeros_like(values)
-        seen: list[tuple[Batch, dict[str, Tensor]]] = []
+        self.student.train()
         with self.random.in_place():
-            for number in range(self.config.accumulate):
-                part = batch.part(number, self.config.accumulate)
-                last = number == self.config.accumulate - 1
-                with contextlib.nullcontext() if last else self.ranks.no_sync(self.forward):
-                    output, terms = self._forward(part)
-                    means = [terms[t.key].sum() / max(1, batch.counts[t.key]) for t in self.targets]
-                    weighted = [f * m for f, m in zip(factors.tolist(), means, strict=True)]
-                    if measure:
-                        squares += self._feature_gradients(weighted, output)
-                    (torch.stack(weighted).sum() * self.ranks.world).backward()
-                values += torch.stack(means).detach()
-                seen.append((part, {key: value.detach() for key, value in terms.items()}))
-        gradient_norm = self._clip()
-        values = self.ranks.total(values)
-        if measure:
-            squares = self.ranks.total(squares)
-        self._require_finite(values, gradient_norm, seen)
+            sums = self._backward(batch, factors.tolist(), measure=measure)
+        limit = self.config.clip_norm or float("inf")
+        gradient_norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        values = self.ranks.total(sums.values)
+        self._require_finite(values, gradient_norm, sums.per_row)
         self._update(lr, values)
-        return self._report(factors, values, squares.sqrt() if measure else None, lr, gradient_norm)
+        norms = self.ranks.total(sums.squares).sqrt().tolist() if measure else []
+        keys = [target.key for target in self.targets]
+        losses = values.cpu().double()
+        weighted = factors * losses
+        total = float(weighted.sum())
+        return StepValues(
+            step=self.done,
+            losses=dict(zip(keys, losses.tolist(), strict=True)),
+            shares=dict(zip(keys, (weighted / total).tolist(), strict=True)) if total else {},
+            total=total,
+            lr=lr,
+            gradient_norm=float(gradient_norm),
+            feature_gradients=dict(zip(keys, norms, strict=True)) if measure else {},
+        )
+
+    def _backward(self, batch: Batch, factors: Sequence[float], *, measure: bool) -> _Sums:
+        """Add up the gradients of the batch's parts; ranks exchange them at the last one."""
+        values = torch.zeros(len(self.targets), device=self.ranks.device)
+        squares, per_row = torch.zeros_like(values), []
+        num_parts = self.config.accumulate
+        for number in range(num_parts):
+            part = batch.part(number, num_parts)
+            last = number == num_parts - 1
+            with contextlib.nullcontext() if last else self.ranks.no_sync(self.forward):
+                output, terms = self._forward(part)
+                means = [terms[t.key].sum() / max(1, batch.counts[t.key]) for t in self.targets]
+                weighted = [f * m for f, m in zip(factors, means, strict=True)]
+                if measure:
+                    squares += _feature_gradients(weighted, output)
+                # Ranks take the mean of their gradients; what is wanted is the sum.
+                (torch.stack(weighted).sum() * self.ranks.world).backward()
+            values += torch.stack(means).detach()
+            per_row.append((part, {key: value.detach() for key, value in terms.items()}))
+        return _Sums(values=values, squares=squares, per_row=per_row)
 
     def _forward(self, part: Batch) -> tuple[StudentOutput, dict[str, Tensor]]:
         config, step = self.config, part.step
@@ -148,44 +174,22 @@ class Trainee:
                 target.teacher: torch.from_numpy(part.positions(target.key)).to(self.ranks.device)
                 for target in self.targets
             }
-        dtype = "bfloat16" if self.bf16 else "float32"
-        with products_in(dtype, self.ranks.device.type):
+        with products_in("bfloat16" if self.bf16 else "float32", self.ranks.device.type):
             output = self.forward(images, selection)
         wanted = self.objective.normalised(part)
         return output, self.objective.terms(output.predictions, wanted, crop)
 
-    def _measures_gradients(self) -> bool:
-        every = self.config.gradient_norm_every
-        return bool(every) and self.done % every == 0
-
-    def _feature_gradients(
-        self, weighted: Sequence[Tensor], output: StudentOutput
-    ) -> Float[Tensor, " terms"]:
-        """Squared norm of each term's gradient at the last features all heads share.
-
-        Parts and ranks hold different rows of these features, so their squares add up.
-        """
-        found = []
-        for term in weighted:
-            gradients = torch.autograd.grad(
-                term, output.shared, retain_graph=True, allow_unused=True
-            )
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            found.append(torch.stack(squares).sum() if squares else term.detach() * 0)
-        return torch.stack(found)
-
-    def _clip(self) -> Tensor:
-        limit = self.config.clip_norm or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-
     def _require_finite(
-        self, values: Tensor, gradient_norm: Tensor, seen: list[tuple[Batch, dict[str, Tensor]]]
+        self,
+        values: Tensor,
+        gradient_norm: Tensor,
+        per_row: Sequence[tuple[Batch, Mapping[str, Tensor]]],
     ) -> None:
         if bool(torch.isfinite(values).all() & torch.isfinite(gradient_norm)):
             return
         self.optimizer.zero_grad()
-        rows = [row for part, _ in seen for row in part.rows.tolist()]
-        bad = sorted({row for part, terms in seen for row in _bad_rows(part, terms)})
+        rows = [row for part, _ in per_row for row in part.rows.tolist()]
+        bad = sorted({row for part, terms in per_row for row in _bad_rows(part, terms)})
         named = zip((t.key for t in self.targets), values.tolist(), strict=True)
         terms = ", ".join(f"{key}={value:.4g}" for key, value in named)
         raise NotFinite(
@@ -209,34 +213,10 @@ class Trainee:
             with torch.no_grad():
                 torch._foreach_lerp_(self.ema, list(self.student.parameters()), 1 - decay)
 
-    def _report(
-        self,
-        factors: Tensor,
-        values: Tensor,
-        norms: Tensor | None,
-        lr: float,
-        gradient_norm: Tensor,
-    ) -> StepValues:
-        keys = [target.key for target in self.targets]
-        losses = values.cpu().double()
-        weighted = factors * losses
-        total = float(weighted.sum())
-        return StepValues(
-            step=self.done,
-            losses=dict(zip(keys, losses.tolist(), strict=True)),
-            shares=dict(zip(keys, (weighted / total).tolist(), strict=True)) if total else {},
-            total=total,
-            lr=lr,
-            gradient_norm=float(gradient_norm),
-            feature_gradients=dict(zip(keys, norms.tolist(), strict=True))
-            if norms is not None
-            else {},
-        )
-
     # -- what is kept ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def averaged(self) -> Any:
+    def averaged(self) -> Iterator[Student]:
         """The student with its averaged weights in place, where an average is kept."""
         if not self.ema:
             yield self.student
@@ -255,48 +235,67 @@ class Trainee:
 
         To be called on all ranks at once.
         """
-        found = {f"student/{name}": value for name, value in self.student.state_dict().items()}
+        tensors = {f"student/{name}": value for name, value in self.student.state_dict().items()}
         names = [name for name, _ in self.student.named_parameters()]
         if self.ema:
-            found |= {f"ema/{n}": value for n, value in zip(names, self.ema, strict=True)}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            for name, value in entries.items():
-                found[f"optimizer/{number}/{name}"] = torch.as_tensor(value)
+            tensors |= {f"ema/{n}": value for n, value in zip(names, self.ema, strict=True)}
+        for name, value in self._optimizer_state():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{name}"] = value
         for kind, state in self.random.states.items():
             for rank, value in enumerate(self.ranks.gathered(state)):
-                found[state_name(kind, rank)] = value
-        return found
+                tensors[state_name(kind, rank)] = value
+        return tensors
 
-    def state(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What is not a tensor, as JSON values."""
-        # AdamW counts steps per parameter, timm's LAMB per group.
-        groups = [
-            {key: float(group[key]) for key in ("lr", "weight_decay", "step") if key in group}
-            for group in self.optimizer.param_groups
-        ]
-        return {"done": self.done, "balance": self.balance.state(), "groups": groups}
+        plain = {name: v for name, v in self._optimizer_state() if not isinstance(v, Tensor)}
+        return {"done": self.done, "balance": self.balance.state(), "optimizer": plain}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's ``tensors`` and ``state``."""
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's ``tensors`` and ``facts``."""
         self.student.load_state_dict(tensors_below(tensors, "student/"))
         averages = tensors_below(tensors, "ema/")
         for (name, _), average in zip(self.student.named_parameters(), self.ema, strict=False):
             average.copy_(averages[name])
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors_below(tensors, "optimizer/").items():
-            number, _, key = name.partition("/")
-            entries.setdefault(int(number), {})[key] = value
-        current = self.optimizer.state_dict()
-        groups = [
-            {**group, **kept}
-            for group, kept in zip(current["param_groups"], state["groups"], strict=True)
-        ]
+        groups = self.optimizer.state_dict()["param_groups"]
+        entries: dict[int, dict[str, Any]] = {}
+        for name, value in {**tensors_below(tensors, "optimizer/"), **facts["optimizer"]}.items():
+            kind, number, key = name.split("/", 2)
+            owner = groups[int(number)] if kind == "group" else entries.setdefault(int(number), {})
+            owner[key] = value
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.balance.restore(state["balance"])
-        self.done = int(state["done"])
+        self.balance.restore(facts["balance"])
+        self.done = int(facts["done"])
         self.random.restore(
             tensors, seed=self.config.seed, rank=self.ranks.rank, num_done=self.done
         )
+
+    def _optimizer_state(self) -> Iterator[tuple[str, Any]]:
+        """What the optimizer keeps, by ``parameter/NUMBER/NAME`` and ``group/NUMBER/NAME``."""
+        stored = self.optimizer.state_dict()
+        for number, entries in stored["state"].items():
+            for name, value in entries.items():
+                yield f"parameter/{number}/{name}", value
+        for number, group in enumerate(stored["param_groups"]):
+            for name, value in group.items():  # settings of other types come from the config
+                if isinstance(value, Tensor) or type(value) in (int, float):
+                    yield f"group/{number}/{name}", value
+
+
+def _feature_gradients(
+    weighted: Sequence[Tensor], output: StudentOutput
+) -> Float[Tensor, " terms"]:
+    """Squared norm of each term's gradient at the last features all heads share.
+
+    Parts and ranks hold different rows of these features, so their squares add up.
+    """
+    norms = []
+    for term in weighted:
+        gradients = torch.autograd.grad(term, output.shared, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in gradients if g is not None]
+        norms.append(torch.stack(squares).sum() if squares else term.detach() * 0)
+    return torch.stack(norms)
 
 
 def _cropped(images: Tensor, crop: Crop, patch: int, *, resize: bool) -> Tensor:

@@ -9,8 +9,10 @@ from machine import anonymous_mb
 from steps import ALONE, settings, take_steps
 from synthetic import DEMO, synthetic_cache
 
-from phistill.train.data.loader import Source
-from phistill.train.resolve import prepare
+from phistill.cache.joined import open_caches
+from phistill.train.data.source import Source
+from phistill.train.resolve import resolve_run
+from phistill.train.state import TrainState
 
 
 def leaks(options: argparse.Namespace) -> list[str]:
@@ -25,10 +27,10 @@ def leaks(options: argparse.Namespace) -> list[str]:
     }
     rows = []
     with synthetic_cache(list(DEMO), 128, 48) as cache:
-        lesson = prepare(cache, settings(**student), ALONE.device)
-        trainee, source = lesson.new_trainee(ALONE), Source(cache, lesson.targets)
+        run = resolve_run(open_caches(cache), settings(**student), ALONE.device)
+        state, source = TrainState(run, ALONE), Source(run.caches, run.targets)
         for steps in (40, 2000):
-            take_steps(trainee, lesson, source, steps)
+            take_steps(state, run, source, steps)
             rows.append((steps, anonymous_mb(), len(os.listdir("/proc/self/fd"))))
     lines = ["| steps | anonymous MB | descriptors |", "|---|---|---|"]
     lines += [f"| {steps} | {mb:.1f} | {descriptors} |" for steps, mb, descriptors in rows]

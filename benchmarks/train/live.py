@@ -14,8 +14,10 @@ from steps import ALONE, DEMO_STUDENT, VIT_S, settings, take_steps
 from synthetic import DEMO, synthetic_cache, vit_sized
 
 from phistill.cache import Cache, TeacherInfo
-from phistill.train.data.loader import Source
-from phistill.train.resolve import prepare
+from phistill.cache.joined import open_caches
+from phistill.train.data.source import Source
+from phistill.train.resolve import resolve_run
+from phistill.train.state import TrainState
 
 
 def live(options: argparse.Namespace) -> list[str]:
@@ -46,17 +48,17 @@ def live(options: argparse.Namespace) -> list[str]:
             cases.append((f"one ViT-{letter}/14", vit_sized(letter), 224, student, nets))
     for name, teachers, pixels, student, nets in cases:
         with synthetic_cache(teachers, 4 * student["batch_size"], pixels) as cache:
-            lesson = prepare(cache, settings(**student), ALONE.device)
-            trainee, source = lesson.new_trainee(ALONE), Source(cache, lesson.targets)
-            source.keep_in_memory(lesson.plan.rows)
-            streamed = Source(cache, lesson.targets)
-            take_steps(trainee, lesson, source, 2)
+            run = resolve_run(open_caches(cache), settings(**student), ALONE.device)
+            state, source = TrainState(run, ALONE), Source(run.caches, run.targets)
+            source.keep_in_memory(run.plan.rows)
+            streamed = Source(run.caches, run.targets)
+            take_steps(state, run, source, 2)
             cached: list[float] = []
             online: list[float] = []
             for _ in range(options.repeats):
-                cached += take_steps(trainee, lesson, streamed, options.steps).seconds
-                forward = _forward_seconds(nets, cache, student["batch_size"], lesson.precision)
-                held = take_steps(trainee, lesson, source, options.steps).seconds
+                cached += take_steps(state, run, streamed, options.steps).seconds
+                forward = _forward_seconds(nets, cache, student["batch_size"], run.precision)
+                held = take_steps(state, run, source, options.steps).seconds
                 online.append(statistics.median(held) + forward)
         rates = [student["batch_size"] / statistics.median(times) for times in (online, cached)]
         lines.append(

@@ -9,8 +9,9 @@ import time
 from steps import ALONE, VIT_S, loader_of, settings
 from synthetic import synthetic_cache, vit_sized
 
-from phistill.train.data.loader import Source
-from phistill.train.resolve import Lesson, prepare
+from phistill.cache.joined import open_caches
+from phistill.train.data.source import Source
+from phistill.train.resolve import ResolvedRun, resolve_run
 
 
 def loader(options: argparse.Namespace) -> list[str]:
@@ -19,11 +20,11 @@ def loader(options: argparse.Namespace) -> list[str]:
     with synthetic_cache(vit_sized("BBB"), options.rows, 224) as cache:
         for workers in (0, 1, 2):
             config = settings(**VIT_S | {"batch_size": 32}, loader_workers=workers, memory_bytes=0)
-            lesson = prepare(cache, config, ALONE.device)
-            source = Source(cache, lesson.targets)
+            run = resolve_run(open_caches(cache), config, ALONE.device)
+            source = Source(run.caches, run.targets)
             speeds, costs = [], []
             for _ in range(options.repeats):
-                with loader_of(lesson, source, 0, options.steps) as batches:
+                with loader_of(run, source, 0, options.steps) as batches:
                     begun, cpu = time.perf_counter(), time.process_time()
                     num = sum(len(batch.rows) for batch in batches)
                     speeds.append(num / (time.perf_counter() - begun))
@@ -32,17 +33,17 @@ def loader(options: argparse.Namespace) -> list[str]:
             lines.append(
                 f"| {workers} | {speed:.0f} | {speed * source.row_bytes / 1e6:.0f} | {cost:.2f} |"
             )
-        lines += ["", f"A row is {source.row_bytes / 1e6:.2f} MB.", "", *_sleeping(lesson, source)]
+        lines += ["", f"A row is {source.row_bytes / 1e6:.2f} MB.", "", *_sleeping(run, source)]
     return lines
 
 
-def _sleeping(lesson: Lesson, source: Source) -> list[str]:
+def _sleeping(run: ResolvedRun, source: Source) -> list[str]:
     """A student that sleeps a fixed time per step of 32 rows and computes nothing."""
     lines = ["| sleep per step | rows/s asked for | waiting share |", "|---|---|---|"]
     for sleep_s in (0.8, 0.4, 0.2, 0.1):
         shares = []
         for _ in range(3):
-            with loader_of(lesson, source, 0, 20) as batches:
+            with loader_of(run, source, 0, 20) as batches:
                 begun, waited = time.perf_counter(), 0.0
                 for number, _ in enumerate(batches):
                     if number == 0:  # the first batch has nothing to hide behind

@@ -8,14 +8,16 @@ import statistics
 from steps import ALONE, DEMO_STUDENT, VIT_S, Steps, settings, take_steps
 from synthetic import DEMO, synthetic_cache, vit_sized
 
-from phistill.train.data.loader import Source
-from phistill.train.resolve import prepare
+from phistill.cache.joined import open_caches
+from phistill.train.data.source import Source
+from phistill.train.resolve import resolve_run
+from phistill.train.state import TrainState
 
 
 def memory(options: argparse.Namespace) -> list[str]:
     """Steps of a ViT-S student on three ViT-B-sized teachers, and of the demo's student on its own.
 
-    The same trainee takes turns: a block of steps from the cache, one from memory, and so on.
+    The same state takes turns: a block of steps from the cache, one from memory, and so on.
     """
     lines = [
         "| student | from the cache | from memory | ratio | ratio of CPU time | waiting |",
@@ -28,15 +30,18 @@ def memory(options: argparse.Namespace) -> list[str]:
     for name, teachers, pixels, student, steps in cases:
         num_rows = max(options.rows, 2 * student["batch_size"])
         with synthetic_cache(teachers, num_rows, pixels) as cache:
-            lesson = prepare(cache, settings(**student), ALONE.device)
-            sources = {"cache": Source(cache, lesson.targets), "mem": Source(cache, lesson.targets)}
-            sources["mem"].keep_in_memory(lesson.plan.rows)
-            trainee = lesson.new_trainee(ALONE)
+            run = resolve_run(open_caches(cache), settings(**student), ALONE.device)
+            sources = {
+                "cache": Source(run.caches, run.targets),
+                "mem": Source(run.caches, run.targets),
+            }
+            sources["mem"].keep_in_memory(run.plan.rows)
+            state = TrainState(run, ALONE)
             found: dict[str, list[Steps]] = {"cache": [], "mem": []}
-            take_steps(trainee, lesson, sources["mem"], 2)
+            take_steps(state, run, sources["mem"], 2)
             for _ in range(options.repeats):
                 for kind, source in sources.items():
-                    found[kind].append(take_steps(trainee, lesson, source, steps))
+                    found[kind].append(take_steps(state, run, source, steps))
         cached, held = (
             statistics.median(s for block in found[kind] for s in block.seconds)
             for kind in ("cache", "mem")

@@ -11,9 +11,10 @@ import torch
 from phistill.compute.allocator import keeping_freed_memory
 from phistill.compute.ranks import Ranks
 from phistill.train import TrainConfig
-from phistill.train.data.loader import Loader, Source
-from phistill.train.resolve import Lesson
-from phistill.train.state import Trainee
+from phistill.train.data.loader import Loader
+from phistill.train.data.source import Source
+from phistill.train.resolve import ResolvedRun
+from phistill.train.state import TrainState
 
 ALONE = Ranks(device=torch.device("cpu"))
 
@@ -31,15 +32,15 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**base, **changes})
 
 
-def loader_of(lesson: Lesson, source: Source, start: int, stop: int) -> Loader:
+def loader_of(run: ResolvedRun, source: Source, start: int, stop: int) -> Loader:
     return Loader(
         source,
-        lesson.plan,
-        lesson.targets,
+        run.plan,
+        run.targets,
         start=start,
         stop=stop,
-        workers=0 if source.is_resident else lesson.config.loader_workers,
-        read_ahead=lesson.config.read_ahead,
+        workers=0 if source.is_resident else run.config.loader_workers,
+        read_ahead=run.config.read_ahead,
     )
 
 
@@ -52,14 +53,14 @@ class Steps:
     wait_s: float
 
 
-def take_steps(trainee: Trainee, lesson: Lesson, source: Source, num: int) -> Steps:
+def take_steps(state: TrainState, run: ResolvedRun, source: Source, num: int) -> Steps:
     """``num`` steps; the first one after a change of source has nothing read ahead and is extra."""
     seconds: list[float] = []
-    with keeping_freed_memory(ALONE.device), loader_of(lesson, source, 0, num + 1) as batches:
+    with keeping_freed_memory(ALONE.device), loader_of(run, source, 0, num + 1) as batches:
         begun = cpu = time.perf_counter()
         waited = 0.0
         for batch in batches:
-            trainee.learn(batch)
+            state.train_step(batch)
             now = time.perf_counter()
             seconds.append(now - begun)
             begun = now

@@ -18,14 +18,14 @@ from steps import ALONE, DEMO_STUDENT, settings
 from synthetic import synthetic_cache, vit_sized
 
 from phistill.cache import Cache
+from phistill.cache.joined import open_caches
 from phistill.stats import METHODS
 from phistill.train import Progress, cells
-from phistill.train.data.loader import Source
-from phistill.train.data.sequence import Rows
-from phistill.train.resolve import prepare
-from phistill.train.run import Run
+from phistill.train.data.source import Source
+from phistill.train.data.stream import Rows
+from phistill.train.resolve import resolve_run
 from phistill.train.sweeps.cells import Cell
-from phistill.train.trainer import run_steps
+from phistill.train.trainer import Run, train_runs
 
 
 class ThrottledSource(Source):
@@ -181,19 +181,19 @@ class _Sweeper:
                 firsts.append(time.perf_counter())
 
         with tempfile.TemporaryDirectory(prefix="phistill-bench-") as folder:
-            lessons = [prepare(self.cache, cell.config, ALONE.device) for cell in grid]
-            runs = [
-                Run(Path(folder) / str(number), lesson, ALONE, tell)
-                for number, lesson in enumerate(lessons)
-            ]
-            source = ThrottledSource(self.cache, lessons[0].targets)
+            caches = open_caches(self.cache)
+            runs = []
+            for number, cell in enumerate(grid):
+                resolved = resolve_run(caches, cell.config, ALONE.device)
+                runs.append(Run(Path(folder) / str(number), resolved, ALONE, tell))
+            source = ThrottledSource(caches, resolved.targets)
             source.bytes_per_s, self.row_bytes = bytes_per_s, source.row_bytes
             if resident:
-                source.keep_in_memory(lessons[0].plan.rows)
+                source.keep_in_memory(resolved.plan.rows)
             read, faults, cpu = bytes_read(), _faults(), time.process_time()
             begun = time.perf_counter()
             with Peak() as peak:
-                run_steps(runs, source, ALONE, lessons[0].targets)
+                train_runs(runs, source)
                 ended = time.perf_counter()
             for one in runs:
                 one.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 from phistill.cache import Cache, CommitRecord
 from phistill.cache import open as open_cache
+from phistill.cache.joined import open_caches
 from phistill.cache.storage.files import LocalFiles
 from phistill.errors import PhistillError, counted
 
@@ -116,13 +117,13 @@ def run_state(path: Path, cache_path: Path | str | None) -> Iterator[Finding]:
     if cache_path is None:
         return
     try:
-        cache = open_cache(cache_path)
+        caches = open_caches(cache_path)
     except PhistillError:
         return  # said above
     from phistill.train.evaluation import refuse_other_teachers
 
     try:
-        refuse_other_teachers(cache, teachers, path)
+        refuse_other_teachers(caches, teachers, path)
     except PhistillError as error:
         yield Finding("run", "problem", str(error))
     else:

@@ -7,7 +7,8 @@ p = sum_k w_k p_k, whose mean and covariance follow from those of the parts:
 
 Merging the scatters instead would give the same only where the weights are the caches' shares of
 the rows; a cache that is drawn more often than its size would then be normalised by the other's
-variance. With w_k = n_k / sum_j n_j both are equal (tested).
+variance. With w_k = n_k / sum_j n_j both are equal (tested). A mixture of one cache is that cache:
+its stored statistics, to the last bit.
 
 c width, k number of a cache, w_k its share, n_k vectors.
 """
@@ -25,15 +26,15 @@ from ..description import dispersion
 from ..moments.moments import Moments
 from ..moments.pass_result import moments_digest
 from ..normalizer.normalizer import Normalizer
-from .loading import load_moments, load_options
+from .loading import load_description, load_moments, load_normalizer, load_options
 from .pieces import sampled_rows
 
 
 def mixed(parts: Sequence[Moments], shares: Sequence[float]) -> Moments:
     """Moments of the mixture of ``parts`` with weights ``shares``, which add up to 1.
 
-    n is the number of vectors that were looked at, scatter is n S: the covariance is that of the
-    mixture. eps is the largest of the parts.
+    A single part is itself. n is the number of vectors that were looked at, scatter is n S: the
+    covariance is that of the mixture. eps is the largest of the parts.
     """
     if len(parts) != len(shares) or not np.isclose(sum(shares), 1.0) or min(shares) <= 0:
         raise UsageError(
@@ -44,6 +45,8 @@ def mixed(parts: Sequence[Moments], shares: Sequence[float]) -> Moments:
             f"Moments of widths {[part.width for part in parts]} and n {[p.n for p in parts]} do "
             "not mix: widths must be equal and every n at least 1."
         )
+    if len(parts) == 1:
+        return parts[0]
     # Distances from the first mean, not the means themselves: nothing is lost where they are large.
     offset = sum(w * (p.mean - parts[0].mean) for w, p in zip(shares, parts, strict=True))
     mean = parts[0].mean + offset  # (c,)
@@ -71,6 +74,8 @@ def fitted_to_mixture(
     **options: float,
 ) -> Normalizer:
     """A normalizer of one array, fitted to the mixture of several caches."""
+    if len(caches) == 1:
+        return load_normalizer(caches[0], teacher, kind, method, **options)
     moments = mixed_moments(caches, shares, teacher, kind)
     return Normalizer.fit(moments, method, moments_digest=moments_digest(moments), **options)
 
@@ -80,8 +85,13 @@ def mixed_dispersion(
 ) -> float:
     """The mean squared angle (rad^2) of the mixture's summaries to their mean direction.
 
-    The direction is known only here, so the training summaries of every cache are read once more.
+    Of several caches the direction is known only here, so the training summaries of each are read
+    once more.
     """
+    if len(caches) == 1:
+        value = load_description(caches[0], teacher, kind).dispersion
+        assert value is not None, "fit_stats measures it for every summary"
+        return value
     mean = mixed_moments(caches, shares, teacher, kind).mean
     total = 0.0
     for cache, share in zip(caches, shares, strict=True):

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from phistill.cache import Cache
+from phistill.cache.joined import open_caches
 from phistill.cache.upkeep import growth
 from phistill.cache.upkeep.verify import verify
 from phistill.cli import main
@@ -24,7 +25,7 @@ from phistill.stats import fit_stats, load_moments
 from phistill.stats.fit.partials import stored_partial
 from phistill.stats.fit.pieces import PassOptions, plan_array
 from phistill.train import TrainConfig
-from phistill.train.data.sequence import make_plan
+from phistill.train.data.plan import make_plan
 from tests.conftest import facts, random_features
 
 CROP = View("random-resized-crop", flip="random")
@@ -168,7 +169,7 @@ def test_images_that_were_taken_down_get_no_views(folder: Path, cache: Cache) ->
 def test_an_epoch_takes_one_view_of_each_image(folder: Path, cache: Cache) -> None:
     images = cache.rows(split="train").size
     grown = grow(folder, cache, View(), CROP).cache
-    plan = make_plan(grown, TrainConfig(batch_size=8))
+    plan = make_plan(open_caches(grown), TrainConfig(batch_size=8))
     rows = [set(plan.epoch(epoch).tolist()) for epoch in (0, 1)]
     assert [len(one) for one in rows] == [images, images]
     assert not rows[0] & rows[1], "the next epoch takes the other view"

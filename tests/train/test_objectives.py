@@ -14,36 +14,39 @@ import pytest
 import torch
 
 from phistill.cache import Cache
+from phistill.cache.joined import open_caches
 from phistill.compute.ranks import Ranks
 from phistill.errors import Diverged
 from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
-from phistill.train.config import BALANCES, PATCH_LOSSES, SUMMARY_LOSSES
+from phistill.train.config import PATCH_LOSSES, SUMMARY_LOSSES
 from phistill.train.data.loader import Loader
+from phistill.train.data.source import open_source
 from phistill.train.loss.objective import TargetTransform
 from phistill.train.metrics import read_metrics
-from phistill.train.resolve import make_source, prepare
-from phistill.train.state import Trainee
+from phistill.train.resolve import resolve_run
+from phistill.train.state import TrainState
 
 Config = Callable[..., TrainConfig]
 ALONE = Ranks(device=torch.device("cpu"))
+
+BALANCES = ("equal", "fixed", "adaloss")
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 """Unweighted terms of 20 steps, written by ``write_golden`` below on x86-64."""
 
 
-def trainee_of(cache: Cache, config: TrainConfig) -> tuple[Trainee, Loader]:
-    lesson = prepare(cache, config, ALONE.device)
-    trainee = lesson.new_trainee(ALONE)
-    source = make_source(lesson, ALONE)
-    stop = lesson.plan.num_steps
-    return trainee, Loader(source, lesson.plan, lesson.targets, start=0, stop=stop, workers=0)
+def begun(cache: Cache, config: TrainConfig) -> tuple[TrainState, Loader]:
+    run = resolve_run(open_caches(cache), config, ALONE.device)
+    source = open_source(run.caches, run.targets, run.plan)
+    loader = Loader(source, run.plan, run.targets, start=0, stop=run.num_steps, workers=0)
+    return TrainState(run, ALONE), loader
 
 
 def curve(cache: Cache, config: TrainConfig) -> list[dict[str, float]]:
     """The unweighted terms of every step."""
-    trainee, loader = trainee_of(cache, config)
-    return [trainee.learn(batch).losses for batch in loader]
+    state, loader = begun(cache, config)
+    return [state.train_step(batch).losses for batch in loader]
 
 
 class PatchEmbedding(torch.nn.Module):
@@ -132,8 +135,8 @@ def test_fixed_weights_and_adaloss_change_the_shares(
     fitted_cache: Cache, make_config: Config
 ) -> None:
     def shares(**changes: Any) -> dict[str, float]:
-        trainee, loader = trainee_of(fitted_cache, make_config(normalizer="none", **changes))
-        return [trainee.learn(batch).shares for batch in loader][-1]
+        state, loader = begun(fitted_cache, make_config(normalizer="none", **changes))
+        return [state.train_step(batch).shares for batch in loader][-1]
 
     zero = shares(balance="fixed", weights={"b": 0.0, "a/summary": 3.0})
     assert zero["b/patches"] == 0

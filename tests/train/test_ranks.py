@@ -25,19 +25,19 @@ Config = Callable[..., TrainConfig]
 
 RANK = """
 import json, os, signal, sys
-import phistill.train.trainer as loop
 from phistill.compute.signals import Interrupted
 from phistill.train import TrainConfig, train
+from phistill.train.state import TrainState
 
 cache, out, settings, kill_at = sys.argv[1:]
-learn = loop.Run.learn
+train_step = TrainState.train_step
 
-def learn_or_die(run, batch):
+def step_or_die(state, batch):
     if batch.step == int(kill_at):
         os.kill(os.getpid(), signal.SIGKILL)
-    return learn(run, batch)
+    return train_step(state, batch)
 
-loop.Run.learn = learn_or_die
+TrainState.train_step = step_or_die
 try:
     train(cache, out, TrainConfig.from_dict(json.loads(settings)))
 except Interrupted as error:

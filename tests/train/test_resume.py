@@ -244,15 +244,3 @@ def test_a_run_is_not_continued_when_its_rows_became_other_images(
     fit_stats(cache)
     with pytest.raises(RunMismatch, match=r"other images.*index.*another --out"):
         train(cache, tmp_path / "run", config)
-
-
-def test_a_run_begun_before_images_were_named_goes_on(
-    fitted_cache: Cache, make_config: Config, tmp_path: Path
-) -> None:
-    config, run = make_config(num_steps=4), tmp_path / "run"
-    with pytest.raises(Interrupted):
-        train(fitted_cache, run, config, progress=interrupt_at(2))
-    facts = json.loads((run / "config.json").read_text())
-    del facts["images_digest"]
-    (run / "config.json").write_text(json.dumps(facts))
-    assert train(fitted_cache, run, config).resumed_from == 2

@@ -11,11 +11,12 @@ import torch
 
 import phistill.cache as store
 from phistill.cache import Cache
+from phistill.cache.joined import open_caches
 from phistill.errors import CorruptCache, LockHeld, RunMismatch, StoreError, UsageError
 from phistill.report.tables import evaluation_table
 from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, evaluate, load_run, train
-from phistill.train.data.sequence import make_plan
+from phistill.train.data.plan import make_plan
 from phistill.train.metrics import read_metrics
 
 Config = Callable[..., TrainConfig]
@@ -106,7 +107,7 @@ def test_a_damaged_shard_stops_a_run_that_goes_on_when_it_is_mended(
     fit_stats(cache)
     config = make_config(num_steps=7, memory_bytes=0, loader_workers=0)
     whole = train(cache, tmp_path / "whole", config)
-    row = int(make_plan(cache, config).step(4)[0])
+    row = int(make_plan(open_caches(cache), config).step(4)[0])
     shard = cache.path / "teachers" / "a" / "patches" / "c" / str(row // 8) / "0" / "0"
     good = shard.read_bytes()
     shard.write_bytes(bytes(byte ^ 1 for byte in good[:-200]) + good[-200:])
@@ -144,7 +145,7 @@ _WHERE = (
 
 
 def _first_step_with_shard(cache: Cache, config: TrainConfig, shard: int) -> int:
-    plan = make_plan(cache, config)
+    plan = make_plan(open_caches(cache), config)
     return next(step for step in range(7) if shard in plan.step(step) // 8)
 
 

@@ -29,7 +29,7 @@ def test_a_staged_run_ends_in_the_same_bits_and_remembers_the_cache(
     (near,) = (tmp_path / "near").iterdir()
     assert store.open(near).teachers == ("a", "c")
     facts = checkpoints.load(tmp_path / "staged", 4).facts
-    assert facts["cache"] == str(fitted_cache.path.resolve())
+    assert [one["path"] for one in facts["caches"]] == [str(fitted_cache.path.resolve())]
     assert evaluate(tmp_path / "staged", untrained=False)
 
 

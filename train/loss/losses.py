@@ -1,4 +1,4 @@
-"""Losses per row, and how the terms of several teachers are balanced.
+"""Losses per row.
 
 Every loss maps prediction x and target y, both (b, t, c), to one value per row (b,): the mean over
 tokens and channels. A mean over rows can then be taken over any share of a batch, and a value that
@@ -7,12 +7,10 @@ is not finite names its row. P is arXiv:2410.01680.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,9 +71,12 @@ def balanced_angle(
 
 def make_loss(target: Target, config: TrainConfig, dispersion: float | None) -> Loss:
     """The loss of one target by the config's names."""
-    name = config.summary_loss if target.kind == SUMMARY else config.patch_loss
+    what = "summary_loss" if target.kind == SUMMARY else "patch_loss"
+    name: str = getattr(config, what)
     if ":" in name:
-        return plugins.load(name, "summary_loss" if target.kind == SUMMARY else "patch_loss")
+        return _checked(
+            plugins.load(name, what), f"{what}={name!r}", getattr(config, what + "_options")
+        )
     if name == "balanced-angle":
         assert dispersion is not None, "the run measures it before it builds the losses"
         return partial(balanced_angle, dispersion=dispersion)
@@ -88,50 +89,18 @@ def make_loss(target: Target, config: TrainConfig, dispersion: float | None) -> 
     return known[name]
 
 
-class Balance:
-    """A factor per term: 1, a fixed weight, or one over the term's running mean (AdaLoss, A.8.1).
+def _checked(function: Callable[..., Any], named: str, options: Mapping[str, Any]) -> Loss:
+    """A loss of a user's own, held to one value per row: others would be summed with weights of
+    their own."""
 
-    The running mean is m = d m + (1 - d) value with its start-up bias divided out. The factors of a
-    step come from the steps before it, so that accumulated parts and ranks share them; the very
-    first step, at the foot of the warm-up, counts every term once.
-    """
-
-    def __init__(self, mode: str, weights: Sequence[float], decay: float) -> None:
-        self.mode, self.decay = mode, decay
-        self.weights = torch.tensor(weights, dtype=torch.float64)
-        self.mean = torch.zeros_like(self.weights)
-        self.num_seen = 0
-
-    def factors(self) -> Float[Tensor, " terms"]:
-        if self.mode == "equal":
-            return torch.ones_like(self.weights)
-        if self.mode == "fixed" or not self.num_seen:
-            return self.weights.clone()
-        mean = self.mean / (1 - self.decay**self.num_seen)
-        # A term that was 0 so far, as when no row of a small batch was its teacher's, counts once.
-        return torch.where(mean > 0, 1 / mean, self.weights)
-
-    def observe(self, values: Float[Tensor, " terms"]) -> None:
-        """Take the step's unweighted terms into the running means."""
-        if self.mode == "adaloss":
-            self.mean = self.decay * self.mean + (1 - self.decay) * values.cpu().double()
-            self.num_seen += 1
-
-    def state(self) -> dict[str, Any]:
-        return {"mean": self.mean.tolist(), "num_seen": self.num_seen}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.mean = torch.tensor(state["mean"], dtype=torch.float64)
-        self.num_seen = int(state["num_seen"])
-
-
-def fixed_weights(targets: Sequence[Target], weights: Mapping[str, float]) -> list[float]:
-    """A weight per target; UsageError for a name that is no target, or a weight below 0."""
-    known = {target.key for target in targets} | {target.teacher for target in targets}
-    for name, value in weights.items():
-        if name not in known or not (math.isfinite(value) and value >= 0):
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        value = function(x, y, **options)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
-                f"weights[{name!r}]={value} must name one of {', '.join(sorted(known))} "
-                "and be at least 0."
+                f"{named} returned {shape} for predictions {tuple(x.shape)}; wanted one value per "
+                f"row, ({len(x)},). Take the mean over tokens and channels."
             )
-    return [float(weights.get(target.key, weights.get(target.teacher, 1.0))) for target in targets]
+        return value
+
+    return loss

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from phistill.stats import Normalizer
 
 from ..config import TrainConfig
-from ..data.loader import Batch
+from ..data.batch import Batch
 from ..targets import SUMMARY, Target
 from .losses import make_loss
 from .token_grids import Crop, GridRule, overlap
@@ -84,11 +84,13 @@ class Objective(nn.Module):
     @torch.no_grad()
     def normalised(self, batch: Batch) -> dict[str, Tensor]:
         """Targets in normalised space: patches (n, h, w, c), summary (n, c), float32."""
-        found = {}
+        values = {}
         for target, transform in zip(self.targets, self._transforms(), strict=True):
             value = _once(batch, target.key, transform)
-            found[target.key] = value if target.kind == SUMMARY else value.unflatten(1, target.grid)
-        return found
+            values[target.key] = (
+                value if target.kind == SUMMARY else value.unflatten(1, target.grid)
+            )
+        return values
 
     def _transforms(self) -> Iterator[TargetTransform]:
         return cast("Iterator[TargetTransform]", iter(self.transforms))

@@ -120,6 +120,11 @@ class Student(nn.Module):
         """The head of one target."""
         return self.heads[_module_name(target)]
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the backbone wants left alone, as position and class tokens."""
+        exempt = getattr(self.backbone.net, "no_weight_decay", set)  # timm's name for it
+        return {f"backbone.net.{name}" for name in exempt()}
+
     def unfuse_attention(self) -> None:
         """Take attention apart into two products and a softmax.
 
@@ -242,13 +247,13 @@ def _close_to(name: str) -> str:
 
 
 def _summary_source(config: TrainConfig, backbone: Backbone, num_summaries: int) -> str:
-    asked = config.summary_from
-    if asked == "auto":
+    wanted = config.summary_from
+    if wanted == "auto":
         return "class" if backbone.num_prefix else "mean"
-    needed = {"class": 1, "class-per-teacher": num_summaries, "mean": 0}[asked]
+    needed = {"class": 1, "class-per-teacher": num_summaries, "mean": 0}[wanted]
     if backbone.num_prefix < needed:
         raise UsageError(
-            f"summary_from={asked!r} needs {needed} prefix tokens, the student has "
+            f"summary_from={wanted!r} needs {needed} prefix tokens, the student has "
             f"{backbone.num_prefix}. Take summary_from='mean'."
         )
-    return asked
+    return wanted

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 from jaxtyping import Float
@@ -95,7 +96,7 @@ def load_export(folder: Path | str) -> TrainedStudent:
     if record.get("format") != FORMAT:
         raise UsageError(f"{path} has export format {record.get('format')!r}; wanted {FORMAT}.")
     config = TrainConfig.from_dict({**record["config"], "pretrained": False})
-    targets = [Target.from_dict(entry) for entry in record["targets"]]
+    targets = msgspec.convert(record["targets"], tuple[Target, ...])
     student = build_student(config, targets, int(record["image_size"]))
     student.backbone.net.load_state_dict(backbone)
     student.heads.load_state_dict(heads)

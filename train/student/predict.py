@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -77,20 +78,20 @@ class TrainedStudent(nn.Module):
         patches (b, T, C) on the teacher's grid, row-major; summary (b, D), whose direction alone
         means something unless the summary loss was MSE.
         """
-        given = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
-        if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[-1] != 3:
+        batch = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
             raise UsageError(
-                f"pixels are {given.dtype} {tuple(given.shape)}; wanted uint8 (b, S, S, 3)."
+                f"pixels are {batch.dtype} {tuple(batch.shape)}; wanted uint8 (b, S, S, 3)."
             )
-        images = to_images(given.to(self.device), self.image_size)
+        images = to_images(batch.to(self.device), self.image_size)
         predictions = self.student(images).predictions
-        found: Prediction = {}
+        answers: Prediction = {}
         for target, inverse in zip(self.targets, self.inverses, strict=True):
             raw = inverse(predictions[target.key].float())
             if target.kind != SUMMARY:
                 raw = self.rule.resize(raw, target.grid).flatten(1, 2)
-            found.setdefault(target.teacher, {})[target.kind] = raw
-        return found
+            answers.setdefault(target.teacher, {})[target.kind] = raw
+        return answers
 
     @torch.inference_mode()
     def features(self, pixels: UInt8[Tensor, "b S S 3"]) -> tuple[Tensor, Tensor]:
@@ -117,41 +118,38 @@ def load_run(
     """
     folder = Path(run)
     if step is not None:
-        found: Checkpoint | None = checkpoint.load(folder, step)
+        stored: Checkpoint | None = checkpoint.load(folder, step)
     elif which == "best":
-        found = checkpoint.load_best(folder)
+        stored = checkpoint.load_best(folder)
     elif which == "latest":
-        found = checkpoint.load_latest(folder)
+        stored = checkpoint.load_latest(folder)
     else:
         raise UsageError(f"which={which!r} is not one of latest, best.")
-    if found is None:
+    if stored is None:
         raise checkpoint.nothing_in(folder)
-    return from_checkpoint(found, untrained=untrained).to(choose_device(device))
-
-
-def from_checkpoint(found: Checkpoint, *, untrained: bool = False) -> TrainedStudent:
-    """The student a checkpoint holds."""
-    facts = found.facts
+    facts, tensors = stored.facts, stored.tensors
     config = TrainConfig.from_dict({**facts["config"], "pretrained": False})
-    targets = [Target.from_dict(record) for record in facts["targets"]]
+    targets = msgspec.convert(facts["targets"], tuple[Target, ...])
     student = build_student(config, targets, int(facts["image_size"]))
     if not untrained:
-        weights = tensors_below(found.tensors, "student/") | tensors_below(found.tensors, "ema/")
-        student.load_state_dict(weights)
-    return TrainedStudent(student, config, stored_normalizers(found), facts)
+        student.load_state_dict(tensors_below(tensors, "student/") | tensors_below(tensors, "ema/"))
+    trained = TrainedStudent(student, config, stored_normalizers(facts, tensors), facts)
+    return trained.to(choose_device(device))
 
 
-def stored_normalizers(found: Checkpoint) -> dict[str, Normalizer]:
+def stored_normalizers(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Normalizer]:
     """The matrices a checkpoint keeps, by target key: never fitted again."""
     return {
         key: Normalizer.from_arrays(
             {
                 name: value.numpy()
-                for name, value in tensors_below(found.tensors, f"normalizer/{key}/").items()
+                for name, value in tensors_below(tensors, f"normalizer/{key}/").items()
             },
             metadata,
         )
-        for key, metadata in found.facts["normalizers"].items()
+        for key, metadata in facts["normalizers"].items()
     }
 
 

@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phistill.cache import Cache
-from phistill.cache.joined import JoinedCaches
+from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.cache.storage import publish
 from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.devices import choose_device, current_device
@@ -28,12 +27,12 @@ from phistill.compute.launch import launched
 from phistill.compute.ranks import Ranks
 from phistill.errors import UsageError
 
-from .. import trainer
-from ..changes import refuse_changes
 from ..data.near import stage_caches
-from ..evaluation import CacheArgument, EvalRow, evaluate, open_cache
-from ..resolve import make_source, prepare
-from ..run import Progress, Run, stored_facts
+from ..evaluation import EvalRow, evaluate
+from ..progress import Progress
+from ..resolve import resolve_run
+from ..run_folder import refuse_changes, stored_facts
+from ..trainer import Run, source_of, train_runs
 from .cells import Cell
 from .tables import publish_tables
 
@@ -78,19 +77,19 @@ def sweep(
     """
     if not grid:
         raise UsageError("the grid is empty.")
-    folder, opened, begun = Path(out), open_cache(cache), time.perf_counter()
+    folder, caches, begun = Path(out), open_caches(cache), time.perf_counter()
     launch = launched(os.environ)
     mine = list(grid) if launch is None else list(grid)[launch.rank :: launch.world]
     local_rank = None if launch is None else launch.local_rank
     _refuse_changed_cells(folder, mine)
     num_trained = num_passes = 0
     for cells in _sharing(mine):
-        near = opened
+        near = caches
         if stage is not None and not all(read_evaluation(folder / cell.name) for cell in cells):
-            near = stage_caches(opened, stage, cells[0].config, progress=stage_progress)
+            near = stage_caches(caches, stage, cells[0].config, progress=stage_progress)
         group = Ranks(device=choose_device(cells[0].config.device, local_rank))
         with current_device(group.device), contextlib.ExitStack() as stack:
-            trained = _one_pass(opened, near, folder, cells, group, progress, stack)
+            trained = _one_pass(caches, near, folder, cells, group, progress, stack)
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
     table = None
     lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
@@ -114,7 +113,7 @@ def _refuse_changed_cells(folder: Path, grid: Sequence[Cell]) -> None:
     for cell in grid:
         facts = stored_facts(folder / cell.name)
         if facts is not None:
-            refuse_changes(folder / cell.name, facts["config"], cell.config.to_dict())
+            refuse_changes(folder / cell.name, facts["config"], cell.config)
 
 
 def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
@@ -125,8 +124,8 @@ def _sharing(grid: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _one_pass(
-    cache: Cache | JoinedCaches,
-    near: Cache | JoinedCaches,
+    caches: JoinedCaches,
+    near: JoinedCaches,
     folder: Path,
     cells: Sequence[Cell],
     group: Ranks,
@@ -135,27 +134,24 @@ def _one_pass(
 ) -> int:
     """Train and evaluate the unfinished ones of cells that share their rows; returns how many.
 
-    ``near`` is a copy of the cache to learn from; ``stack`` closes the runs, however this ends.
+    ``near`` are copies of the caches to learn from; ``stack`` closes the runs, however this ends.
     """
-    open_cells = [cell for cell in cells if not read_evaluation(folder / cell.name)]
     runs: list[Run] = []
-    for cell in open_cells:
+    for cell in (cell for cell in cells if not read_evaluation(folder / cell.name)):
         tell = None if progress is None else _named(progress, cell.name)
-        lesson = prepare(cache, cell.config, group.device)
-        if not lesson.num_heldout:
+        resolved = resolve_run(caches, cell.config, group.device)
+        if not resolved.num_heldout:
             raise UsageError(
-                f"{cache.location} holds no image out, so there is nothing to compare settings on. "
-                "Extract a cache with --holdout 0.05."
+                f"{caches.location} holds no image out, so there is nothing to compare settings "
+                "on. Extract a cache with --holdout 0.05."
             )
-        runs.append(Run(folder / cell.name, lesson, group, tell))
+        runs.append(Run(folder / cell.name, resolved, group, tell))
         stack.callback(runs[-1].close)
-    waiting = [run for run in runs if not run.is_finished]
+    waiting = [run for run in runs if not run.state.is_finished]
     if waiting:
-        # Cells may learn different token kinds; the source reads every one that any cell learns.
-        widest = max((run.lesson for run in waiting), key=lambda lesson: len(lesson.targets))
-        trainer.run_steps(waiting, make_source(widest, group, near), group, widest.targets)
+        train_runs(waiting, source_of(waiting, near))
     for run in runs:
-        lines = evaluate(run.path, cache, untrained=False, device=str(group.device))
+        lines = evaluate(run.path, caches, untrained=False, device=str(group.device))
         text = json.dumps([line.to_dict() for line in lines], indent=1)
         publish.publish_bytes(run.path / EVALUATION, text.encode())
     return len(runs)

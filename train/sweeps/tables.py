@@ -37,7 +37,8 @@ class Figure:
     """``TEACHER/KIND``."""
 
     values: tuple[float, ...]
-    """Unexplained variance per seed, or 1 - cosine where only a direction is learnt."""
+    """Score per seed, lower is better: unexplained variance, or 1 - cosine where only a direction
+    is learnt."""
 
     rank: float
     """Among the settings, by mean; 1 is best, ties share the average."""
@@ -64,7 +65,7 @@ def figures(
     for cell in grid:
         columns = values.setdefault(setting_of(cell), {})
         for line in lines[cell.name]:
-            columns.setdefault(line.column, []).append(line.badness)
+            columns.setdefault(line.column, []).append(line.score)
     found: dict[str, dict[str, Figure]] = {setting: {} for setting in values}
     for column in dict.fromkeys(name for columns in values.values() for name in columns):
         means = {s: fmean(columns[column]) for s, columns in values.items() if column in columns}

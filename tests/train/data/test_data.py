@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from phistill.cache import Cache, CacheInfo
+from phistill.cache.joined import open_caches
 from phistill.errors import UsageError
 from phistill.train import TrainConfig
-from phistill.train.data.loader import PIXELS, Batch, Loader, Source
-from phistill.train.data.sequence import RowPlan, make_plan
+from phistill.train.data import plan as plans
+from phistill.train.data.batch import Batch
+from phistill.train.data.loader import Loader
+from phistill.train.data.plan import RowPlan
+from phistill.train.data.source import PIXELS, Source
 from phistill.train.data.to_device import one_ahead
 from phistill.train.targets import targets_of
 
@@ -23,10 +27,15 @@ Config = Callable[..., TrainConfig]
 MakeCache = Callable[..., Cache]
 
 
+def make_plan(cache: Cache, config: TrainConfig) -> RowPlan:
+    return plans.make_plan(open_caches(cache), config)
+
+
 def batches(cache: Cache, config: TrainConfig, **options: Any) -> list[Batch]:
     """Every batch of a run, copied out of the ring."""
-    targets = targets_of(cache, config.teachers, summaries=True)
-    source = Source(cache, targets)
+    caches = open_caches(cache)
+    targets = targets_of(caches, config.teachers, summaries=True)
+    source = Source(caches, targets)
     plan = make_plan(cache, config)
     if options.pop("resident", False):
         source.keep_in_memory(plan.rows)
@@ -66,7 +75,8 @@ def test_batches_sent_one_ahead_are_the_batches_read(
 ) -> None:
     """The order of hand-over on a GPU, with plain copies: a buffer is not written too early."""
     config = make_config(num_steps=17, memory_bytes=0)
-    targets = targets_of(fitted_cache, (), summaries=True)
+    caches = open_caches(fitted_cache)
+    targets = targets_of(caches, (), summaries=True)
     plan = make_plan(fitted_cache, config)
     for workers in (0, 2):
         options: dict[str, Any] = {"start": 0, "stop": 17, "workers": workers, "read_ahead": 1}
@@ -77,7 +87,7 @@ def test_batches_sent_one_ahead_are_the_batches_read(
             values = {key: value.clone() for key, value in batch.values.items()}
             return replace(batch, pixels=batch.pixels.clone(), values=values)
 
-        with Loader(Source(fitted_cache, targets), plan, targets, **options) as loader:
+        with Loader(Source(caches, targets), plan, targets, **options) as loader:
             found = []
             for batch in one_ahead(loader, send=send, take=lambda batch: batch):
                 assert sent[-1] == min(16, batch.step + 1)
@@ -108,7 +118,7 @@ def test_another_order_takes_the_same_rows(fitted_cache: Cache, make_config: Con
     assert sorted(full) == sorted(block)
     assert full.tolist() != block.tolist()
     with pytest.raises(UsageError, match="block"):
-        make_plan(fitted_cache, make_config(order="sorted"))
+        make_config(order="sorted")
 
 
 def test_a_batch_holds_what_the_cache_stores(fitted_cache: Cache, make_config: Config) -> None:
@@ -223,4 +233,4 @@ def test_a_cache_without_pixels_is_refused(make_cache: MakeCache) -> None:
     cache = make_cache()
     cache.info = CacheInfo.from_dict({**cache.info.to_dict(), "pixel_size": 0})
     with pytest.raises(UsageError, match="stores no pixels"):
-        Source(cache, targets_of(cache, (), summaries=True))
+        Source(open_caches(cache), ())

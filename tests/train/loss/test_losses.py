@@ -10,11 +10,10 @@ from torch import Tensor
 
 from phistill.errors import UsageError
 from phistill.train.config import TrainConfig
+from phistill.train.loss.balance import Balance
 from phistill.train.loss.losses import (
-    Balance,
     balanced_angle,
     cosine,
-    fixed_weights,
     hybrid,
     make_loss,
     mse,
@@ -89,8 +88,12 @@ def test_patches_and_summaries_take_their_own_loss() -> None:
     assert_same(summary, balanced_angle(x[:, :1], y[:, :1], dispersion=0.5))
 
 
+def adaloss() -> Balance:
+    return Balance(TrainConfig(balance="adaloss", adaloss_decay=0.9), [PATCHES, SUMMARY])
+
+
 def test_adaloss_brings_every_term_to_about_one() -> None:
-    balance = Balance("adaloss", [1.0, 1.0], decay=0.9)
+    balance = adaloss()
     assert balance.factors().tolist() == [1.0, 1.0]
     for _ in range(50):
         balance.observe(torch.tensor([1e-4, 300.0]))
@@ -100,13 +103,13 @@ def test_adaloss_brings_every_term_to_about_one() -> None:
 
 
 def test_a_term_that_was_zero_so_far_counts_once_in_adaloss() -> None:
-    balance = Balance("adaloss", [1.0, 1.0], decay=0.9)
+    balance = adaloss()
     balance.observe(torch.tensor([0.0, 4.0]))
     assert balance.factors().tolist() == [1.0, 0.25]
 
 
 def test_adaloss_goes_on_from_its_stored_state() -> None:
-    one, two = (Balance("adaloss", [1.0, 1.0], decay=0.9) for _ in range(2))
+    one, two = (adaloss() for _ in range(2))
     for value in (1.0, 3.0, 2.0):
         one.observe(torch.tensor([value, 1.0]))
     two.restore(one.state())
@@ -114,6 +117,42 @@ def test_adaloss_goes_on_from_its_stored_state() -> None:
 
 
 def test_a_weight_that_names_nothing_is_refused() -> None:
-    assert fixed_weights([PATCHES, SUMMARY], {"a": 2.0, "a/summary": 0.5}) == [2.0, 0.5]
+    def factors(weights: dict[str, float]) -> list[float]:
+        config = TrainConfig(balance="fixed", weights=weights)
+        return Balance(config, [PATCHES, SUMMARY]).factors().tolist()
+
+    assert factors({"a": 2.0, "a/summary": 0.5}) == [2.0, 0.5]
     with pytest.raises(UsageError, match="a/patches, a/summary"):
-        fixed_weights([PATCHES, SUMMARY], {"b": 1.0})
+        factors({"b": 1.0})
+
+
+def per_token(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square().mean(-1)
+
+
+def one_number(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square().mean()
+
+
+def not_a_tensor(x: Tensor, y: Tensor) -> float:
+    return float(one_number(x, y))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"), [(per_token, r"\(3, 4\)"), (one_number, r"\(\)"), (not_a_tensor, "float")]
+)
+def test_a_loss_of_ones_own_gives_one_value_per_row(loss: object, shape: str) -> None:
+    name = loss.__name__  # type: ignore[attr-defined]
+    config = TrainConfig(patch_loss=f"{__name__}:{name}")
+    with pytest.raises(UsageError, match=rf"returned {shape} .* wanted one value per row, \(3,\)"):
+        make_loss(PATCHES, config, None)(*pair())
+
+
+def scaled(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+    return scale * mse(x, y)
+
+
+def test_a_loss_of_ones_own_takes_options() -> None:
+    config = TrainConfig(patch_loss=f"{__name__}:scaled", patch_loss_options={"scale": 3})
+    x, y = pair()
+    assert_same(make_loss(PATCHES, config, None)(x, y), 3 * mse(x, y))

@@ -1,13 +1,12 @@
-"""Which rows a step learns from: a pure function of the cache, the config and the step.
+"""The endless stream of one cache's training rows: one permutation of its images after the other.
 
-Nothing here reads features. Workers and ranks take their share of the one global sequence, so
-their number changes nothing, and a resumed run goes on in the middle of an epoch.
+None of its images comes again before all have come. Nothing here reads features.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,19 +19,12 @@ from phistill.cache import Cache, order
 from phistill.errors import IncompleteCache, UsageError
 
 from ..config import TrainConfig
-from ..targets import chosen_teachers
 
 Rows = NDArray[np.int64]
 
 
-def num_steps(config: TrainConfig, num_images: int) -> int:
-    """Optimizer steps of a run with ``num_images`` rows in an epoch."""
-    derived = math.ceil(config.epochs * num_images / config.batch_size)
-    return config.num_steps or max(1, derived)
-
-
 @dataclass(frozen=True, eq=False)
-class RowPlan:
+class RowStream:
     """The training rows and the order they come in.
 
     rows (n,) are all eligible rows, ascending. Image i owns ``views[starts[i]:][:counts[i]]``:
@@ -52,11 +44,10 @@ class RowPlan:
     images: str
     """sha256 (hex) of the ids of ``rows``: the digest of the order only knows their numbers."""
 
-    teachers: tuple[str, ...]
     shard_rows: int
     config: TrainConfig
-    stream: int = 0
-    """Number of the cache within a run on several; see ``order.epoch_rows``."""
+    number: int
+    """Of the cache within the run, whose permutations it sets apart; see ``order.epoch_rows``."""
 
     @property
     def num_images(self) -> int:
@@ -64,13 +55,8 @@ class RowPlan:
         return len(self.starts)
 
     @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return num_steps(self.config, self.num_images)
-
-    @property
     def digest(self) -> str:
-        """Names the sequence of rows; a resumed run must have the same."""
+        """sha256 (hex) that names the sequence of rows."""
         config = self.config
         settings = (config.order, config.order_seed, config.batch_size, config.partition)
         content = hashlib.sha256(repr(settings).encode())
@@ -88,48 +74,29 @@ class RowPlan:
             epoch=epoch,
             mode=self.config.order,
             shard_rows=self.shard_rows,
-            stream=self.stream,
+            stream=self.number,
         )
-
-    def step(self, step: int) -> Rows:
-        """The rows (batch_size,) of one optimizer step; a batch may span two epochs."""
-        position = step * self.config.batch_size
-        return self.between(position, position + self.config.batch_size)
 
     def between(self, position: int, stop: int) -> Rows:
         """The rows (stop - position,) at these positions of all epochs laid end to end."""
         parts = []
         while position < stop:
             epoch, offset = divmod(position, self.num_images)
-            taken = self._cached(epoch)[offset : offset + stop - position]
+            taken = _epoch(self, epoch)[offset : offset + stop - position]
             parts.append(taken)
             position += len(taken)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def teachers_of(self, rows: Rows) -> NDArray[np.int64] | None:
-        """The number of the one teacher of each row, or None when every teacher takes all."""
-        if self.teacher_slot is None:
-            return None
-        return self.teacher_slot[np.searchsorted(self.rows, rows)]
-
-    def _cached(self, epoch: int) -> Rows:
-        return _epoch(self, epoch)
-
 
 @lru_cache(maxsize=4)
-def _epoch(plan: RowPlan, epoch: int) -> Rows:
-    return plan.epoch(epoch)
+def _epoch(stream: RowStream, epoch: int) -> Rows:
+    return stream.epoch(epoch)
 
 
-def make_plan(
-    cache: Cache, config: TrainConfig, *, without: Rows | None = None, stream: int = 0
-) -> RowPlan:
-    """The plan of a run on the cache's training rows, but for those of ``without``.
-
-    Raises UsageError when the filters leave no row, IncompleteCache when there is none to begin
-    with. Fewer rows than a batch are no error: a batch may span several epochs.
-    """
-    teachers = chosen_teachers(cache, config.teachers)
+def make_stream(
+    cache: Cache, config: TrainConfig, teachers: Sequence[str], *, without: Rows, number: int
+) -> RowStream:
+    """The stream of the cache's training rows, but for those of ``without``; see ``make_plan``."""
     rows = cache.rows(teachers, "train")
     if not rows.size:
         raise IncompleteCache(
@@ -139,8 +106,7 @@ def make_plan(
     index = cache.index()
     line = np.searchsorted(index["row"].to_numpy(), rows)
     keep = _filtered(index, config)[line]
-    if without is not None:
-        keep &= ~np.isin(rows, without)
+    keep &= ~np.isin(rows, without)
     rows, line = rows[keep], line[keep]
     ids = np.array(index["id"].to_pylist(), dtype=object)[line]
     view = index["view"].to_numpy()[line]
@@ -156,7 +122,7 @@ def make_plan(
     slot = None
     if config.partition == "one":
         slot = _hashes(names, b"teacher")[image].astype(np.int64) % len(teachers)
-    plan = RowPlan(
+    return RowStream(
         rows=rows,
         views=views.astype(np.int64),
         starts=starts.astype(np.int64),
@@ -164,13 +130,10 @@ def make_plan(
         phase=_hashes(names, b"view") if counts.max() > 1 else np.zeros(len(names), np.uint64),
         teacher_slot=slot,
         images=hashlib.sha256("\0".join(ids.tolist()).encode()).hexdigest(),
-        teachers=teachers,
         shard_rows=cache.info.shard_rows,
         config=config,
-        stream=stream,
+        number=number,
     )
-    plan.epoch(0)  # a mode the order does not know is refused here, not in a thread
-    return plan
 
 
 def _filtered(index: Any, config: TrainConfig) -> NDArray[np.bool_]:

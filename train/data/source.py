@@ -1,0 +1,125 @@
+"""The stored pixels and features of chosen rows: moves bytes and never decides their order."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
+from phistill.cache.reader import MAX_WHOLE_SHARDS
+from phistill.cache.storage.files import LocalFiles
+from phistill.errors import UsageError
+
+from ..targets import Target
+from .plan import RowPlan
+from .stream import Rows
+
+PIXELS = "pixels"
+
+
+class Source:
+    """The pixels and targets of chosen rows, from the cache's shards or from memory."""
+
+    def __init__(self, caches: JoinedCaches, targets: Sequence[Target]) -> None:
+        require_pixels(caches)
+        self.caches, self.targets = caches, tuple(targets)
+        self.readers: dict[str, JoinedReader] = {PIXELS: caches.reader(PIXELS, PIXELS)}
+        for target in targets:
+            self.readers[target.key] = caches.reader(target.teacher, target.kind)
+        self._resident: dict[str, NDArray[Any]] = {}
+        self._resident_rows = np.empty(0, np.int64)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over everything that is read."""
+        return sum(
+            math.prod(reader.row_shape) * reader.dtype.itemsize for reader in self.readers.values()
+        )
+
+    @property
+    def is_resident(self) -> bool:
+        return bool(self._resident)
+
+    def keep_in_memory(self, rows: Rows) -> None:
+        """Read ``rows`` (ascending) once; later reads are copies within memory."""
+        self._resident = {key: reader.read(rows) for key, reader in self.readers.items()}
+        self._resident_rows = rows
+
+    def read(self, key: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The stored values (n, ...) of ``rows``; into ``out`` when given."""
+        if not rows.size:  # a share of a batch may hold no row of a teacher
+            reader = self.readers[key]
+            return np.empty((0, *reader.row_shape), reader.dtype) if out is None else out
+        if not self._resident:
+            return self.readers[key].read(rows, out)
+        places = np.searchsorted(self._resident_rows, rows)
+        return np.take(self._resident[key], places, axis=0, out=out, mode="clip")
+
+    def shards_ahead(self) -> JoinedReadAhead:
+        """What asks for whole shards before their rows are read."""
+        return JoinedReadAhead(self.caches, list(self.readers.values()))
+
+    def buffers(self, num_rows: int, *, pinned: bool) -> dict[str, Tensor]:
+        """Host memory for ``num_rows`` rows of everything."""
+        return {
+            key: torch.empty(
+                (num_rows, *reader.row_shape),
+                dtype=getattr(torch, reader.dtype.name),
+                pin_memory=pinned,
+            )
+            for key, reader in self.readers.items()
+        }
+
+
+def require_pixels(caches: JoinedCaches) -> None:
+    """UsageError for caches that hold features only."""
+    if PIXELS not in caches.owners:
+        raise UsageError(
+            f"{caches.location} stores no pixels, so no student can learn from it. "
+            "Extract with a pixel size."
+        )
+
+
+def open_source(
+    caches: JoinedCaches, targets: Sequence[Target], plan: RowPlan, *, world: int = 1
+) -> Source:
+    """The source of a run's batches: in memory when its rows fit into ``memory_bytes``, which the
+    ``world`` processes of the run share."""
+    source = Source(caches, targets)
+    if len(plan.rows) * source.row_bytes <= plan.config.memory_bytes // world:
+        source.keep_in_memory(plan.rows)
+    elif text := _advice(source, plan):
+        warnings.warn(text, stacklevel=2)
+    return source
+
+
+def _advice(source: Source, plan: RowPlan) -> str:
+    """A sentence for runs on an object store that will be slow or need much memory."""
+    caches = [cache for cache in source.caches.caches if not isinstance(cache.files, LocalFiles)]
+    location = source.caches.location
+    if not caches:
+        return ""
+    if plan.config.order != "block":
+        return (
+            f"{location} lies on an object store and order={plan.config.order!r} asks for single "
+            f"rows: up to {len(plan.rows) * len(source.readers):,} requests per epoch. Take --set "
+            "order=block, which reads whole shards, or copy it to a disk first with --stage FOLDER."
+        )
+    rows = sum(MAX_WHOLE_SHARDS * cache.info.shard_rows for cache in caches)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if rows * source.row_bytes > memory / 2:
+        return (
+            f"order=block keeps up to {MAX_WHOLE_SHARDS} shards of every array of {location} in "
+            f"memory, {rows * source.row_bytes / 2**30:,.0f} GiB of this machine's "
+            f"{memory / 2**30:,.0f} GiB. Take fewer teachers, or copy it to a disk first with "
+            "--stage FOLDER."
+        )
+    return ""

@@ -1,0 +1,158 @@
+"""The files of one run, and who may write them.
+
+config.json             the settings, written before the first step
+metrics.jsonl           one line per logged step, validation and end
+tensorboard/            the same as events
+checkpoints/STEP.*      see checkpoint.py
+diverged.json           only after a step that was not finite
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from phistill.cache.format import names
+from phistill.cache.storage import lock, publish
+from phistill.errors import LockHeld, RunMismatch, UsageError
+
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .config import SAFE_KEYS, TrainConfig
+from .evaluation import refuse_other_teachers
+from .metrics import Logger, Values, open_loggers
+from .resolve import ResolvedRun
+from .student.predict import normalizer_tensors
+
+
+class RunFolder:
+    """The files of a run that is being trained, written by one process alone."""
+
+    def __init__(self, path: Path, run: ResolvedRun, *, first_step: int) -> None:
+        self.path, self.run = path, run
+        facts = stored_facts(path)
+        if facts is None:
+            facts = run.facts() | {"run_id": uuid.uuid4().hex}
+            del facts["means"]
+            _write_json(path / "config.json", facts)
+        self._loggers: list[Logger] = []
+        if first_step < run.num_steps:
+            self._loggers = open_loggers(
+                path, run.config, first_step=first_step, run_id=facts["run_id"]
+            )
+
+    def log(self, event: str, step: int, values: Values) -> None:
+        """Tell every logger."""
+        for logger in self._loggers:
+            logger.write(event, step, values)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Publish a checkpoint of the state after ``step``, and drop those not kept any more."""
+        everything = {**tensors, **normalizer_tensors(self.run.normalizers)}
+        checkpoint.save(self.path, Checkpoint(step, everything, {**self.run.facts(), **facts}))
+        checkpoint.prune(self.path, self.run.config.keep_checkpoints)
+
+    def note_divergence(self, facts: Mapping[str, Any]) -> None:
+        """Write which rows were learnt from when a step was not finite."""
+        _write_json(self.path / "diverged.json", facts)
+
+    def close(self) -> None:
+        """Flush the logs."""
+        for logger in self._loggers:
+            logger.close()
+        self._loggers = []
+
+
+def stored_facts(path: Path) -> dict[str, Any] | None:
+    """What a run folder's config.json says; None where there is none yet."""
+    stored = path / "config.json"
+    try:
+        facts = json.loads(stored.read_bytes())
+        if not isinstance(facts["config"], dict):
+            raise TypeError("config is not a table")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
+    return dict(facts)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run folder has its last checkpoint, so that nothing will be read."""
+    try:
+        num_steps = json.loads((path / "config.json").read_bytes())["num_steps"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return False
+    return num_steps in checkpoint.steps(path)
+
+
+def refuse_changes(path: Path, stored: Mapping[str, Any], config: TrainConfig) -> None:
+    """RunMismatch with one line per setting that differs from the run folder's own.
+
+    Settings of ``SAFE_KEYS`` may differ; one that the folder does not name had its default.
+    """
+    before = TrainConfig().to_dict() | dict(stored)
+    wanted = config.to_dict()
+    lines = "".join(
+        f"\n  {key}: {before.get(key)!r} -> {wanted.get(key)!r}"
+        for key in sorted({*before, *wanted} - SAFE_KEYS)
+        if before.get(key) != wanted.get(key)
+    )
+    if lines:
+        raise RunMismatch(
+            f"{path} was begun with other settings:{lines}\n"
+            "Give the same settings to go on, or another --out for a new run."
+        )
+
+
+def refuse_another_run(path: Path, run: ResolvedRun) -> None:
+    """RunMismatch when the folder is that of another run, UsageError for what is no run folder."""
+    if path.is_file():
+        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
+    facts = stored_facts(path)
+    if facts is None:
+        if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
+            raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
+        return
+    refuse_changes(path, facts["config"], run.config)
+    refuse_other_teachers(run.caches, facts["teachers"], path)
+    if facts["order_digest"] != run.plan.digest:
+        raise RunMismatch(
+            f"{path} was begun on {facts['num_rows']} training rows; {run.caches.location} now "
+            f"gives {run.plan.num_images} or orders them differently. Train into another --out."
+        )
+    if facts["images_digest"] != run.plan.images:
+        raise RunMismatch(
+            f"{path} was begun on other images: the rows of {run.caches.location} are as many "
+            "and come in the same order, but the index calls their images differently now. Take "
+            "the cache the run was begun on, or train into another --out."
+        )
+
+
+@contextlib.contextmanager
+def only_trainer(path: Path) -> Iterator[None]:
+    """Hold the run folder; LockHeld names the process that has it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.writing(path))
+        except LockHeld as error:
+            holder = str(error).partition(" is being written by ")[2].partition(". ")[0]
+            raise LockHeld(
+                f"{path} is being trained by {holder}. Wait for it, stop it, or take another --out."
+            ) from error
+        yield
+
+
+def _is_leftover(entry: Path) -> bool:
+    """What a run that was killed before it published its settings may have written."""
+    return entry.name == names.LOCK or entry.name.endswith(publish.TEMPORARY_SUFFIX)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    publish.publish_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode())
