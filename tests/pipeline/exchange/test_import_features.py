@@ -19,7 +19,7 @@ from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.decode.views import View
 from phistill.pipeline.exchange.export_features import export_features
 from phistill.pipeline.exchange.import_features import import_features
-from tests.pipeline.feature_folders import ids_of, normal, write
+from tests.pipeline.exchange.feature_folders import ids_of, normal, write
 
 
 def test_plain_arrays_become_a_cache_whose_rows_follow_the_ids(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from phistill.cli import main
 from phistill.errors import UsageError
 from phistill.pipeline.exchange.export_features import export_features
 from phistill.pipeline.exchange.import_features import import_features
-from tests.pipeline.feature_folders import ids_of
+from tests.pipeline.exchange.feature_folders import ids_of
 
 CacheFactory = Callable[..., Cache]
 WITH_REGISTERS = TeacherInfo(

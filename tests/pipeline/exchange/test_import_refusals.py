@@ -18,7 +18,7 @@ from phistill.cache import Cache
 from phistill.errors import CacheMismatch, SourceError, UsageError
 from phistill.pipeline.exchange.export_features import export_features
 from phistill.pipeline.exchange.import_features import import_features
-from tests.pipeline.feature_folders import normal, write
+from tests.pipeline.exchange.feature_folders import normal, write
 
 CacheFactory = Callable[..., Cache]
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
