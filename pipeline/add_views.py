@@ -73,12 +73,12 @@ def _records(cache: Cache) -> list[ImageRecord]:
     for record in cache.commits(cache.owners[0]).values() if cache.owners else ():
         readable[record.start : record.start + record.num_rows] = record.accepted
     readable &= ~removed_rows(cache.info)
-    found: dict[str, ImageRecord] = {}
+    records: dict[str, ImageRecord] = {}
     for line in index.to_pylist():
-        if readable[line["row"]] and line["id"] not in found:
+        if readable[line["row"]] and line["id"] not in records:
             fields = (line["id"], line["uri"], line["offset"], line["length"])
-            found[line["id"]] = ImageRecord(*fields, line.get("label"), line.get("split"))
-    return list(found.values())
+            records[line["id"]] = ImageRecord(*fields, line.get("label"), line.get("split"))
+    return list(records.values())
 
 
 def require_same_images(cache: Cache) -> None:

@@ -110,7 +110,7 @@ def prepare_once(request: Request, started: float) -> Prepared:
     """
     deadline = time.monotonic() + PREPARE_LIMIT_S
     limit_s = request.options.time_limit_s
-    told = ""
+    waited_for = ""
     while (cache := if_prepared(request)) is None:
         try:
             with request.files.writing():
@@ -125,9 +125,9 @@ def prepare_once(request: Request, started: float) -> Prepared:
                     f"The time limit is reached while {who or 'another process'} prepares "
                     f"{request.files.location}; run the same command again to go on."
                 ) from error
-            if who and who != told:
+            if who and who != waited_for:
                 request.on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
-                told = who
+                waited_for = who
         time.sleep(POLL_S)
     return Prepared(cache, {})
 
@@ -158,8 +158,8 @@ def holding(cache: Cache, shards: Sequence[int], patience_s: float) -> Iterator[
                 stack.enter_context(cache.writing(shards))
                 break
             except LockHeld:
-                found = cache.files.holders()
-                looks = not found or any(holder.shards is None for holder in found)
+                holders = cache.files.holders()
+                looks = not holders or any(holder.shards is None for holder in holders)
                 limit_s = max(patience_s, LOOK_LIMIT_S) if looks else patience_s
                 if time.monotonic() - started > limit_s:
                     raise

@@ -46,10 +46,10 @@ class LiveReport:
         return max(self.differences.values()) <= self.tolerance
 
     def __str__(self) -> str:
-        found = ", ".join(f"{kind} {value:.2g}" for kind, value in self.differences.items())
+        listed = ", ".join(f"{kind} {value:.2g}" for kind, value in self.differences.items())
         verdict = "the same" if self.agrees else "ANOTHER TEACHER"
         return (
-            f"{self.teacher}: largest relative difference on {len(self.rows)} rows: {found} "
+            f"{self.teacher}: largest relative difference on {len(self.rows)} rows: {listed} "
             f"(tolerance {self.tolerance:g}): {verdict}"
         )
 
@@ -155,11 +155,11 @@ def _require_same_images(
     cache: Cache,
     teacher: str,
     rows: NDArray[np.int64],
-    found: Sequence[str | None],
+    hashes: Sequence[str | None],
     ids: Sequence[str],
 ) -> None:
     records = cache.commits(teacher)
-    for row, sha256, image in zip(rows.tolist(), found, ids, strict=True):
+    for row, sha256, image in zip(rows.tolist(), hashes, ids, strict=True):
         record = records[row // cache.info.shard_rows]
         if record.images.sha256[row - record.start] != sha256:
             raise CacheMismatch(

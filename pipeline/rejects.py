@@ -16,12 +16,12 @@ FREE_REJECTS = 10
 
 def rejects(cache: Cache) -> tuple[tuple[str, str], ...]:
     """(id, reason) of every rejected row, each row once."""
-    found = _reasons(cache)
-    if not found:
+    reasons = _reasons(cache)
+    if not reasons:
         return ()
     index = cache.index()
     ids = dict(zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True))
-    return tuple((ids[row], found[row]) for row in sorted(found))
+    return tuple((ids[row], reasons[row]) for row in sorted(reasons))
 
 
 class RejectBudget:
@@ -63,9 +63,9 @@ class RejectBudget:
 
 def _reasons(cache: Cache) -> dict[int, str]:
     """Why a row was rejected, by row; the first owner's word where several rejected it."""
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for owner in cache.owners:
         for record in cache.commits(owner).values():
             for slot, reason in record.reasons.items():
-                found.setdefault(record.start + slot, reason)
-    return found
+                reasons.setdefault(record.start + slot, reason)
+    return reasons

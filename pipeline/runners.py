@@ -29,7 +29,7 @@ def requested_runners(request: Request, stored: Cache | None) -> dict[str, Teach
     }
     if request.options.rows_per_forward == AUTO:
         known = () if stored is None else stored.teachers
-        new_ones = {name: found for name, found in runners.items() if name not in known}
+        new_ones = {name: runner for name, runner in runners.items() if name not in known}
         choose_batch_sizes(new_ones, request.on_notice)
     return runners
 
@@ -47,16 +47,16 @@ def build_runners(
 
     Raises CacheMismatch, naming the field, when one is not the teacher the cache was made with.
     """
-    given = {spec.name: spec for spec in specs}
+    by_name = {spec.name: spec for spec in specs}
     runners = {}
     for name in teachers:
-        if name not in given and cache.teacher(name).is_imported:
+        if name not in by_name and cache.teacher(name).is_imported:
             raise UsageError(
                 f"teacher {name!r} of {cache.location} was imported and cannot be run. Import its "
                 f"features of the rows it misses: phistill import-features FEATURES --cache "
                 f"{cache.location}; or name the teachers to extract with --teacher."
             )
-        spec = given.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
+        spec = by_name.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
         runners[name] = _runner(spec, cache, options, device, on_notice)
         require_equal(cache, runners[name].info, ANOTHER_NAME)
     return runners
@@ -77,8 +77,8 @@ def _runner(
 ) -> TeacherRunner:
     """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
     autocast = options.autocast
-    asked = options.rows_per_forward
-    rows = None if isinstance(asked, str) else asked
+    wanted = options.rows_per_forward
+    rows = None if isinstance(wanted, str) else wanted
     if cache is not None and spec.name in cache.teachers:
         stored = cache.teacher(spec.name)
         autocast = autocast or stored.identity.get("autocast")

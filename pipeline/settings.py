@@ -74,7 +74,7 @@ class CacheSettings:
 
     def check(self, info: CacheInfo, where: str) -> None:
         """Raise CacheMismatch naming the first setting that differs from an existing cache's."""
-        asked: dict[str, Any] = {
+        wanted: dict[str, Any] = {
             "seed": self.seed,
             "holdout": self.holdout,
             "pixel_size": self.pixel_size,
@@ -83,15 +83,15 @@ class CacheSettings:
             "shard_rows": self.shard_rows,
             "compression": self.compression,
         }
-        for field, value in asked.items():
-            found = getattr(info, field)
-            if value is not None and value != found:
+        for field, value in wanted.items():
+            stored = getattr(info, field)
+            if value is not None and value != stored:
                 if field == "views":
-                    found, value = (", ".join(map(_view_text, views)) for views in (found, value))
+                    stored, value = (", ".join(map(_view_text, views)) for views in (stored, value))
                 option = CACHE_OPTIONS.get(field, f"--{field.replace('_', '-')}")
                 more = "add further views with --add-views, " if field == "views" else ""
                 raise CacheMismatch(
-                    f"{where} was made with {field}={found!r}, but this run asks for {value!r}. "
+                    f"{where} was made with {field}={stored!r}, but this run asks for {value!r}. "
                     f"Leave {option} out, {more}or extract into another cache."
                 )
 
@@ -129,10 +129,10 @@ class WorkerShards:
         Worker r of R takes the shards whose number leaves the remainder r when divided by R: a
         restarted worker, and one of a cache that has grown, finds the same shards again.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if found is None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None:
             raise UsageError(f"worker {text!r} is not r/R: 0/4, 1/4, 2/4 and 3/4 are four workers.")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

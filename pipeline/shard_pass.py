@@ -166,13 +166,13 @@ class ShardPass:
         def step() -> None:
             work, start, prepared = ahead.popleft()
             with self._watch.waiting_for_images():
-                given = prepared.result()
+                images = prepared.result()
             if len(self._landing) == BATCHES_AHEAD:
                 self._landing.popleft().result()
-            launched = launch_together(work.runners, given, start)
+            launched = launch_together(work.runners, images, start)
             self._landing.append(stages.landing.submit(work.rows.land, launched))
             work.landed.append(self._landing[-1])
-            self._computed_rows += len(given) * len(work.names)
+            self._computed_rows += len(images) * len(work.names)
             if work.is_last(start):
                 for number, name in enumerate(work.names):
                     self._writing.append(stages.writing.submit(self._commit, work, number, name))

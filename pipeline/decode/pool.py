@@ -44,11 +44,11 @@ class DecodePool:
 
     def decode(self, data: bytes, image_id: str, numbers: Sequence[int]) -> DecodedImage:
         """As ``decode_image``, in another process. Called from several threads."""
-        (found,) = [
-            replace(image, pixels=tuple(tuple(v.copy() for v in view) for view in image.pixels))
-            for image in self.decode_many([Request(data, image_id, numbers)])
+        (image,) = [
+            replace(decoded, pixels=tuple(tuple(v.copy() for v in view) for view in decoded.pixels))
+            for decoded in self.decode_many([Request(data, image_id, numbers)])
         ]
-        return found
+        return image
 
     def decode_many(self, requests: Sequence[Request]) -> Iterator[DecodedImage]:
         """The images in order, from one process. Called from several threads.

@@ -64,12 +64,12 @@ class DecodeProcess:
             deadline = time.monotonic() + timeout_s
             try:
                 for request in requests[sent : number + NUM_SLOTS]:
-                    asked = {
+                    header = {
                         "id": request.image_id,
                         "views": list(request.views),
                         "slot": sent % NUM_SLOTS,
                     }
-                    _send(process, frame(asked, len(request.data)), deadline)
+                    _send(process, frame(header, len(request.data)), deadline)
                     _send(process, request.data, deadline)
                     sent += 1
                 answer = _read_answer(process, deadline)
@@ -95,7 +95,7 @@ class DecodeProcess:
     def _pixels(self, num_views: int, slot: int) -> tuple[tuple[Any, ...], ...]:
         assert self._memory is not None, "a started process has memory"
         memory = np.frombuffer(self._memory, np.uint8)
-        found, start = [], slot * self._setup.slot_bytes
+        views, start = [], slot * self._setup.slot_bytes
         for _ in range(num_views):
             rendered = []
             for rendering in self._setup.renderings:
@@ -103,8 +103,8 @@ class DecodeProcess:
                 num = int(np.prod(shape))
                 rendered.append(memory[start : start + num].reshape(shape))
                 start += num
-            found.append(tuple(rendered))
-        return tuple(found)
+            views.append(tuple(rendered))
+        return tuple(views)
 
     def _start(self) -> subprocess.Popen[bytes]:
         size = max(1, NUM_SLOTS * self._setup.slot_bytes)
@@ -178,14 +178,14 @@ def _read_answer(process: subprocess.Popen[bytes], deadline: float) -> dict[str,
     def read(num_bytes: int) -> bytes:
         if num_bytes > MAX_ANSWER_BYTES:
             raise EOFError
-        found = bytearray()
-        while len(found) < num_bytes:
+        data = bytearray()
+        while len(data) < num_bytes:
             _await(poll, deadline)
-            part = os.read(descriptor, num_bytes - len(found))
+            part = os.read(descriptor, num_bytes - len(data))
             if not part:
                 raise EOFError
-            found += part
-        return bytes(found)
+            data += part
+        return bytes(data)
 
     text = read(LENGTH.unpack(read(LENGTH.size))[0])
     read(LENGTH.unpack(read(LENGTH.size))[0])

@@ -190,7 +190,7 @@ def _read_and_decode(
         requests.append(Request(data, image_id, [job.views[row] for row in rows]))
         large = sum(len(request.data) for request in requests) > MAX_BUNDLE_BYTES
         if large or number == len(images) - 1:
-            found = decoder.decode_many(requests)
-            for place, image in zip(images[first : number + 1], found, strict=True):
+            decoded = decoder.decode_many(requests)
+            for place, image in zip(images[first : number + 1], decoded, strict=True):
                 shard.place(place, image)
             first, requests = number + 1, []

@@ -83,17 +83,17 @@ def _answer(
     setup: DecodeSetup,
     memory: np.ndarray[Any, Any],
 ) -> dict[str, Any]:
-    found = decode(data, request["id"], request["views"], setup)
+    image = decode(data, request["id"], request["views"], setup)
     start = request["slot"] * setup.slot_bytes
-    for renderings in found.pixels:
+    for renderings in image.pixels:
         for values in renderings:
             memory[start : start + values.size] = values.reshape(-1)
             start += values.size
     return {
-        "sha256": found.sha256,
-        "size": found.size,
-        "boxes": found.boxes,
-        "reason": found.reason,
+        "sha256": image.sha256,
+        "size": image.size,
+        "boxes": image.boxes,
+        "reason": image.reason,
     }
 
 

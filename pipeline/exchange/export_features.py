@@ -23,8 +23,8 @@ from phistill.cache.storage.new_folder import MARK, filling
 from phistill.cache.upkeep.copying import require_outside
 from phistill.errors import IncompleteCache, UsageError
 
-from .feature_files import FACTS, PIXELS, Field
 from .feature_writing import ExportProgress, Selection, write_npy, write_tars
+from .fields import FACTS, PIXELS, Field
 
 FORMATS = ("npy", "webdataset")
 ROWS_PER_TAR = 1000
@@ -90,14 +90,14 @@ def export_features(
 
 def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, Any]:
     info = cache.info
-    given = "split" in cache.index().column_names
+    has_split = "split" in cache.index().column_names
     return {
         "format": 1,
         "num_rows": num_rows,
         "order": "random",
         "seed": info.seed,
         "holdout": info.holdout,
-        "split": "given" if given else "hash",
+        "split": "given" if has_split else "hash",
         "views": list(info.views),
         "teachers": {
             name: {"grid": list(teacher.grid), "identity": teacher.identity}

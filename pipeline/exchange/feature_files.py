@@ -1,26 +1,12 @@
-"""Features in files that other tools read: npy arrays, or WebDataset tars of them.
-
-FOLDER/NAME.KIND.npy      (n, T, C) or (n, h, w, C) patches, (n, D) summary, (n, G, C) registers
-FOLDER/pixels.npy         (n, S, S, 3) uint8, where there are any
-FOLDER/ids.parquet        a line per row: id, and view, label, split, sha256, ... where known
-FOLDER/ids.txt            or only the ids, one per line
-FOLDER/features.json      what the teachers are; written last by ``export_features``
-
-In a tar, KEY.NAME.KIND.npy and KEY.pixels.npy are one row's values, and KEY.json its line of the
-table; without it KEY is the id. npy files are read without pickle.
-
-n rows, T tokens on a grid (h, w), G registers, C and D widths, S side of the pixels.
-"""
+"""A folder of features, opened: npy arrays mapped, or tars listed, and a table of their rows."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,31 +17,10 @@ from phistill.cache.format.parquet import read_table
 from phistill.errors import SourceError, UsageError
 
 from ..images.local_files import read_part
-from ..images.tar import Member, members
+from .feature_tars import tar_arrays
+from .fields import FACTS, LIST, PIXELS, TABLE, Field, Values, field_of
 
-FACTS = "features.json"
-TABLE, LIST = "ids.parquet", "ids.txt"
 MAX_FACTS_BYTES = 2**20
-MAX_LINE_BYTES = 2**16
-"""Of a row's line in a tar."""
-
-Field = tuple[str, str]
-"""(teacher, kind), or (pixels, pixels)."""
-
-PIXELS: Field = (names.PIXELS, names.PIXELS)
-
-
-class Values(Protocol):
-    """One array: its row shape and dtype, and chosen rows of it."""
-
-    @property
-    def row_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
-        """(n, *row_shape) in the order of ``positions`` (n,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +40,11 @@ class FeatureFiles:
     @property
     def teachers(self) -> dict[str, list[str]]:
         """Kinds by teacher."""
-        found: dict[str, list[str]] = {}
+        kinds: dict[str, list[str]] = {}
         for field in self.arrays:
             if field != PIXELS:
-                found.setdefault(field[0], []).append(field[1])
-        return found
-
-
-def field_name(field: Field) -> str:
-    """``NAME.KIND``, or ``pixels``."""
-    return names.PIXELS if field == PIXELS else ".".join(field)
-
-
-def field_of(stem: str) -> Field | None:
-    """The field of ``NAME.KIND`` or ``pixels``; None for anything else."""
-    if stem == names.PIXELS:
-        return PIXELS
-    name, _, kind = stem.rpartition(".")
-    return (name, kind) if name and kind in names.KINDS else None
+                kinds.setdefault(field[0], []).append(field[1])
+        return kinds
 
 
 def open_features(path: Path, ids: Path | None = None) -> FeatureFiles:
@@ -108,20 +60,20 @@ def open_features(path: Path, ids: Path | None = None) -> FeatureFiles:
             f"is one of {', '.join(names.KINDS)}."
         )
     if tars:
-        arrays, table = _tar_arrays(tars)
+        arrays, table = tar_arrays(tars)
         if ids is not None:
             raise UsageError("--ids goes with npy files; a tar says itself what its rows are.")
         return FeatureFiles(path, arrays, table, facts)
     table = read_ids(ids or _ids_file(path))
-    found: dict[Field, Values] = {}
+    arrays = dict[Field, Values]()
     for file in arrays_in_files:
         field = field_of(file.stem)
         if field is None:
             raise UsageError(
                 f"{file} is not named NAME.KIND.npy, KIND one of {', '.join(names.KINDS)}."
             )
-        found[field] = NpyValues.open(file, table.num_rows)
-    return FeatureFiles(path, found, table, facts)
+        arrays[field] = NpyValues.open(file, table.num_rows)
+    return FeatureFiles(path, arrays, table, facts)
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -208,92 +160,7 @@ class NpyValues:
         return values
 
 
-@dataclass(frozen=True, eq=False)
-class TarValues:
-    """One field of every sample of some tars."""
-
-    field: Field
-    places: Sequence[tuple[Path, Member]]
-    row_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
-        values = np.empty((len(positions), *self.row_shape), self.dtype)
-        for place, position in enumerate(positions.tolist()):
-            tar, member = self.places[position]
-            row = _npy(tar, member)
-            if row.shape != self.row_shape or row.dtype != self.dtype:
-                raise UsageError(
-                    f"{tar}: {member.name} is {row.dtype} {row.shape}, the first one was "
-                    f"{self.dtype} {self.row_shape}."
-                )
-            values[place] = row
-        return values
-
-
-def _npy(tar: Path, member: Member) -> NDArray[Any]:
-    """One npy file; its header is believed only where it fits the bytes that follow."""
-    data = io.BytesIO(read_part(tar, member.offset, member.length))
-    try:
-        version = np.lib.format.read_magic(data)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(data)
-        rest = data.getbuffer()[data.tell() :]
-        if dtype.hasobject or len(rest) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{len(rest):,} bytes are no {dtype} {shape}")
-        return np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{tar}: {member.name} is not a readable npy file: {error}.") from error
-
-
-def _tar_arrays(tars: Sequence[Path]) -> tuple[dict[Field, Values], pa.Table]:
-    """Samples in the order of the tars; every sample must have the same fields."""
-    samples: dict[tuple[Path, str], dict[str, Member]] = {}
-    for tar in tars:
-        for member in members(tar):
-            folder, _, base = member.name.rpartition("/")
-            key, _, extension = base.partition(".")
-            samples.setdefault((tar, f"{folder}/{key}"), {})[extension] = member
-    lines: list[dict[str, Any]] = []
-    places: dict[Field, list[tuple[Path, Member]]] = {}
-    for (tar, key), parts in samples.items():
-        lines.append(_line(tar, key, parts.pop("json", None)))
-        fields = {
-            field: member
-            for extension, member in parts.items()
-            if extension.endswith(".npy") and (field := field_of(extension[: -len(".npy")]))
-        }
-        known = set(places) if len(lines) > 1 else set(fields)
-        if not fields or set(fields) != known:
-            names_here = ", ".join(field_name(field) + ".npy" for field in fields) or "none"
-            raise UsageError(
-                f"{tar}: sample {key!r} holds {names_here}; every sample needs the same fields "
-                f"NAME.KIND.npy, KIND one of {', '.join(names.KINDS)}."
-            )
-        for field, member in fields.items():
-            places.setdefault(field, []).append((tar, member))
-    arrays: dict[Field, Values] = {}
-    for field, found in places.items():
-        first = _npy(*found[0])
-        arrays[field] = TarValues(field, found, first.shape, first.dtype)
-    return arrays, pa.Table.from_pylist(lines)
-
-
-def _line(tar: Path, key: str, member: Member | None) -> dict[str, Any]:
-    if member is None:
-        return {"id": key.lstrip("/")}
-    try:
-        if member.length > MAX_LINE_BYTES:
-            raise ValueError(f"{member.length:,} bytes")
-        line = json.loads(read_part(tar, member.offset, member.length))
-        return {"id": str(line["id"]), **{k: v for k, v in line.items() if k != "id"}}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{tar}: {member.name} is not a line with an id ({error!r}).") from error
-
-
-def grid_of(shape: tuple[int, ...], stated: tuple[int, int] | None, what: str) -> tuple[int, int]:
+def grid_of(shape: tuple[int, ...], stated: tuple[int, int] | None, array: str) -> tuple[int, int]:
     """The grid (h, w) of patches with row shape (T, C) or (h, w, C); UsageError when unclear."""
     if len(shape) == 3 and (stated is None or stated == shape[:2]):
         return shape[0], shape[1]
@@ -303,6 +170,6 @@ def grid_of(shape: tuple[int, ...], stated: tuple[int, int] | None, what: str) -
         if grid is not None and grid[0] * grid[1] == shape[0]:
             return grid
     raise UsageError(
-        f"{what} has rows of shape {shape}; wanted (T, C) or (h, w, C) with h * w tokens"
+        f"{array} has rows of shape {shape}; wanted (T, C) or (h, w, C) with h * w tokens"
         + (f" on the grid {stated}." if stated else ". State the grid with --grid NAME=H,W.")
     )

@@ -21,7 +21,7 @@ from phistill.cache import Cache
 from phistill.cache.format.info import DTYPES
 from phistill.cache.storage import publish
 
-from .feature_files import TABLE, Field, field_name
+from .fields import TABLE, Field, field_name
 
 BLOCK_ROWS = 64
 

@@ -28,8 +28,9 @@ from ..images.source import ImageRecord, ImageSource, split_of
 from ..index import build_index
 from ..request import keep_out_of_the_way
 from ..settings import CacheSettings
-from .feature_files import PIXELS, FeatureFiles, grid_of, open_features
+from .feature_files import FeatureFiles, grid_of, open_features
 from .feature_lines import ImageLines
+from .fields import PIXELS
 from .import_pass import ImportPass, ImportProgress
 
 
@@ -72,31 +73,35 @@ def import_features(
     UsageError for shapes, dtypes and ids that do not fit, CacheMismatch where the cache holds
     something else, TooManyRejects beyond ``max_reject_frac``.
     """
-    found = open_features(Path(features), ids)
-    lines = ImageLines(found.table)
-    teachers = _teachers(found, source, grids or {})
+    features_read = open_features(Path(features), ids)
+    lines = ImageLines(features_read.table)
+    teachers = _teachers(features_read, source, grids or {})
     files = open_files(cache)
-    if images is not None and PIXELS in found.arrays:
+    if images is not None and PIXELS in features_read.arrays:
         raise UsageError(f"{features} has pixels of its own; leave --images out, or pixels.npy.")
     if not store.exists(files):
         keep_out_of_the_way(files)
     with ExitStack() as stack:
-        given = None if images is None else stack.enter_context(opened(images))
+        image_source = None if images is None else stack.enter_context(opened(images))
         stack.enter_context(files.writing())
         if store.exists(files):
             target = store.open(files)
             (settings or CacheSettings()).check(target.info, target.location)
         else:
-            target = _create(files, found, lines, teachers, given, settings or CacheSettings())
+            target = _create(
+                files, features_read, lines, teachers, image_source, settings or CacheSettings()
+            )
         imported = [teacher.name for teacher in teachers]
         replaced = Replaced()
         if repair:
-            ours = imported + ([names.PIXELS] if given or PIXELS in found.arrays else [])
+            ours = imported + (
+                [names.PIXELS] if image_source or PIXELS in features_read.arrays else []
+            )
             replaced = _discard_damaged(target, ours)
-        work = ImportPass(target, found, lines, replaced.records, max_reject_frac, progress)
+        work = ImportPass(target, features_read, lines, replaced.records, max_reject_frac, progress)
         for teacher in teachers:
             work.add(teacher)
-        work.run(imported, given)
+        work.run(imported, image_source)
     return ImportReport(
         cache=target,
         num_shards=work.num_shards,
@@ -119,8 +124,8 @@ class Replaced:
 def _discard_damaged(cache: Cache, owners: Sequence[str]) -> Replaced:
     """Make damaged shards of these owners missing, and those of others whose record is damaged:
     with it a shard is lost to everybody."""
-    found = verify(cache)
-    damaged = [finding for finding in found.damaged if finding.shard is not None]
+    report = verify(cache)
+    damaged = [finding for finding in report.damaged if finding.shard is not None]
     records = {}
     for finding in damaged:
         assert finding.shard is not None
@@ -128,24 +133,26 @@ def _discard_damaged(cache: Cache, owners: Sequence[str]) -> Replaced:
             record = cache.read_commit(finding.owner, finding.shard)
             records[finding.owner, finding.shard] = record
     lost = {f.path for f in damaged if (f.owner, f.shard) not in records}
-    ours = tuple(f for f in found.damaged if f.owner in ("", *owners) or f.path in lost)
-    return Replaced(discard(cache, replace(found, findings=ours)), records)
+    ours = tuple(f for f in report.damaged if f.owner in ("", *owners) or f.path in lost)
+    return Replaced(discard(cache, replace(report, findings=ours)), records)
 
 
 def _teachers(
-    found: FeatureFiles, source: str, grids: Mapping[str, tuple[int, int]]
+    features: FeatureFiles, source: str, grids: Mapping[str, tuple[int, int]]
 ) -> list[TeacherInfo]:
     """What each teacher is: shapes from the arrays, identity from what is stated."""
-    if not found.teachers:
-        raise UsageError(f"{found.path} holds pixels alone; a teacher's features are NAME.patches.")
-    if unknown := sorted(set(grids) - set(found.teachers)):
+    if not features.teachers:
         raise UsageError(
-            f"--grid names {unknown[0]!r}; the features are of {', '.join(found.teachers)}."
+            f"{features.path} holds pixels alone; a teacher's features are NAME.patches."
+        )
+    if unknown := sorted(set(grids) - set(features.teachers)):
+        raise UsageError(
+            f"--grid names {unknown[0]!r}; the features are of {', '.join(features.teachers)}."
         )
     infos = []
-    for name, kinds in found.teachers.items():
+    for name, kinds in features.teachers.items():
         names.check_teacher_name(name)
-        facts = found.facts.get("teachers", {}).get(name, {})
+        facts = features.facts.get("teachers", {}).get(name, {})
         stated = source or _spelt(facts.get("identity", {})) or (name if facts else "")
         if not stated:
             raise UsageError(
@@ -154,18 +161,20 @@ def _teachers(
             )
         if "patches" not in kinds:
             raise UsageError(f"{name} has {', '.join(kinds)} and no patches; a teacher needs them.")
-        shapes = {kind: found.arrays[name, kind].row_shape for kind in kinds}
+        shapes = {kind: features.arrays[name, kind].row_shape for kind in kinds}
         for kind, shape in shapes.items():
-            _check_array(found, name, kind, shape)
+            _check_array(features, name, kind, shape)
         exported = facts.get("grid")
         grid = grids.get(name) or (tuple(exported) if exported else None)
         registers = shapes.get("registers", (0,))
-        given = facts.get("identity", {})
+        stated_identity = facts.get("identity", {})
         identity = {"source": IMPORTED, "model": stated}
-        if not source and given.get("source") == IMPORTED:
-            identity = dict(given)  # the export of an import says of itself what the import did
+        if not source and stated_identity.get("source") == IMPORTED:
+            identity = dict(
+                stated_identity
+            )  # the export of an import says of itself what the import did
         elif not source:
-            identity["stated"] = given
+            identity["stated"] = stated_identity
         infos.append(
             TeacherInfo(
                 name=name,
@@ -182,9 +191,9 @@ def _spelt(identity: Mapping[str, Any]) -> str:
     return ":".join(str(identity[key]) for key in ("source", "model") if identity.get(key))
 
 
-def _check_array(found: FeatureFiles, name: str, kind: str, shape: tuple[int, ...]) -> None:
+def _check_array(features: FeatureFiles, name: str, kind: str, shape: tuple[int, ...]) -> None:
     dims = {"patches": (2, 3), "summary": (1,), "registers": (2,)}[kind]
-    dtype = found.arrays[name, kind].dtype
+    dtype = features.arrays[name, kind].dtype
     if len(shape) not in dims or 0 in shape:
         wanted = {"patches": "(T, C) or (h, w, C)", "summary": "(D,)", "registers": "(G, C)"}[kind]
         raise UsageError(f"{name}.{kind} has rows of shape {shape}; wanted {wanted}.")
@@ -197,32 +206,32 @@ def _check_array(found: FeatureFiles, name: str, kind: str, shape: tuple[int, ..
 
 def _create(
     files: Files,
-    found: FeatureFiles,
+    features: FeatureFiles,
     lines: ImageLines,
     teachers: Sequence[TeacherInfo],
     images: ImageSource | None,
     settings: CacheSettings,
 ) -> Cache:
     """A cache whose rows are the images of the table; an export's own settings are its defaults."""
-    settings = _with_facts(settings, found)
-    side = _pixel_size(found, images, settings)
+    settings = _with_facts(settings, features)
+    side = _pixel_size(features, images, settings)
     views = settings.views or (View(),)
     if lines.num_views != len(views):
         raise UsageError(
             f"the features show {lines.num_views} views of an image, and {len(views)} are "
             "described. Describe each with --view, in the order of their numbers."
         )
-    records = _records(found, lines, images)
+    records = _records(features, lines, images)
     largest = max(side * side * 3, *(teacher.row_bytes for teacher in teachers))
     settings = replace(settings, pixel_size=side)
     info = settings.new_cache(num_rows=len(records) * len(views), max_row_bytes=largest)
-    mixed = found.facts.get("order") == "random"
+    mixed = features.facts.get("order") == "random"
     index = build_index(records, num_views=len(views), seed=info.seed, shuffle=not mixed)
     return store.create(files, info, index)
 
 
-def _with_facts(settings: CacheSettings, found: FeatureFiles) -> CacheSettings:
-    facts = found.facts
+def _with_facts(settings: CacheSettings, features: FeatureFiles) -> CacheSettings:
+    facts = features.facts
     try:
         return replace(
             settings,
@@ -234,13 +243,13 @@ def _with_facts(settings: CacheSettings, found: FeatureFiles) -> CacheSettings:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"{found.path / 'features.json'} holds other settings: {error}."
+            f"{features.path / 'features.json'} holds other settings: {error}."
         ) from error
 
 
-def _pixel_size(found: FeatureFiles, images: ImageSource | None, settings: CacheSettings) -> int:
-    if PIXELS in found.arrays:
-        values = found.arrays[PIXELS]
+def _pixel_size(features: FeatureFiles, images: ImageSource | None, settings: CacheSettings) -> int:
+    if PIXELS in features.arrays:
+        values = features.arrays[PIXELS]
         side = values.row_shape[0] if values.row_shape else 0
         if values.row_shape != (side, side, 3) or values.dtype != np.uint8:
             raise UsageError(
@@ -257,17 +266,17 @@ def _pixel_size(found: FeatureFiles, images: ImageSource | None, settings: Cache
 
 
 def _records(
-    found: FeatureFiles, lines: ImageLines, images: ImageSource | None
+    features: FeatureFiles, lines: ImageLines, images: ImageSource | None
 ) -> list[ImageRecord]:
     """One per image, in the order of the table: from the source of images, or as far as known."""
-    given = {record.id: record for record in images.records()} if images is not None else {}
+    listed = {record.id: record for record in images.records()} if images is not None else {}
     ids = list(dict.fromkeys(lines.ids))
-    if images is not None and (unknown := [name for name in ids if name not in given]):
+    if images is not None and (unknown := [name for name in ids if name not in listed]):
         raise UsageError(
             f"the images have no {unknown[0]!r} ({len(unknown)} of {len(ids)} ids unknown); an id "
-            f"of theirs looks like {next(iter(given))!r}."
+            f"of theirs looks like {next(iter(listed))!r}."
         )
-    split = "split" in lines.columns and found.facts.get("split") != "hash"
+    split = "split" in lines.columns and features.facts.get("split") != "hash"
     records = []
     for name in ids:
         line = next(
@@ -276,9 +285,9 @@ def _records(
         label = lines.get("label", line)
         records.append(
             replace(
-                given.get(name) or ImageRecord(name, name),
+                listed.get(name) or ImageRecord(name, name),
                 label=None if label is None else str(label),
-                split=split_of(lines.get("split", line), found.path) if split else None,
+                split=split_of(lines.get("split", line), features.path) if split else None,
             )
         )
     return records

@@ -20,8 +20,9 @@ from ..same_teacher import add_or_require
 from ..settings import ExtractOptions
 from ..shard_pass import ShardPass
 from ..teachers.to_host import stored_as
-from .feature_files import PIXELS, FeatureFiles
+from .feature_files import FeatureFiles
 from .feature_lines import ImageLines
+from .fields import PIXELS
 
 MISSING = "not among the imported features"
 
@@ -35,14 +36,14 @@ class ImportPass:
     def __init__(
         self,
         cache: Cache,
-        found: FeatureFiles,
+        features: FeatureFiles,
         lines: ImageLines,
         replaced: Mapping[tuple[str, int], CommitRecord],
         max_reject_frac: float | None,
         progress: ImportProgress | None,
     ) -> None:
         """``replaced`` are the records of damaged shards, which must be imported as they were."""
-        self._cache, self._found, self._lines = cache, found, lines
+        self._cache, self._features, self._lines = cache, features, lines
         self._replaced = replaced
         self._max_reject_frac, self._progress = max_reject_frac, progress
         self._budget = RejectBudget(cache, max_reject_frac)
@@ -76,7 +77,7 @@ class ImportPass:
         if missing.get(names.PIXELS):
             if images is not None:
                 self._decode(images)
-            elif PIXELS in self._found.arrays:
+            elif PIXELS in self._features.arrays:
                 for shard in missing[names.PIXELS]:
                     self._commit(names.PIXELS, (names.PIXELS,), shard)
             else:
@@ -104,8 +105,8 @@ class ImportPass:
             return
         for kind in self._cache.teacher(teacher).kinds:
             before = self._cache.reader(teacher, kind).read(rows)
-            given = self._found.arrays[teacher, kind].read(self._position[lines])
-            now, _ = stored_as(given.reshape(before.shape), before.dtype)
+            imported = self._features.arrays[teacher, kind].read(self._position[lines])
+            now, _ = stored_as(imported.reshape(before.shape), before.dtype)
             same = np.array(
                 [one.tobytes() == two.tobytes() for one, two in zip(before, now, strict=True)]
             )
@@ -136,10 +137,10 @@ class ImportPass:
         arrays = {}
         for kind in kinds:
             shape = self._cache.shapes(owner)[kind]
-            values = np.zeros((stop - start, *shape), self._found.arrays[owner, kind].dtype)
+            values = np.zeros((stop - start, *shape), self._features.arrays[owner, kind].dtype)
             there = np.flatnonzero(positions >= 0)
             if there.size:
-                read = self._found.arrays[owner, kind].read(positions[there])
+                read = self._features.arrays[owner, kind].read(positions[there])
                 values[there] = read.reshape(there.size, *shape)
             arrays[kind], bad = stored_as(values, DTYPES[kind])
             for slot, why in bad.items():

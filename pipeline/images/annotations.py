@@ -41,20 +41,20 @@ def hold_out(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
     wanted = {line for line in lines if line and not line.startswith("#")}
     folders = tuple(sorted(line for line in wanted if line.endswith("/")))
     ids = {record.id for record in records}
-    found = {name for name in ids if name in wanted or name.startswith(folders)}
+    heldout = {name for name in ids if name in wanted or name.startswith(folders)}
     unknown = sorted(
         line
         for line in wanted - ids
-        if not (line in folders and any(name.startswith(line) for name in found))
+        if not (line in folders and any(name.startswith(line) for name in heldout))
     )
     if unknown:
         raise UsageError(
             f"--holdout {path} lists {len(unknown)} ids that the images do not have, for example "
             f"{unknown[0]!r}; an id looks like {records[0].id!r}."
         )
-    if not found:
+    if not heldout:
         raise UsageError(f"--holdout {path} lists no id.")
-    return [replace(e, split="heldout" if e.id in found else "train") for e in records]
+    return [replace(e, split="heldout" if e.id in heldout else "train") for e in records]
 
 
 def label(records: Sequence[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
@@ -63,8 +63,8 @@ def label(records: Sequence[ImageRecord], path: Path) -> tuple[list[ImageRecord]
     UsageError when the file is no label map, or names none of the images.
     """
     labels = read_labels(path)
-    found = [replace(record, label=_label(record, labels)) for record in records]
-    missing = sum(record.label is None for record in found)
+    labelled = [replace(record, label=_label(record, labels)) for record in records]
+    missing = sum(record.label is None for record in labelled)
     if missing == len(records):
         key = next(iter(labels))
         raise UsageError(
@@ -72,7 +72,7 @@ def label(records: Sequence[ImageRecord], path: Path) -> tuple[list[ImageRecord]
             f"the id {records[0].id!r}"
             + (f" and the label {records[0].label!r}." if records[0].label else ".")
         )
-    return found, missing
+    return labelled, missing
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -89,14 +89,14 @@ def read_labels(path: Path) -> dict[str, str]:
         raise
     except Exception as error:  # three parsers, each with its own errors
         raise UsageError(f"--labels {path} cannot be read: {error}.") from error
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for key, value in pairs:
         text = _text(value)
-        if found.setdefault(str(key), text) != text:
+        if labels.setdefault(str(key), text) != text:
             raise UsageError(f"--labels {path} gives {str(key)!r} two labels.")
-    if not found:
+    if not labels:
         raise UsageError(f"--labels {path} lists no label.")
-    return found
+    return labels
 
 
 def _label(record: ImageRecord, labels: dict[str, str]) -> str | None:
@@ -111,13 +111,13 @@ def _label(record: ImageRecord, labels: dict[str, str]) -> str | None:
 def _json(path: Path) -> Iterable[tuple[Any, Any]]:
     """An object; or a list, whose positions are class numbers. A list as a value, as in ImageNet's
     class index, ends in the name."""
-    found = json.loads(path.read_text("utf-8"))
-    if isinstance(found, list):
-        return list(enumerate(found))
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text("utf-8"))
+    if isinstance(content, list):
+        return list(enumerate(content))
+    if not isinstance(content, dict):
         raise UsageError(f"--labels {path} is neither an object nor a list of class names.")
     return [(key, value[-1] if isinstance(value, list) and value else value)
-            for key, value in found.items()]  # fmt: skip
+            for key, value in content.items()]  # fmt: skip
 
 
 def _csv(path: Path) -> Iterable[tuple[Any, Any]]:

@@ -43,16 +43,18 @@ class ArrowSource(ImageSource):
         parts = [""]
         if (self._root / DICTIONARY).is_file():
             parts = _strings(_json(self._root / DICTIONARY).get("splits"), self._root / DICTIONARY)
-        found: list[ImageRecord] = []
+        records: list[ImageRecord] = []
         for part, split in zip(parts, splits_of_names(parts), strict=True):
             for name in _data_files(self._root / part):
                 uri = f"{part}/{name}" if part else name
                 file = self._file(uri)
                 small = file.columns.small
                 table = pa.Table.from_batches(file.batches).select(small)
-                found += file.columns.records(uri, table, file.starts[-1], self._root / uri, split)
-        refuse_duplicates([record.id for record in found], str(self._root))
-        return found
+                records += file.columns.records(
+                    uri, table, file.starts[-1], self._root / uri, split
+                )
+        refuse_duplicates([record.id for record in records], str(self._root))
+        return records
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
@@ -99,12 +101,12 @@ def _data_files(folder: Path) -> list[str]:
     state = folder / STATE
     if not state.is_file():
         raise SourceError(f"{folder} is named by {DICTIONARY} and holds no {STATE}.")
-    found = _json(state)
-    if found.get("_indices_data_files"):
+    content = _json(state)
+    if content.get("_indices_data_files"):
         raise SourceError(
             f"{folder} was saved with an index of its rows. Save dataset.flatten_indices() instead."
         )
-    files = found.get("_data_files")
+    files = content.get("_data_files")
     names = [f.get("filename") if isinstance(f, dict) else None for f in files or ()]
     return _strings(names, state)
 
@@ -116,12 +118,12 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if len(data) > MAX_JSON_BYTES:
             raise ValueError
-        found = json.loads(data)
-        if not isinstance(found, dict):
+        content = json.loads(data)
+        if not isinstance(content, dict):
             raise ValueError
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is no JSON object of a saved dataset.") from error
-    return found
+    return content
 
 
 def _strings(names: Any, where: Path) -> list[str]:

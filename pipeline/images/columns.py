@@ -115,8 +115,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _label_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """Names from ``huggingface`` metadata: info.features.LABEL.names."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])
-        names = found["info"]["features"][label]["names"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])
+        names = features["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return ()
     plain = isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -29,22 +29,22 @@ class FolderSource(ImageSource):
         self._root = root
 
     def records(self) -> list[ImageRecord]:
-        found = [
+        paths = [
             Path(folder, name).relative_to(self._root)
             for folder, _, names in os.walk(self._root)
             for name in names
             if Path(name).suffix.lower() in SUFFIXES and not _is_broken_link(folder, name)
         ]
-        if not found:
+        if not paths:
             raise UsageError(
                 f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
                 "Give another folder, or a parquet file."
             )
-        found.sort()
-        splits = self._splits(found)
+        paths.sort()
+        splits = self._splits(paths)
         folders = [
             path.parent if split is None else path.parent.relative_to(path.parts[0])
-            for path, split in zip(found, splits, strict=True)
+            for path, split in zip(paths, splits, strict=True)
         ]
         labelled = any(folder.parts for folder in folders)
         return [
@@ -54,14 +54,14 @@ class FolderSource(ImageSource):
                 label=folder.as_posix() if labelled else None,
                 split=split,
             )
-            for path, folder, split in zip(found, folders, splits, strict=True)
+            for path, folder, split in zip(paths, folders, splits, strict=True)
         ]
 
-    def _splits(self, found: list[Path]) -> list[str | None]:
+    def _splits(self, paths: list[Path]) -> list[str | None]:
         """From ``train/`` and ``val/`` at the top, where all images lie in such folders."""
-        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in found]
+        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
         if not all(top.lower() in (*TRAIN_NAMES, *HELDOUT_NAMES) for top in tops):
-            return [None] * len(found)
+            return [None] * len(paths)
         return splits_of_names(tops)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
@@ -81,10 +81,10 @@ def listed_lines(path: Path) -> list[str]:
         raise UsageError(
             f"{path} is neither an image folder, a parquet file, a tar nor a text file of paths."
         ) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+    listed = [line for line in lines if line and not line.startswith("#")]
+    if not listed:
         raise UsageError(f"{path} lists no image.")
-    return found
+    return listed
 
 
 class ListSource(ImageSource):

@@ -147,12 +147,12 @@ def has_braces(text: str) -> bool:
 
 def expand(text: str) -> list[str]:
     """Every name, in order; UsageError for a range that is none, or a million names."""
-    found = [text]
-    while any(_GROUP.search(name) for name in found):
-        found = [name for given in found for name in _first(given)]
-        if len(found) > MAX_NAMES:
+    names = [text]
+    while any(_GROUP.search(one) for one in names):
+        names = [one for name in names for one in _first(name)]
+        if len(names) > MAX_NAMES:
             raise UsageError(f"{text!r} stands for more than {MAX_NAMES:,} names.")
-    return found
+    return names
 
 
 def _first(text: str) -> Iterator[str]:

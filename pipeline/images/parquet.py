@@ -55,13 +55,13 @@ class ParquetSource(ImageSource):
 
     def records(self) -> list[ImageRecord]:
         splits = splits_of_names([PART.sub("", table.stem) for table in self._tables])
-        found = [
+        records = [
             record
             for table, split in zip(self._tables, splits, strict=True)
             for record in self._table_records(table, split)
         ]
-        refuse_duplicates([record.id for record in found], str(self._root))
-        return found
+        refuse_duplicates([record.id for record in records], str(self._root))
+        return records
 
     def _table_records(self, table: Path, split: str | None) -> list[ImageRecord]:
         uri = table.relative_to(self._root).as_posix()
@@ -117,8 +117,8 @@ class ParquetSource(ImageSource):
                         f"{table}: row group {group} cannot be read: {error}. "
                         "Get the file again; nothing was recorded for its images."
                     ) from error
-                found = _InMemory(values) if self._buffer is None else self._buffer.add(values)
-                self._groups[key] = found
+                unpacked = _InMemory(values) if self._buffer is None else self._buffer.add(values)
+                self._groups[key] = unpacked
             return self._groups[key]
 
 

@@ -102,30 +102,30 @@ class WebFiles:
         self._retried(url, go_on, lambda: done)
 
     def read(self, url: str, offset: int, length: int) -> bytes:
-        found = bytearray()
+        data = bytearray()
 
         def go_on() -> bool:
-            start = offset + len(found)
+            start = offset + len(data)
             headers = {"Range": f"bytes={start}-{offset + length - 1}"}
             with _get(url, headers) as answer:
                 if answer.status != 206:  # the server sends everything: pass over what is before
                     skip = start
                     while skip and (part := self._part(answer, min(PART, skip))):
                         skip -= len(part)
-                while len(found) < length:
-                    part = self._part(answer, min(PART, length - len(found)))
+                while len(data) < length:
+                    part = self._part(answer, min(PART, length - len(data)))
                     if not part:
                         break
-                    found.extend(part)
+                    data.extend(part)
             stated = int(answer.headers.get("Content-Length") or 0)
-            came = offset + len(found) - (start if answer.status == 206 else 0)
-            if len(found) < length and came < stated:
-                raise _Passing(f"the body ended after {len(found):,} of {length:,} bytes")
+            came = offset + len(data) - (start if answer.status == 206 else 0)
+            if len(data) < length and came < stated:
+                raise _Passing(f"the body ended after {len(data):,} of {length:,} bytes")
             return True
 
         if length:
-            self._retried(url, go_on, lambda: len(found))
-        return bytes(found)
+            self._retried(url, go_on, lambda: len(data))
+        return bytes(data)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -177,8 +177,8 @@ def _write(file: BinaryIO, data: bytes) -> None:
 
 def _get(url: str, headers: dict[str, str]) -> Any:
     assert urlsplit(url).scheme in HTTP_SCHEMES, "no file:// or ftp:// comes here"
-    asked = urllib.request.Request(url, headers={"User-Agent": "phistill", **headers})  # noqa: S310
-    return urllib.request.urlopen(asked, timeout=TIMEOUT_S)  # noqa: S310
+    request = urllib.request.Request(url, headers={"User-Agent": "phistill", **headers})  # noqa: S310
+    return urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
 
 
 class ObjectFiles:

@@ -65,10 +65,10 @@ class RemoteTarSource(ImageSource):
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        found = [record for tar in listed for record in tar]
-        if not found:
+        records = [record for tar in listed for record in tar]
+        if not records:
             raise UsageError(f"the tars hold no image ({', '.join(sorted(SUFFIXES))}).")
-        return found
+        return records
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         data = self._buffer.read(uri, offset, length)
@@ -98,9 +98,9 @@ class RemoteTarSource(ImageSource):
         file = self._fetch(uri)
         try:
             size = os.fstat(file.fileno()).st_size
-            found = list(members_of(file, size, shown(self._url(uri))))
+            members = list(members_of(file, size, shown(self._url(uri))))
             records = records_of(
-                uri, found, lambda m: read_bytes_at(file.fileno(), m.offset, m.length)
+                uri, members, lambda m: read_bytes_at(file.fileno(), m.offset, m.length)
             )
             if len(self._urls) <= self._limit and self._buffer.adopt(uri, file):
                 file = cast(BinaryIO, None)  # all fit: nothing is downloaded twice

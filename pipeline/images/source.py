@@ -98,10 +98,10 @@ def splits_of_names(names: Sequence[str]) -> list[str | None]:
     return ["heldout" if name.lower() in HELDOUT_NAMES else "train" for name in names]
 
 
-def refuse_duplicates(ids: Sequence[str], what: str) -> None:
+def refuse_duplicates(ids: Sequence[str], where: str) -> None:
     """UsageError naming an id that is listed twice."""
     if len(set(ids)) != len(ids):
         twice, count = Counter(ids).most_common(1)[0]
         raise UsageError(
-            f"{what} lists {twice!r} {count} times; every image needs an id of its own."
+            f"{where} lists {twice!r} {count} times; every image needs an id of its own."
         )

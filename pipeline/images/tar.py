@@ -42,29 +42,29 @@ class TarSource(ImageSource):
         self._root, self._tars = root, list(tars)
 
     def records(self) -> list[ImageRecord]:
-        found = [record for tar in self._tars for record in self._tar_records(tar)]
-        if not found:
+        records = [record for tar in self._tars for record in self._tar_records(tar)]
+        if not records:
             raise UsageError(
                 f"{self._root}: the tars hold no image ({', '.join(sorted(SUFFIXES))})."
             )
-        return found
+        return records
 
     def _tar_records(self, tar: Path) -> list[ImageRecord]:
-        found = retried(lambda: list(members(tar)), tar)
+        inside = retried(lambda: list(members(tar)), tar)
         uri = tar.relative_to(self._root).as_posix()
-        return records_of(uri, found, lambda member: read_part(tar, member.offset, member.length))
+        return records_of(uri, inside, lambda member: read_part(tar, member.offset, member.length))
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_part(self._root / uri, offset, length)
 
 
 def records_of(
-    uri: str, found: Sequence[Member], read: Callable[[Member], bytes]
+    uri: str, members: Sequence[Member], read: Callable[[Member], bytes]
 ) -> list[ImageRecord]:
     """A record per image among the members of a tar; ``read`` gives the bytes of a label."""
     images: list[Member] = []
     labels: dict[str, str] = {}
-    for member in found:
+    for member in members:
         key, suffix = _key(member.name)
         if suffix in SUFFIXES:
             images.append(member)
@@ -166,20 +166,20 @@ def _extension(
         return {"path": _text(data)}
     if kind != b"x":
         return {}
-    found: dict[str, Any] = {}
+    extended: dict[str, Any] = {}
     while data:
         head, space, _ = data.partition(b" ")
         if not space or not head.isdigit() or not len(head) < int(head) <= len(data):
             raise SourceError(f"{tar}: the pax header at byte {position:,} is damaged.")
         key, _, value = data[len(head) + 1 : int(head) - 1].partition(b"=")
         if key == b"path":
-            found["path"] = value.decode(errors="replace")
+            extended["path"] = value.decode(errors="replace")
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
                 raise SourceError(f"{tar}: the pax header at byte {position:,} states no size.")
-            found["size"] = int(value)
+            extended["size"] = int(value)
         data = data[int(head) :]
-    return found
+    return extended
 
 
 def _text(field: bytes) -> str:

@@ -46,20 +46,20 @@ def choose_batch_sizes(
 def measure(seconds: Callable[[int], float | None], limit: int) -> dict[int, float]:
     """Rows per second by batch size, doubled until it does not help, until memory ends (None), or
     until a batch is slow. The smallest size is a single row when FIRST_ROWS do not fit either."""
-    found: dict[int, float] = {}
+    speeds: dict[int, float] = {}
     rows = FIRST_ROWS
     while rows <= limit:
         taken = seconds(rows)
         if taken is None:
-            if found or rows == 1:
+            if speeds or rows == 1:
                 break
             rows = 1
             continue
-        found[rows] = rows / taken
-        if taken > SLOW_S or found[rows] < MIN_GAIN * found.get(rows // 2, 0.0):
+        speeds[rows] = rows / taken
+        if taken > SLOW_S or speeds[rows] < MIN_GAIN * speeds.get(rows // 2, 0.0):
             break
         rows *= 2
-    return found
+    return speeds
 
 
 def best(speeds: Mapping[int, float]) -> int:

@@ -119,42 +119,42 @@ def two_images(size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def _kind_report(kind: str, values: torch.Tensor) -> KindReport:
     import torch
 
-    given = values.detach().float().cpu()
-    rounded = Rounded.of(given, DTYPES[kind])
-    finite = given[torch.isfinite(given)]
+    host = values.detach().float().cpu()
+    rounded = Rounded.of(host, DTYPES[kind])
+    finite = host[torch.isfinite(host)]
     return KindReport(
         kind=kind,
-        row_shape=tuple(given.shape[1:]),
+        row_shape=tuple(host.shape[1:]),
         dtype=str(values.dtype).removeprefix("torch."),
-        row_bytes=given[0].numel() * DTYPES[kind].itemsize,
-        num_nonfinite=int((~torch.isfinite(given)).sum()),
+        row_bytes=host[0].numel() * DTYPES[kind].itemsize,
+        num_nonfinite=int((~torch.isfinite(host)).sum()),
         largest=float(finite.abs().max()) if finite.numel() else float("nan"),
         num_overflows=int((~rounded.survives & torch.isfinite(rounded.largest)).sum()),
         std=float(finite.std()) if finite.numel() > 1 else float("nan"),
-        num_same_rows=2 if torch.equal(given[0], given[1]) else 0,
+        num_same_rows=2 if torch.equal(host[0], host[1]) else 0,
     )
 
 
 def _problems(kinds: tuple[KindReport, ...]) -> list[str]:
-    found = []
+    problems = []
     for kind in kinds:
         if kind.num_nonfinite:
-            found.append(
+            problems.append(
                 f"{kind.kind}: {kind.num_nonfinite} values are NaN or infinite; such images are "
                 "rejected. Try autocast=float32."
             )
         if kind.num_overflows:
-            found.append(
+            problems.append(
                 f"{kind.kind}: the largest value is {kind.largest:.6g}, more than float16 holds "
                 "(65,504); such images are rejected. Take an earlier layer, or the one after the "
                 "norm."
             )
         if kind.num_same_rows:
-            found.append(
+            problems.append(
                 f"{kind.kind}: two different images give the same values. Check that the images "
                 "reach the model."
             )
-    return found
+    return problems
 
 
 def _contract(
@@ -168,11 +168,11 @@ def _contract(
 
     import torch
 
-    found = []
+    problems = []
     again = second.by_kind()
     different = [kind for kind, one in first.by_kind().items() if not torch.equal(one, again[kind])]
     if different:
-        found.append(
+        problems.append(
             f"two passes over the same images differ in {', '.join(different)}: the teacher is not "
             "deterministic, so a resumed cache would not be the same. Call eval() on the model, "
             "and draw nothing at random in features()."
@@ -180,12 +180,16 @@ def _contract(
     try:
         json.dumps(dict(teacher.identity()), allow_nan=False)
     except (TypeError, ValueError) as error:
-        found.append(f"identity() is not JSON: {error}. Return strings, numbers, lists and dicts.")
+        problems.append(
+            f"identity() is not JSON: {error}. Return strings, numbers, lists and dicts."
+        )
     if dict(teacher.identity()) != dict(teacher.identity()):
-        found.append("identity() differs from call to call; leave out times and addresses.")
+        problems.append("identity() differs from call to call; leave out times and addresses.")
     if _fails(lambda: runner.forward(pixels[:1])):
-        found.append("one image alone fails, where two work; the last batch may be of one image.")
-    return found
+        problems.append(
+            "one image alone fails, where two work; the last batch may be of one image."
+        )
+    return problems
 
 
 def _fails(action: Callable[[], object]) -> bool:
@@ -197,26 +201,26 @@ def _fails(action: Callable[[], object]) -> bool:
 
 
 def _notes(kinds: tuple[KindReport, ...], licence: str | None) -> tuple[str, ...]:
-    found = []
+    notes = []
     if "summary" not in {kind.kind for kind in kinds}:
-        found.append("no summary: the student gets no summary head for this teacher.")
+        notes.append("no summary: the student gets no summary head for this teacher.")
     if licence is None:
-        found.append("the licence is not known here; look at the model's card before you publish.")
+        notes.append("the licence is not known here; look at the model's card before you publish.")
     elif licence not in PERMISSIVE:
-        found.append(
+        notes.append(
             f"the licence {licence} has conditions of its own, which may extend to a student "
             "distilled from this teacher; read it before you publish."
         )
-    return tuple(found)
+    return tuple(notes)
 
 
 def render(report: CheckReport) -> str:
     """The report as text for a terminal."""
-    size, given = report.input.size, report.input
+    size, preprocessing = report.input.size, report.input
     lines = [
         f"{report.name} = {report.teacher}",
-        f"  input      {size[0]} x {size[1]}, {given.interpolation}, mean "
-        f"{_numbers(given.mean)}, std {_numbers(given.std)}",
+        f"  input      {size[0]} x {size[1]}, {preprocessing.interpolation}, mean "
+        f"{_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}",
         f"  grid       {report.grid[0]} x {report.grid[1]}",
     ]
     for kind in report.kinds:

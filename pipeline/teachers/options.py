@@ -11,11 +11,11 @@ COMMON = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licen
 MAX_SIDE = 65_536
 
 
-def take_options(options: dict[str, str], known: tuple[str, ...], what: str) -> None:
+def take_options(options: dict[str, str], known: tuple[str, ...], teacher: str) -> None:
     """UsageError listing the known options when an unknown one is given."""
     if unknown := sorted(set(options) - set(known)):
         raise UsageError(
-            f"{what}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
+            f"{teacher}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
             f"and for every source {', '.join(COMMON)}."
         )
 

@@ -75,8 +75,8 @@ class TeacherRunner:
         self, pixels: UInt8[np.ndarray, "n h w 3"], rows_per_forward: int
     ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
         """Arrays per kind (n, ...) in the stored dtypes, and why a row cannot be stored."""
-        (found,) = run_together([self], pixels, rows_per_forward)
-        return found
+        (stored,) = run_together([self], pixels, rows_per_forward)
+        return stored
 
     def shares_forward(self, other: TeacherRunner) -> bool:
         """Whether ``run_together`` needs one forward pass for both."""
@@ -88,10 +88,10 @@ class TeacherRunner:
         the teacher runs. On the CPU what the teacher takes, elsewhere bytes (CUDA: pinned)."""
         import torch
 
-        given = torch.from_numpy(pixels)
+        host = torch.from_numpy(pixels)
         if self._device.type == "cpu":
-            return self._normalised(given)
-        return given.pin_memory() if self._device.type == "cuda" else given
+            return self._normalised(host)
+        return host.pin_memory() if self._device.type == "cuda" else host
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
@@ -127,13 +127,13 @@ class TeacherRunner:
             self._calls[names] = _or_say_why(torch.compile(features, dynamic=False), names)
         return self._calls[names]
 
-    def _normalised(self, given: UInt8[torch.Tensor, "b h w 3"]) -> torch.Tensor:
+    def _normalised(self, pixels: UInt8[torch.Tensor, "b h w 3"]) -> torch.Tensor:
         import torch
 
         mean, std = self._constants
         # Channels first while they are still bytes: on the strided view each step takes ten times
         # as long.
-        images = given.permute(0, 3, 1, 2).contiguous().float()
+        images = pixels.permute(0, 3, 1, 2).contiguous().float()
         images = images.div_(255.0).sub_(mean).div_(std)
         return images.to(memory_format=torch.channels_last) if self._channels_last else images
 
@@ -141,18 +141,18 @@ class TeacherRunner:
         """Shapes from one forward pass over two grey images."""
         height, width = self._preprocessing.size
         grey = np.full((2, height, width, 3), 127, np.uint8)
-        found = self.forward(grey)
-        if found.patches.ndim != 4 or found.patches.shape[0] != 2:
+        features = self.forward(grey)
+        if features.patches.ndim != 4 or features.patches.shape[0] != 2:
             raise TeacherError(
-                f"teacher {name} gave patches of shape {tuple(found.patches.shape)} for two "
+                f"teacher {name} gave patches of shape {tuple(features.patches.shape)} for two "
                 "images; wanted (2, h, w, c)."
             )
-        kinds = found.by_kind()
+        kinds = features.by_kind()
         return TeacherInfo(
             name=name,
             spec=spec,
             licence=self._teacher.licence or "",
-            grid=(int(found.patches.shape[1]), int(found.patches.shape[2])),
+            grid=(int(features.patches.shape[1]), int(features.patches.shape[2])),
             widths={kind: int(values.shape[-1]) for kind, values in kinds.items()},
             num_registers=int(kinds["registers"].shape[1]) if "registers" in kinds else 0,
             rows_per_forward=rows_per_forward,
@@ -231,21 +231,21 @@ def environment(
 ) -> dict[str, str]:
     """Versions, device and kernels that the values may depend on in their last bits."""
     packages = ("phistill", "numpy", "pillow", "torch", "timm", "open_clip_torch")
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    facts = {"python": platform.python_version(), "machine": platform.machine()}
     for package in packages if device is not None else packages[:3]:
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            facts[package] = "not installed"
     if device is not None:
-        found["device"] = hardware_name(device)
+        facts["device"] = hardware_name(device)
         if device.type == "cuda":
-            found["float32_products"] = FLOAT32_PRODUCTS
+            facts["float32_products"] = FLOAT32_PRODUCTS
     if compiled:
-        found["compiled"] = "torch.compile"
+        facts["compiled"] = "torch.compile"
     if channels_last:
-        found["memory_format"] = "channels_last"
-    return found
+        facts["memory_format"] = "channels_last"
+    return facts
 
 
 def _or_say_why(
@@ -267,9 +267,11 @@ def _or_say_why(
     return call
 
 
-def _constants(given: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _constants(
+    preprocessing: Preprocessing, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std as (1, 3, 1, 1)."""
     import torch
 
-    mean = torch.tensor(given.mean, device=device).view(1, 3, 1, 1)
-    return mean, torch.tensor(given.std, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+    return mean, torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)

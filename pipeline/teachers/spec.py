@@ -161,9 +161,9 @@ def silence(endpoint: str) -> str | None:
     """Why a hub does not answer; None when it does, whatever it says. Proxies are honoured."""
     if not endpoint.startswith(("https://", "http://")):
         return f"HF_ENDPOINT={endpoint!r} is no web address"
-    asked = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310
+    request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310
     try:
-        with urllib.request.urlopen(asked, timeout=HUB_PATIENCE_S):  # noqa: S310
+        with urllib.request.urlopen(request, timeout=HUB_PATIENCE_S):  # noqa: S310
             return None
     except urllib.error.HTTPError:
         return None

@@ -93,8 +93,8 @@ class TimmTeacher(Teacher):
         self.model.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
-        (found,) = self.features_together([self], images)
-        return found
+        (features,) = self.features_together([self], images)
+        return features
 
     def shares_forward(self, other: Teacher) -> bool:
         """Whether one forward pass serves both: the same model, at other layers perhaps."""

@@ -44,8 +44,8 @@ def tokens(
     ``layer`` counts from the end, -1 is the last. The last features, which the model's own head
     pools, are None when ``final`` is false and they were not needed.
     """
-    found, last = tokens_of_layers(model, images, [layer], norm=norm, final=final)
-    return *found[layer], last
+    by_layer, last = tokens_of_layers(model, images, [layer], norm=norm, final=final)
+    return *by_layer[layer], last
 
 
 def tokens_of_layers(
@@ -61,13 +61,13 @@ def tokens_of_layers(
     shuffled = type(net).__name__ in SHUFFLED
     by_last = norm and -1 in layers and not shuffled
     rest = sorted(set(layers) - ({-1} if by_last else set()))
-    found: dict[int, Tokens] = {}
+    by_layer: dict[int, Tokens] = {}
     if rest:
-        given, last = _intermediates(
+        values, last = _intermediates(
             net, images, rest, norm=norm and not shuffled, final=final or by_last
         )
-        found = {
-            layer: _of_intermediate(net, value) for layer, value in zip(rest, given, strict=True)
+        by_layer = {
+            layer: _of_intermediate(net, value) for layer, value in zip(rest, values, strict=True)
         }
     else:
         last = net.forward_features(images)
@@ -76,8 +76,8 @@ def tokens_of_layers(
         if whole is None:  # no plain grid is stated; the model knows how to make one
             ((value,), _) = _intermediates(net, images, [-1], norm=norm, final=False)
             whole = _of_intermediate(net, value)
-        found[-1] = whole
-    return found, last
+        by_layer[-1] = whole
+    return by_layer, last
 
 
 def depth_of(model: nn.Module) -> int:
@@ -114,8 +114,8 @@ def _intermediates(
     )
     if not final:
         return list(result), None
-    last, given = result
-    return list(given), last
+    last, values = result
+    return list(values), last
 
 
 def _of_intermediate(net: Any, value: Any) -> Tokens:

@@ -59,12 +59,12 @@ def file_state(path: Path | None) -> tuple[object, ...] | None:
     return path.absolute(), facts.st_size, facts.st_mtime_ns
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load every tensor; TeacherError names what is missing or unexpected."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise TeacherError(
-            f"{what} does not fit the model: it lacks {_some(missing)} and holds the unknown "
+            f"{where} does not fit the model: it lacks {_some(missing)} and holds the unknown "
             f"{_some(unexpected)}."
         )
 
@@ -84,8 +84,8 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the model's first floating parameter: what its input must have."""
     import torch
 
-    found = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
-    return next(found, torch.float32)
+    dtypes = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    return next(dtypes, torch.float32)
 
 
 def _plain(name: str) -> str:

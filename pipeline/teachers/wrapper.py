@@ -50,23 +50,23 @@ class WrapperOptions:
     @classmethod
     def take(cls, options: dict[str, str]) -> Self:
         """Remove these options from ``options`` and parse them; UsageError on a wrong value."""
-        given = {key: options.pop(key) for key in COMMON if key in options}
-        resample = given.get("resample", "area")
+        texts = {key: options.pop(key) for key in COMMON if key in options}
+        resample = texts.get("resample", "area")
         if resample not in RESAMPLINGS:
             raise UsageError(
                 f"option resample={resample!r} is not known; choose one of "
                 f"{', '.join(RESAMPLINGS)}."
             )
-        if "resample" in given and "grid" not in given:
+        if "resample" in texts and "grid" not in texts:
             raise UsageError("option resample says how to reach a grid; give grid=HxW too.")
         return cls(
-            mean=_three(given, "mean"),
-            std=_three(given, "std"),
-            interpolation=given.get("interpolation"),
-            grid=_grid(given["grid"]) if "grid" in given else None,
+            mean=_three(texts, "mean"),
+            std=_three(texts, "std"),
+            interpolation=texts.get("interpolation"),
+            grid=_grid(texts["grid"]) if "grid" in texts else None,
             resample=resample,
-            pad_from=side(given["pad_from"]) if "pad_from" in given else None,
-            licence=given.get("licence"),
+            pad_from=side(texts["pad_from"]) if "pad_from" in texts else None,
+            licence=texts.get("licence"),
         )
 
     def apply(self, teacher: Teacher) -> Teacher:
@@ -96,12 +96,12 @@ class TeacherWrapper(Teacher):
         )
 
     def identity(self) -> Mapping[str, Any]:
-        found = dict(self._teacher.identity())
+        identity = dict(self._teacher.identity())
         if self._options.grid is not None:
-            found["resampled_to"] = [*self._options.grid, self._options.resample]
+            identity["resampled_to"] = [*self._options.grid, self._options.resample]
         if self._options.pad_from is not None:
-            found["padded_to"] = list(self._full_size)
-        return found
+            identity["padded_to"] = list(self._full_size)
+        return identity
 
     def preprocessing(self) -> Preprocessing:
         return self._preprocessing
@@ -110,8 +110,8 @@ class TeacherWrapper(Teacher):
         self._teacher.to(device)
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
-        found = self._teacher.features(self._padded(images))
-        return self._on_grid(self._cropped(found, (images.shape[2], images.shape[3])))
+        features = self._teacher.features(self._padded(images))
+        return self._on_grid(self._cropped(features, (images.shape[2], images.shape[3])))
 
     def shares_forward(self, other: Teacher) -> bool:
         """Whether one forward pass of the teachers inside serves both."""
@@ -134,11 +134,11 @@ class TeacherWrapper(Teacher):
             for wrapper, one in zip(wrappers, features, strict=True)
         ]
 
-    def _on_grid(self, found: Features) -> Features:
+    def _on_grid(self, features: Features) -> Features:
         if self._options.grid is None:
-            return found
-        patches = resampled(found.patches, self._options.grid, self._options.resample)
-        return replace(found, patches=patches)
+            return features
+        patches = resampled(features.patches, self._options.grid, self._options.resample)
+        return replace(features, patches=patches)
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
         if self._options.pad_from is None:
@@ -149,13 +149,13 @@ class TeacherWrapper(Teacher):
         inner_h, inner_w = images.shape[2:]
         return torch.nn.functional.pad(images, (0, width - inner_w, 0, height - inner_h))
 
-    def _cropped(self, found: Features, inner: tuple[int, int]) -> Features:
+    def _cropped(self, features: Features, inner: tuple[int, int]) -> Features:
         """The part of the patches that shows the image."""
         if self._options.pad_from is None:
-            return found
+            return features
         height, width = self._full_size
         inner_h, inner_w = inner
-        grid_h, grid_w = found.patches.shape[1:3]
+        grid_h, grid_w = features.patches.shape[1:3]
         if grid_h * inner_h % height or grid_w * inner_w % width:
             raise TeacherError(
                 f"pad_from={inner_h} cuts through a patch: the teacher sees {height} x {width} "
@@ -163,7 +163,7 @@ class TeacherWrapper(Teacher):
                 f"{height // grid_h} pixels."
             )
         rows, columns = grid_h * inner_h // height, grid_w * inner_w // width
-        return replace(found, patches=found.patches[:, :rows, :columns])
+        return replace(features, patches=features.patches[:, :rows, :columns])
 
 
 def resampled(
@@ -178,10 +178,10 @@ def resampled(
 
     maps = patches.permute(0, 3, 1, 2).float()
     if how == "area":
-        found = adaptive_avg_pool2d(maps, grid)
+        maps2 = adaptive_avg_pool2d(maps, grid)
     else:
-        found = interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
-    return found.permute(0, 2, 3, 1)
+        maps2 = interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
+    return maps2.permute(0, 2, 3, 1)
 
 
 def _three(options: Mapping[str, str], key: str) -> tuple[float, float, float] | None:
