@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phistill.errors import UsageError
+from phistill.errors import UsageError, did_you_mean
 
 from .format import names
 from .storage.files import Files, LocalFiles
@@ -20,7 +20,7 @@ def no_cache(files: Files) -> UsageError:
     found = set(files.names_in("")) - names.WRITERS
     if not found:
         return UsageError(
-            f"{what}nothing is there. "
+            f"{what}nothing is there.{_neighbours(files)} "
             f"Make one with `phistill extract IMAGES --cache {files.location} --teacher ...`."
         )
     if found & {names.COMMITS, "index"}:
@@ -31,6 +31,17 @@ def no_cache(files: Files) -> UsageError:
     if found >= {"config.json", "checkpoints"}:
         return UsageError(f"{what}it is a run. Give the cache that it was trained on.")
     return UsageError(f"{what}it has no {names.ROOT}. {_images_elsewhere(files)}")
+
+
+def _neighbours(files: Files) -> str:
+    """What beside the place is spelt nearly so."""
+    if not isinstance(files, LocalFiles):
+        return ""
+    try:
+        beside = [path.name for path in files.root.absolute().parent.iterdir()]
+        return did_you_mean(files.name, beside)
+    except OSError:
+        return ""
 
 
 def _images_elsewhere(files: Files) -> str:

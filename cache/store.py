@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from phistill.errors import CorruptCache, IncompleteCache, UsageError, repair_text
+from phistill.errors import CorruptCache, IncompleteCache, UsageError, did_you_mean, repair_text
 
 from .absent import no_cache
 from .format import names
@@ -135,7 +135,10 @@ class Cache:
         """A teacher's shapes and fingerprint; UsageError lists the teachers there are."""
         if name not in self.teachers:
             known = ", ".join(self.teachers) or "none yet"
-            raise UsageError(f"{self.location} has no teacher {name!r}; it has: {known}.")
+            raise UsageError(
+                f"{self.location} has no teacher {name!r}; it has: {known}."
+                f"{did_you_mean(name, self.teachers)}"
+            )
         if name not in self._teachers:
             self._teachers[name] = self.read_teacher(name)
         return self._teachers[name]

@@ -79,6 +79,12 @@ def _count_or_auto(text: str) -> int | str:
         raise ValueError(f"{text!r} is neither a number nor auto.") from None
 
 
+def _device(text: str) -> str:
+    if text.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"device {text!r} is not known; write auto, cpu, cuda, cuda:1 or mps.")
+    return text
+
+
 def _named_grid(text: str) -> tuple[str, tuple[int, int]]:
     name, _, sides = text.rpartition("=")
     height, _, width = sides.partition(",")
@@ -121,6 +127,7 @@ def _toml(text: str) -> dict[str, Any]:
         raise ValueError(f"{text} cannot be read ({error.strerror}).") from error
 
 
+DEVICE = Parsed("device", _device)
 DURATION = Parsed("duration", _duration)
 """``3h50m``, ``90m``, ``45s`` or a number of seconds, in seconds."""
 NUM_BYTES = Parsed("bytes", _num_bytes)
@@ -152,7 +159,7 @@ teachers_option = click.option(
     "--teachers", type=NAMES, metavar="A,B", help="Comma-separated.  [default: all of the cache]"
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+    "--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
 )
 autocast_option = click.option(
     "--autocast",

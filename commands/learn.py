@@ -9,6 +9,7 @@ import click
 
 from .arguments import (
     ASSIGNMENT,
+    DEVICE,
     LOCATION,
     NAMES,
     NUMBERS,
@@ -19,6 +20,7 @@ from .arguments import (
     json_option,
     split_option,
 )
+from .mistakes import refuse_no_run, refuse_train_mistakes
 
 
 def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -53,7 +55,7 @@ stage_option = click.option(
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 128]")
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
-@click.option("--device", help="auto, cpu, cuda, ...  [default: auto]")
+@click.option("--device", type=DEVICE, help="auto, cpu, cuda, ...  [default: auto]")
 @stage_option
 @click.option(
     "--set",
@@ -91,14 +93,18 @@ def train(
     """
     from phistill.errors import UsageError, counted
     from phistill.report.terminal import duration_text, progress_bar
-    from phistill.train import Progress, TrainConfig
-    from phistill.train import train as run
+    from phistill.train import TrainConfig
 
     values = config or {}
     if "grid" in values:
         raise UsageError("--config has a [grid]: it is for `phistill sweep`, not for one run.")
     values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
+    settings = TrainConfig.from_dict(values)
+    refuse_train_mistakes(caches, [settings])
+    from phistill.train import Progress
+    from phistill.train import train as run
+
     with progress_bar("train") as bar:
 
         def show(at: Progress) -> None:
@@ -107,7 +113,7 @@ def train(
         result = run(
             caches,
             out,
-            TrainConfig.from_dict(values),
+            settings,
             stage=stage,
             progress=show,
             stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
@@ -160,6 +166,7 @@ def evaluate(
     """
     import json
 
+    refuse_no_run(run)
     from phistill.report.tables import evaluation_table
     from phistill.report.terminal import progress_bar
     from phistill.train import evaluate as measure
@@ -182,6 +189,7 @@ def export(run: Path, out: Path, which: str) -> None:
     OUT gets model.safetensors and config.json for timm, and heads.safetensors that answer in each
     teacher's own feature space.
     """
+    refuse_no_run(run)
     from phistill.train import export as write
 
     click.echo(f"{write(run, out, which=which)}: model.safetensors, heads.safetensors, config.json")
@@ -210,8 +218,11 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
     """
     from phistill.errors import counted
     from phistill.report.terminal import duration_text, progress_bar
-    from phistill.train import Progress
     from phistill.train.sweeps.cells import read_grid
+
+    cells = read_grid(grid)
+    refuse_train_mistakes(caches, [cell.config for cell in cells])
+    from phistill.train import Progress
     from phistill.train.sweeps.sweep import sweep as run
 
     with progress_bar("sweep") as bar:
@@ -222,7 +233,7 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
         result = run(
             caches,
             out,
-            read_grid(grid),
+            cells,
             stage=stage,
             progress=show,
             stage_progress=lambda done, total: bar.bytes(done, total, "staging"),

@@ -16,6 +16,7 @@ from .arguments import (
     json_option,
     teacher_option,
 )
+from .mistakes import refuse_no_run, refuse_teacher_mistakes
 
 
 @click.command()
@@ -100,6 +101,11 @@ def _agrees_live(cache: str, images: str, num_rows: int, device: str) -> bool:
 @click.option("--out", type=PATH, default="report.html", show_default=True, help="The page.")
 def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
     """Write one page to look at: statistics, curves, PCA maps."""
+    from phistill import cache as store
+
+    store.open(cache)
+    for run in runs:
+        refuse_no_run(run)
     from phistill.report import report as write
     from phistill.report.terminal import progress_bar
 
@@ -134,6 +140,7 @@ def plan(
     """
     import json
 
+    refuse_teacher_mistakes(teachers)
     from phistill.pipeline import CacheSettings
     from phistill.report.costs import render
     from phistill.report.plan import plan as measure
@@ -157,6 +164,7 @@ def plan(
 @autocast_option
 def check_teacher(teacher: str, device: str, autocast: str | None) -> None:
     """Run a teacher on two images and show what it gives."""
+    refuse_teacher_mistakes([teacher])
     from phistill.pipeline.teachers.check import check_teacher as check
     from phistill.pipeline.teachers.check import render
 

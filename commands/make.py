@@ -24,6 +24,7 @@ from .arguments import (
     teacher_option,
     teachers_option,
 )
+from .mistakes import refuse_teacher_mistakes
 
 
 @click.command()
@@ -158,6 +159,7 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
+    refuse_teacher_mistakes(teachers)
     from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode.rgb import DecodeRules

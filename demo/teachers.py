@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phistill.compute.seeds import seeded
-from phistill.errors import UsageError
+from phistill.errors import UsageError, did_you_mean
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
 from phistill.pipeline.teachers.options import boolean, integer, take_options
@@ -32,8 +32,7 @@ def build(model: str, options: dict[str, str]) -> Teacher:
 
     ``registers=true`` keeps the register tokens of `ssl`; the others have none.
     """
-    if model not in NAMES:
-        raise UsageError(f"demo:{model} does not exist; choose one of {', '.join(NAMES)}.")
+    refuse_unknown(model)
     known = ("random", "registers") if model == "ssl" else ("random",)
     take_options(options, known, f"demo:{model}")
     settings = read_settings(model)
@@ -53,6 +52,13 @@ def build(model: str, options: dict[str, str]) -> Teacher:
         registers=boolean(options, "registers", default=False),
         licence=LICENCE,
     )
+
+
+def refuse_unknown(model: str) -> None:
+    """UsageError for a teacher that is not bundled."""
+    if model not in NAMES:
+        near = did_you_mean(model, NAMES)
+        raise UsageError(f"demo:{model} does not exist; choose one of {', '.join(NAMES)}.{near}")
 
 
 def network(name: str, settings: Mapping[str, Any], seed: int | None) -> nn.Module:

@@ -4,6 +4,9 @@
 ``PhistillError`` is a failure that its message explains (exit 1). Anything else is a bug.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class PhistillError(Exception):
     """Something failed in a way the message explains."""
@@ -88,6 +91,12 @@ def repair_text(location: str) -> str:
         f"again with `phistill extract IMAGES --cache {location} --repair`, or with "
         "import-features and --repair where it was imported."
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean phi-s?`` to end a refusal with; empty where nothing is spelt nearly so."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from phistill.errors import UsageError
+from phistill.errors import UsageError, did_you_mean
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels."""
@@ -61,7 +61,10 @@ class View:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"view {self.kind!r} is not known; choose one of {', '.join(KINDS)}.")
+            raise UsageError(
+                f"view {self.kind!r} is not known; choose one of {', '.join(KINDS)}."
+                f"{did_you_mean(self.kind, KINDS)}"
+            )
         if self.flip not in FLIPS:
             raise UsageError(f"flip={self.flip!r} is not known; choose one of {', '.join(FLIPS)}.")
         low, high = self.scale

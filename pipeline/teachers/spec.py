@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from phistill import plugins
 from phistill.cache.format.names import check_teacher_name
-from phistill.errors import PhistillError, TeacherError, UsageError
+from phistill.errors import PhistillError, TeacherError, UsageError, did_you_mean
 
 from .contract import FourMethods, Teacher
 from .wrapper import WrapperOptions
@@ -109,15 +109,23 @@ def known_sources() -> list[str]:
     return sorted({*plugins.registered(plugins.TEACHERS), plugins.MODULE})
 
 
+def refuse_unknown_source(source: str) -> None:
+    """UsageError for a source that nobody registered."""
+    known = known_sources()
+    if source not in known:
+        raise UsageError(
+            f"teacher source {source!r} is not known; known are {', '.join(known)}."
+            f"{did_you_mean(source, known)}"
+        )
+
+
 def _builder(source: str, model: str) -> Callable[[str, dict[str, str]], Any]:
     if source == plugins.MODULE:
         return plugins.load(model, plugins.MODULE)
-    entry = plugins.registered(plugins.TEACHERS).get(source)
-    if entry is None:
-        raise UsageError(
-            f"teacher source {source!r} is not known; known are {', '.join(known_sources())}."
-        )
-    builder: Callable[[str, dict[str, str]], Any] = entry.load()
+    refuse_unknown_source(source)
+    builder: Callable[[str, dict[str, str]], Any] = plugins.registered(plugins.TEACHERS)[
+        source
+    ].load()
     return builder
 
 

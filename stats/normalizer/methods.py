@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from phistill.errors import DegenerateMoments, UsageError
+from phistill.errors import DegenerateMoments, UsageError, did_you_mean
 
 from ..moments.moments import FLOAT64_EPS, Moments
 from .rotation import rotation
@@ -34,10 +34,16 @@ class AffineMap(NamedTuple):
     """The method's own, with every default it filled in."""
 
 
+def unknown_method(method: str) -> UsageError:
+    """The refusal of what is not one of METHODS."""
+    near = did_you_mean(method, METHODS)
+    return UsageError(f"method={method!r} is unknown. Take one of {', '.join(METHODS)}.{near}")
+
+
 def fit_map(moments: Moments, method: str, options: Mapping[str, float]) -> AffineMap:
     """Fit one of METHODS; errors as Normalizer.fit."""
     if method not in _FITS:
-        raise UsageError(f"method={method!r} is unknown. Take one of {', '.join(METHODS)}.")
+        raise unknown_method(method)
     allowed = WHITENING_OPTIONS if method in WHITENING else ()
     unknown = sorted(set(options) - set(allowed))
     if unknown:
