@@ -1,8 +1,9 @@
 from .format.info import CacheInfo, Segment, TeacherInfo
 from .format.record import CommitRecord, ImageFacts
 from .format.split import HELDOUT, TRAIN, Split
+from .opening import create, exists, open
 from .reader import ArrayReader
-from .store import Cache, create, exists, open
+from .store import Cache
 
 __all__ = [
     "HELDOUT",

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, UsageError
 
-from . import store
+from . import opening
 from .format import names
 from .format.info import TeacherInfo
 from .format.split import HELDOUT, TRAIN, Split
 from .readahead import ReadAhead
 from .reader import ArrayReader
+from .rows import row_hashes
 from .store import Cache
 
 Rows = NDArray[np.int64]
@@ -128,7 +129,10 @@ class JoinedCaches:
         agree = not has_split and len({(info.seed, info.holdout) for info in infos}) == 1
         if agree or len(self.caches) == 1:
             return [np.empty(0, np.int64) for _ in self.caches]
-        hashes = [row_hashes(cache) for cache in self.caches]
+        hashes = [
+            row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
+            for cache in self.caches
+        ]
         heldout = [
             set(known[cache.rows(teachers, HELDOUT)].tolist())
             for cache, known in zip(self.caches, hashes, strict=True)
@@ -149,9 +153,7 @@ class JoinedReader:
         self.row_shape, self.dtype = readers[0].row_shape, readers[0].dtype
         self._starts = np.asarray(starts, np.int64)
 
-    def read(
-        self, rows: Rows, out: NDArray[Any] | None = None, *, check: bool = True
-    ) -> NDArray[Any]:
+    def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The values (n, *row_shape) of ``rows`` (n,), numbered through, in their order."""
         rows = np.ascontiguousarray(rows, np.int64)
         if out is None:
@@ -160,9 +162,9 @@ class JoinedReader:
         for number, reader in enumerate(self.readers):
             places = np.flatnonzero(cache_of == number)
             if places.size == rows.size:
-                return reader.read(rows - self._starts[number], out, check=check)
+                return reader.read(rows - self._starts[number], out)
             if places.size:
-                out[places] = reader.read(rows[places] - self._starts[number], check=check)
+                out[places] = reader.read(rows[places] - self._starts[number])
         return out
 
 
@@ -199,7 +201,7 @@ def open_caches(cache: CacheArgument) -> JoinedCaches:
     if isinstance(cache, JoinedCaches):
         return cache
     several = (cache,) if isinstance(cache, Cache | Path | str) else cache
-    return JoinedCaches([one if isinstance(one, Cache) else store.open(one) for one in several])
+    return JoinedCaches([one if isinstance(one, Cache) else opening.open(one) for one in several])
 
 
 def _refuse_repeats(caches: Sequence[Cache]) -> None:
@@ -224,20 +226,10 @@ def _place(cache: Cache) -> object:
     return folder.st_dev, folder.st_ino
 
 
-def row_hashes(cache: Cache) -> NDArray[np.object_]:
-    """(num_rows,) sha256 (hex) of each row's encoded image; None where no shard says."""
-    hashes = np.full(cache.num_rows, None, object)
-    for owner in cache.owners:
-        for record in cache.commits(owner).values():
-            hashes[record.start : record.start + record.num_rows] = record.images.sha256
-    return hashes
-
-
 def _same_teacher(one: Cache, other: Cache, name: str) -> None:
-    ours, theirs = one.teacher(name).fingerprint, other.teacher(name).fingerprint
-    differing = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    differing = one.teacher(name).differences(other.teacher(name).fingerprint)
     if differing:
-        lines = "".join(f"\n  {k}: {ours.get(k)!r} -> {theirs.get(k)!r}" for k in differing)
+        lines = "".join(f"\n  {k}: {a!r} -> {b!r}" for k, (a, b) in differing.items())
         raise CacheMismatch(
             f"teacher {name!r} of {other.location} is not the one of {one.location}:{lines}\n"
             "Features of different teachers cannot be learnt under one name. Extract both caches "

@@ -1,29 +1,34 @@
 """Reading rows of one array straight from its shard files.
 
 Only rows that a commit record vouches for are read; anything else is an error naming the row, never
-a fill value. How bytes come out of one shard is in ``shard_files``.
+a fill value. How bytes come out of one shard is the business of ``storage``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phistill.errors import CorruptCache, MissingRow, PhistillError, StoreError, repair_text
+from phistill.errors import (
+    CorruptCache,
+    MissingRow,
+    PhistillError,
+    StoreError,
+    remedy,
+    repair_text,
+)
 
 from .format import names
-from .format.compression import read_compressed
-from .format.record import CommitRecord
-from .format.shard import matches
+from .format.info import CacheInfo
 from .order import WINDOW_SHARDS
-from .storage.files import Files
-from .storage.local_shard import BadRow, OpenShard
+from .rows import Mask, Records, readable_rows
+from .storage.files import BadRow, Files, OpenShard
 
 MAX_OPEN_SHARDS = 128
 """Open files per reader; the usual limit of a process is 1,024."""
@@ -63,45 +68,38 @@ class ArrayReader:
         *,
         row_shape: tuple[int, ...],
         dtype: np.dtype[Any],
-        shard_rows: int,
-        num_rows: int,
-        removed: Sequence[tuple[int, int]] = (),
-        compressed: bool = False,
-        commits: Callable[[], Mapping[int, CommitRecord]],
+        look: Callable[[], tuple[CacheInfo, Records]],
     ) -> None:
+        """``look`` gives what is known of the cache now: settings, and the owner's records."""
         self.owner, self.kind = owner, kind
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
-        self._files, self._shard_rows, self._num_rows = files, shard_rows, num_rows
-        self._removed, self._commits, self._compressed = removed, commits, compressed
+        self._files, self._look = files, look
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._whole: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
-        self._records: Mapping[int, CommitRecord] = {}
-        self._readable: NDArray[np.bool_] = np.zeros(num_rows, bool)
-        self.refresh()
+        self._info, self._records = look()
+        self._readable: Mask = readable_rows(self._info, self._records)
+        self._shard_rows = self._info.shard_rows
 
     def refresh(self) -> None:
-        """See the shards that were committed since."""
-        records = self._commits()
-        readable = np.zeros(self._num_rows, bool)
-        for record in records.values():
-            readable[record.start : record.start + record.num_rows] = record.accepted
-        for start, stop in self._removed:
-            readable[start:stop] = False
-        self._records, self._readable = records, readable
+        """See the shards that were committed, and the rows that came and went, since."""
+        info, records = self._look()
+        readable = readable_rows(info, records)
+        with self._lock:
+            for opened in (self._open, self._whole):
+                for shard in list(opened):
+                    before, now = self._records.get(shard), records.get(shard)
+                    if now is not before and now != before:  # written anew
+                        del opened[shard]
+            self._info, self._records, self._readable = info, records, readable
 
-    def read(
-        self, rows: NDArray[np.int64], out: NDArray[Any] | None = None, *, check: bool = True
-    ) -> NDArray[Any]:
+    def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The values (n, *row_shape) of ``rows`` (n,), in their order.
 
-        ``out`` is filled when given (C-contiguous, right shape and dtype). ``check=False`` leaves
-        out the crc32c of each row, and copies what the page cache holds from a map of the file:
-        a quarter faster, but a file on a local disk that somebody cuts at that moment ends the
-        process with SIGBUS, and the pages count as its resident memory. Raises MissingRow for a
-        row that is not committed or was rejected, CorruptCache naming teacher, shard and row when
-        the bytes are not those written.
+        ``out`` is filled when given (C-contiguous, right shape and dtype). Each row is checked
+        against its crc32c. Raises MissingRow for a row that is not committed or was rejected,
+        CorruptCache naming teacher, shard and row when the bytes are not those written.
         """
         rows = np.asarray(rows)
         if rows.size and rows.dtype.kind not in "iu":
@@ -117,70 +115,23 @@ class ArrayReader:
                 f"out is {out.dtype} {out.shape}, must be {self.dtype} "
                 f"{(rows.size, *self.row_shape)}."
             )
-        if self._compressed:
+        if self._info.compression:
             return self._through_zarr(rows, out)
         flat = out.reshape(rows.size, -1).view(np.uint8)
         if not np.shares_memory(flat, out):
             raise ValueError("out must be C-contiguous.")
         shards, slots = np.divmod(rows, self._shard_rows)
         order = np.argsort(shards, kind="stable")
-        if not check:
-            order = self._copy_from_memory(_by_shard(shards, slots, order), flat)
 
         def read_one(part: _Part) -> None:
             shard, in_shard, places = part
             try:
-                self._shard(shard).read(in_shard, places, flat, check=check)
+                self._shard(shard).read(in_shard, places, flat)
             except BadRow as error:
                 raise self._damaged(shard, error.slot) from error
 
         self._files.each(read_one, _by_shard(shards, slots, order))
         return out
-
-    def _copy_from_memory(self, parts: list[_Part], out: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Copy the rows that lie in memory; returns the places of the others.
-
-        First all are looked for and then all are copied: a copy of a large row leaves nothing of
-        the interpreter in the processor's caches, and the less runs between two the better.
-        """
-        found, others = [], []
-        for shard, in_shard, places in parts:
-            rows = self._shard(shard).in_memory(in_shard)
-            for place, row in zip(places, rows, strict=True):
-                if row is None:
-                    others.append(place)
-                else:
-                    found.append((place, row))
-        for place, row in found:
-            out[place] = row
-        return np.array(others, np.int64)
-
-    def read_shard(self, shard: int, *, check: bool = True) -> NDArray[Any]:
-        """All rows (n, *row_shape) of a committed shard in one read.
-
-        The values of rejected rows mean nothing; leave them out with the record's ``accepted``.
-        """
-        record = self._records.get(shard)
-        if record is None:
-            self.refresh()
-            record = self._records.get(shard)
-        if record is None:
-            raise MissingRow(f"shard {shard} of {self._what} is not committed.")
-        if self._compressed:
-            stored_rows = np.arange(record.start, record.start + record.num_rows)
-            shape = (record.num_rows, *self.row_shape)
-            return self._through_zarr(stored_rows, np.empty(shape, self.dtype))
-        try:
-            body = self._shard(shard).read_all(record.num_rows)
-        except BadRow as error:
-            raise self._damaged(shard, error.slot) from error
-        values = np.ascontiguousarray(body[:, : self.row_bytes])
-        if check:
-            stored = np.ascontiguousarray(body[:, self.row_bytes :]).view("<u4").reshape(-1)
-            for slot, checksum in enumerate(stored.tolist()):
-                if not matches(values[slot], checksum):
-                    raise self._damaged(shard, slot)
-        return values.view(self.dtype).reshape(record.num_rows, *self.row_shape)
 
     def prefetch_shard(self, shard: int) -> None:
         """Bring a shard nearer whose rows will all be read soon; a hint, so never an error.
@@ -188,7 +139,7 @@ class ArrayReader:
         On a local disk it is read into the page cache, from an object store into memory: the last
         ``MAX_WHOLE_SHARDS`` that were asked for stay there.
         """
-        if shard not in self._records or self._compressed:
+        if shard not in self._records or self._info.compression:
             return
         try:
             opened = self._shard(shard)
@@ -206,23 +157,33 @@ class ArrayReader:
         return self.owner if self.owner == names.PIXELS else f"teacher {self.owner}, {self.kind}"
 
     def _require(self, rows: NDArray[np.int64]) -> None:
-        if rows.size and not (rows.min() >= 0 and rows.max() < self._num_rows):
-            bad = rows[(rows < 0) | (rows >= self._num_rows)][0]
-            raise MissingRow(f"row {bad} does not exist; the cache has {self._num_rows:,} rows.")
-        if not self._readable[rows].all():
+        if not self._all_readable(rows):
             self.refresh()
-        missing = rows[~self._readable[rows]]
-        if missing.size:
-            row = int(missing[0])
-            record = self._records.get(row // self._shard_rows)
-            reason = record.reasons.get(row - record.start) if record else None
-            why = f"was rejected ({reason})" if reason else "is not committed"
-            if any(start <= row < stop for start, stop in self._removed):
-                why = "was removed"
+        if self._all_readable(rows):
+            return
+        info, exists = self._info, (rows >= 0) & (rows < self._readable.size)
+        if not exists.all():
             raise MissingRow(
-                f"row {row} of {self._what} {why}; {missing.size} of {rows.size} rows asked for "
-                "cannot be read. Choose rows with Cache.rows(), or finish with `phistill extract`."
+                f"row {rows[~exists][0]} does not exist; the cache has {info.num_rows:,} rows."
             )
+        missing = rows[~self._readable[rows]]
+        row = int(missing[0])
+        record = self._records.get(row // self._shard_rows)
+        reason = record.reasons.get(row - record.start) if record else None
+        why = f"was rejected ({reason})" if reason else "is not committed"
+        if any(start <= row < stop for start, stop in info.removed):
+            why = "was removed"
+        raise MissingRow(
+            f"row {row} of {self._what} {why}; {missing.size} of {rows.size} rows asked for "
+            "cannot be read. Choose rows with Cache.rows(), or finish with `phistill extract`."
+        )
+
+    def _all_readable(self, rows: NDArray[np.int64]) -> bool:
+        if not rows.size:
+            return True
+        readable = self._readable
+        inside = rows.min() >= 0 and rows.max() < readable.size
+        return bool(inside and readable[rows].all())
 
     def _through_zarr(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Rows of a compressed array; zarr's own errors become ours, naming the row."""
@@ -230,9 +191,11 @@ class ArrayReader:
             relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
             if not self._files.exists(relative):  # zarr would give fill values
                 where = self._files.where(relative)
-                raise CorruptCache(f"{where} is committed but missing. {self._cure}")
+                raise CorruptCache(
+                    f"{where} is committed but missing. {repair_text(self._files.location)}"
+                )
         try:
-            read_compressed(self._files, names.array(self.owner, self.kind), rows, out)
+            self._files.read_compressed(names.array(self.owner, self.kind), rows, out)
         except StoreError:
             raise
         except Exception as error:  # codecs raise nearly anything on damaged bytes
@@ -250,9 +213,10 @@ class ArrayReader:
                 return opened
             relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
             size, _ = self._records[shard].files.get(relative, (-1, ""))
-            opened = self._files.open_shard(
-                relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
-            )
+            with remedy(repair_text(self._files.location), CorruptCache):
+                opened = self._files.open_shard(
+                    relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
+                )
             self._open[shard] = opened
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -262,9 +226,5 @@ class ArrayReader:
         row = shard * self._shard_rows + slot
         return CorruptCache(
             f"{self._what}: row {row} (shard {shard}, row {slot} of it) does not match its "
-            f"checksum. {self._cure}"
+            f"checksum. {repair_text(self._files.location)}"
         )
-
-    @property
-    def _cure(self) -> str:
-        return repair_text(self._files.location)

@@ -18,7 +18,7 @@ def merge(cache: str, other: str) -> None:
     OTHER is another worker's copy of the same cache, or one of other images with equal settings.
     """
     from phistill import cache as store
-    from phistill.cache.upkeep.growth import merge as run
+    from phistill.cache.upkeep.merge import merge as run
     from phistill.errors import counted
 
     opened = store.open(cache)
@@ -34,7 +34,7 @@ def merge(cache: str, other: str) -> None:
 def remove_teacher(cache: str, name: str) -> None:
     """Delete a teacher and all its features."""
     from phistill import cache as store
-    from phistill.cache.upkeep.growth import remove_teacher as run
+    from phistill.cache.upkeep.remove import remove_teacher as run
 
     opened = store.open(cache)
     with opened.writing():
@@ -65,7 +65,7 @@ def remove_images(
     phistill remove-images my.cache --file takedown.txt
     """
     from phistill import cache as store
-    from phistill.cache.upkeep import growth
+    from phistill.cache.upkeep.remove import duplicates, remove_images
     from phistill.errors import UsageError, counted
 
     wanted = [*ids, *(read_lines(path) if path else [])]
@@ -73,8 +73,8 @@ def remove_images(
         raise UsageError("say which images: ids, or --file with one per line.")
     opened = store.open(cache)
     with opened.writing():
-        same = growth.duplicates(opened, wanted)
-        num_rows = growth.remove_images(opened, [*wanted, *same] if with_duplicates else wanted)
+        same = duplicates(opened, wanted)
+        num_rows = remove_images(opened, [*wanted, *same] if with_duplicates else wanted)
     click.echo(f"{cache}: {counted(num_rows, 'row')} removed.")
     for name, original in list(same.items())[:10]:
         click.echo(f"  {name} has the same bytes as {original}")
@@ -103,14 +103,15 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
     phistill compact my.cache my-clean.cache --drop-removed
     """
     from phistill import cache as store
+    from phistill.cache.upkeep.compact import drop_removed as run
     from phistill.errors import UsageError, counted
     from phistill.report.terminal import bytes_text, progress_bar
-    from phistill.stats.compact import compact as run
+    from phistill.stats.fit.reuse import reuse_statistics
 
     if not drop_removed:
         raise UsageError("say what to leave out: --drop-removed.")
     with progress_bar("compact") as bar:
-        report = run(store.open(cache), out, progress=bar.bytes)
+        report = run(store.open(cache), out, progress=bar.bytes, reuse=reuse_statistics)
     if not report.num_shards:
         click.echo(f"{out} is complete: nothing to do.")
     else:

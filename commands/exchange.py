@@ -68,11 +68,9 @@ def stage(
             selection,
             workers=workers,
             progress=bar.bytes,
+            reuse=reuse_statistics,
         )
     staged = report.cache
-    if not selection.is_whole and split != "heldout":
-        with staged.writing():
-            reuse_statistics(source, staged)
     if report.num_shards or report.num_statistics:
         click.echo(
             f"{dest}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} copied."

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from phistill.cache import HELDOUT, Cache
-from phistill.cache.format.parquet import read_table
+from phistill.cache.storage.parquet import read_table
 from phistill.report.terminal import table_text
 from phistill.train import TrainedStudent, load_run
 

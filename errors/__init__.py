@@ -4,8 +4,11 @@
 ``PhistillError`` is a failure that its message explains (exit 1). Anything else is a bug.
 """
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PhistillError(Exception):
@@ -49,6 +52,10 @@ class StoreError(PhistillError):
     a reader may take for damage."""
 
 
+class ReadOnlyPlace(PhistillError):
+    """What was to be written lies where nobody may write."""
+
+
 class LockHeld(PhistillError):
     """Another process is writing here."""
 
@@ -82,6 +89,15 @@ class OutOfTime(PhistillError):
 
     signal_number = 15
     """A command exits with 128 plus it, as if the limit had been a scheduler's SIGTERM."""
+
+
+@contextmanager
+def remedy(text: str, *kinds: type[PhistillError]) -> Iterator[None]:
+    """Add what to do to errors of ``kinds``, which say what is wrong and no more."""
+    try:
+        yield
+    except kinds as error:
+        raise type(error)(f"{error} {text}") from error
 
 
 def repair_text(location: str) -> str:

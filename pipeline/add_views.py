@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from phistill.cache import Cache
-from phistill.cache.joined import row_hashes
-from phistill.cache.rows import removed_rows
-from phistill.cache.upkeep import growth
+from phistill.cache.rows import readable_rows, row_hashes
+from phistill.cache.upkeep.append import add_segment
 from phistill.errors import CacheMismatch, UsageError
 
 from .decode.views import View
@@ -58,21 +57,18 @@ def add_views(cache: Cache, views: Sequence[View], listed: Sequence[ImageRecord]
             f"needs further views of, for example {absent[0]!r}. Give one source that holds all of "
             f"them under these names, or take them down with `phistill remove-images`."
         )
-    start, first = growth.next_row(cache.info), len(cache.info.views)
+    start, first = cache.info.next_row, len(cache.info.views)
     index = build_index(records, num_views=len(views), seed=cache.info.seed, start=start)
     number = index.column_names.index("view")
     shifted = index["view"].to_numpy() + np.int32(first)
     index = index.set_column(number, "view", pa.array(shifted, pa.int32()))
-    growth.add_segment(cache, index, views=tuple(view.to_dict() for view in views))
+    add_segment(cache, index, views=tuple(view.to_dict() for view in views))
 
 
 def _records(cache: Cache) -> list[ImageRecord]:
     """Each image once, as the index has it."""
     index: Any = cache.index()
-    readable = np.ones(cache.num_rows, bool)
-    for record in cache.commits(cache.owners[0]).values() if cache.owners else ():
-        readable[record.start : record.start + record.num_rows] = record.accepted
-    readable &= ~removed_rows(cache.info)
+    readable = readable_rows(cache.info, cache.commits(cache.owners[0]))
     records: dict[str, ImageRecord] = {}
     for line in index.to_pylist():
         if readable[line["row"]] and line["id"] not in records:
@@ -84,7 +80,7 @@ def _records(cache: Cache) -> list[ImageRecord]:
 def require_same_images(cache: Cache) -> None:
     """CacheMismatch when the views of an image do not come from the same bytes."""
     index: Any = cache.index()
-    hashes = row_hashes(cache)
+    hashes = row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
     known: dict[str, str] = {}
     changed: dict[str, None] = {}
     for row, name in zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True):

@@ -20,7 +20,8 @@ from typing import Any
 from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.format import names
-from phistill.cache.storage.files import Files, open_files
+from phistill.cache.storage.files import Files
+from phistill.cache.storage.open_files import open_files
 from phistill.compute.dask_client import connected, finished
 from phistill.errors import LockHeld, counted
 

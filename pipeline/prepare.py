@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from phistill import cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import LockHeld, OutOfTime, UsageError
 
@@ -76,10 +76,10 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
             new,
             num_views=len(cache.info.views),
             seed=cache.info.seed,
-            start=growth.next_row(cache.info),
+            start=cache.info.next_row,
             window=request.source.window,
         )
-        growth.add_segment(cache, index)
+        add_segment(cache, index)
         new = []
     if stored is not None and request.options.labels_file and not request.options.append:
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.format import names
-from phistill.cache.storage.files import Files, open_files
+from phistill.cache.storage.files import Files
+from phistill.cache.storage.open_files import open_files
 from phistill.cache.storage.publish import TEMPORARY_SUFFIX
 from phistill.compute.devices import choose_device
 from phistill.errors import UsageError

@@ -16,10 +16,10 @@ def add_or_require(cache: Cache, teacher: TeacherInfo, way_out: str) -> None:
 
 def require_equal(cache: Cache, teacher: TeacherInfo, way_out: str) -> None:
     """CacheMismatch, which ends with ``way_out``, for another teacher than the cache has."""
-    stored, given = cache.teacher(teacher.name).fingerprint, teacher.fingerprint
-    for field in sorted({*stored, *given}):
-        if stored.get(field) != given.get(field):
-            raise CacheMismatch(
-                f"{cache.location} holds another teacher {teacher.name!r}: {field} is "
-                f"{stored.get(field)!r} there, {given.get(field)!r} here. {way_out}"
-            )
+    for field, (there, here) in (
+        cache.teacher(teacher.name).differences(teacher.fingerprint).items()
+    ):
+        raise CacheMismatch(
+            f"{cache.location} holds another teacher {teacher.name!r}: {field} is {there!r} there, "
+            f"{here!r} here. {way_out}"
+        )

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.cache.storage.local_files import LocalFiles
+from phistill.cache.storage.open_files import open_files
 from phistill.compute.devices import choose_device
 from phistill.errors import SourceError, UsageError, counted
 from phistill.pipeline.decode.pending import DecodedShard, ShardRows

@@ -8,17 +8,17 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
-from phistill.cache.format.index import publish_index
+from phistill.cache.segments import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import phistill.cache as store
 from phistill.cache.storage import lease
-from phistill.cache.storage.files import open_files
+from phistill.cache.storage.open_files import open_files
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, extract
 from phistill.train import TrainConfig, evaluate, train

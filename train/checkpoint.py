@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from phistill import cache as store
-from phistill.cache.format.document import parse, seal, unseal
+from phistill.cache.format.json_document import decode, parse, with_digest
 from phistill.cache.storage import publish
 from phistill.errors import CorruptCache, CorruptCheckpoint, UsageError
 
@@ -52,7 +52,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     data = safetensors.torch.save(tensors)
     path = path_of(run, checkpoint.step)
     publish.publish_bytes(path, data)
-    record = seal(
+    record = with_digest(
         {
             "format": FORMAT,
             "step": checkpoint.step,
@@ -179,7 +179,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         document = parse(data, str(path))
-        record = unseal(document, str(path))
+        record = decode(document, dict[str, Any], str(path))
     except OSError as error:
         raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror or error}).") from error
     except (CorruptCache, ValueError) as error:  # ValueError: a flip spelt NaN or a wrong byte
@@ -190,4 +190,4 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _as_json(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, indent=1).encode()
+    return json.dumps(record, indent=1, allow_nan=False).encode()

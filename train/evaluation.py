@@ -260,13 +260,10 @@ def refuse_other_teachers(
                 raise RunMismatch(
                     f"{cache.location} has no teacher {name!r}, which {run} was trained on."
                 )
-            there = cache.teacher(name).fingerprint
-            differing = [
-                key for key in sorted({*there, *stored}) if there.get(key) != stored.get(key)
-            ]
+            differing = cache.teacher(name).differences(stored)
             if differing:
                 lines = "".join(
-                    f"\n  {key}: {stored.get(key)!r} -> {there.get(key)!r}" for key in differing
+                    f"\n  {key}: {before!r} -> {now!r}" for key, (now, before) in differing.items()
                 )
                 raise RunMismatch(
                     f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"

@@ -19,7 +19,7 @@ from measuring import seconds
 from synthetic import index_of, warm
 
 from phistill.cache import Cache
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.append import add_segment
 from phistill.stats import fit_stats
 
 
@@ -32,7 +32,7 @@ def grow(options: argparse.Namespace) -> list[str]:
         warm(cache)
         whole = _both_seconds(cache)
         again = _both_seconds(cache)
-        growth.add_segment(cache, index_of(growth.next_row(cache.info), extra))
+        add_segment(cache, index_of(cache.info.next_row, extra))
         commit_missing(cache, "t0", features)
         warm(cache)
         grown = _both_seconds(cache)

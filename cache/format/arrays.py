@@ -6,40 +6,41 @@ values are encoded and decoded by ``shard`` and ``reader``.
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from phistill.errors import CorruptCache
 
 from .compression import compressor
-from .document import canonical, parse, seal, unseal
+from .info import DTYPES, CacheInfo
+from .json_document import canonical, decode, parse, with_digest
+
+T = TypeVar("T")
 
 
 def array_document(
-    num_rows: int,
-    row_shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    shard_rows: int,
-    compression: str = "",
+    info: CacheInfo, kind: str, row_shape: tuple[int, ...], num_rows: int | None = None
 ) -> bytes:
     """zarr.json of an array (num_rows, *row_shape) with one row per inner chunk.
 
-    Inner codecs are bytes (little-endian), a compressor if there is one, and crc32c: without a
-    checksum zarr returns flipped bits as data. Fill is NaN for floats and 0 for integers.
+    ``num_rows`` are the cache's unless given. Inner codecs are bytes (little-endian), a compressor
+    if there is one, and crc32c: without a checksum zarr returns flipped bits as data. Fill is NaN
+    for floats and 0 for integers.
     """
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-    compressors = [compressor(compression)] if compression else []
+    dtype = DTYPES[kind]
+    compressors = [compressor(info.compression)] if info.compression else []
     documents: dict[str, Any] = {}
     store = zarr.storage.MemoryStore(documents)
     zarr.create_array(
         store,
-        shape=(num_rows, *row_shape),
+        shape=(info.num_rows if num_rows is None else num_rows, *row_shape),
         dtype=dtype,
-        chunks=(shard_rows, *row_shape),
+        chunks=(info.shard_rows, *row_shape),
         serializer=ShardingCodec(
             chunk_shape=(1, *row_shape),
             codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],
@@ -53,22 +54,21 @@ def array_document(
     return bytes(documents["zarr.json"].to_bytes())
 
 
-def group_document(attributes: dict[str, Any] | None = None) -> bytes:
-    """zarr.json of a group; ``attributes`` go sealed under ``phistill``."""
-    content = {"phistill": seal(attributes)} if attributes is not None else {}
-    return json.dumps(
-        {"zarr_format": 3, "node_type": "group", "attributes": content}, indent=2, sort_keys=True
-    ).encode()
+def group_document(attributes: object = None) -> bytes:
+    """zarr.json of a group; ``attributes``, a struct, go with their digest under ``phistill``."""
+    content = {} if attributes is None else {"phistill": with_digest(attributes)}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": content}
+    return msgspec.json.format(canonical(document), indent=2)
 
 
-def group_attributes(data: bytes, what: str) -> dict[str, Any]:
-    """The unsealed ``phistill`` attributes of a group's zarr.json."""
+def group_attributes(data: bytes, cls: type[T], what: str) -> T:
+    """The ``phistill`` attributes of a group's zarr.json, which are those of a ``cls``."""
     document = parse(data, what)
     attributes = document.get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict) or "phistill" not in attributes:
         raise CorruptCache(f"{what} is not a phistill cache: it has no 'phistill' attributes.")
     same_group(data, what)
-    return unseal(attributes["phistill"], what)
+    return decode(attributes["phistill"], cls, what)
 
 
 def same_group(data: bytes, what: str) -> None:

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from phistill.errors import UsageError
 
-from ..storage.files import Files, LocalFiles
-
 if TYPE_CHECKING:
     from zarr.abc.codec import BytesBytesCodec
 
@@ -58,22 +56,3 @@ def encode_compressed(rows: NDArray[Any], document: bytes) -> NDArray[np.uint8]:
         array[: rows.shape[0]] = rows
     key = "c/0" + "/0" * (rows.ndim - 1)
     return np.frombuffer(files[key].to_bytes(), np.uint8)
-
-
-def read_compressed(
-    files: Files, array_path: str, rows: NDArray[np.int64], out: NDArray[Any]
-) -> None:
-    """Fill ``out`` (n, ...) with ``rows`` (n,). zarr raises ValueError where a checksum fails, and
-    StoreError comes where a store does not answer."""
-    import zarr
-
-    def read() -> None:
-        array: Any = zarr.open_array(files.zarr_store(), path=array_path, mode="r")
-        out[...] = array.oindex[rows]
-
-    if isinstance(files, LocalFiles):
-        read()
-    else:
-        from ..storage.object_client import attempt
-
-        attempt("read", files.where(array_path), read)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,40 +11,14 @@ import pyarrow.parquet as pq
 
 from phistill.errors import CorruptCache
 
-from ..storage.files import Files
-from . import names
 from .info import Segment
-from .parquet import read_table
 
 INDEX_COLUMNS = ("row", "id", "view", "uri", "offset", "length")
 """Columns every index has; ``label`` and ``split`` may follow."""
 
 
-def read_index(files: Files, segments: Sequence[Segment]) -> pa.Table:
-    """The tables of all segments, one after another."""
-    tables = []
-    for number, segment in enumerate(segments):
-        path = names.index(number)
-        data = files.read(path)
-        if hashlib.sha256(data).hexdigest() != segment.index_sha256:
-            raise CorruptCache(
-                f"{files.where(path)} is not the index the cache was made with. "
-                "Restore it from a copy, or extract into a new cache."
-            )
-        tables.append(read_table(data))
-    return pa.concat_tables(tables, promote_options="default")
-
-
-def image_id(index: pa.Table, row: int) -> str:
-    """What the image of a row is called."""
-    position = int(index["row"].to_numpy().searchsorted(row))
-    return str(index["id"][position].as_py())
-
-
-def publish_index(
-    files: Files, index: pa.Table, *, number: int, start: int, shard_rows: int
-) -> Segment:
-    """Write a segment's table (INDEX_COLUMNS), a row group per shard, and describe it."""
+def encode_index(index: pa.Table, *, start: int, shard_rows: int) -> tuple[bytes, Segment]:
+    """A segment's table (INDEX_COLUMNS) as parquet with a row group per shard, and the segment."""
     if missing := set(INDEX_COLUMNS) - set(index.column_names):
         raise ValueError(f"the index lacks the columns {sorted(missing)}.")
     rows = index["row"].to_numpy()
@@ -54,7 +27,19 @@ def publish_index(
     sink = io.BytesIO()
     pq.write_table(index, sink, row_group_size=shard_rows, compression="zstd")
     data = sink.getvalue()
-    files.publish(names.index(number), [data])
-    return Segment(
-        start=start, num_rows=index.num_rows, index_sha256=hashlib.sha256(data).hexdigest()
-    )
+    sha256 = hashlib.sha256(data).hexdigest()
+    return data, Segment(start=start, num_rows=index.num_rows, index_sha256=sha256)
+
+
+def decode_index(data: bytes, segment: Segment, what: str) -> pa.Table:
+    """The table of a segment; CorruptCache naming ``what`` when it is not the one described."""
+    if hashlib.sha256(data).hexdigest() != segment.index_sha256:
+        raise CorruptCache(f"{what} is not the index the cache was made with.")
+    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as table:
+        return table.read(use_threads=False)  # why no threads: storage/parquet.py
+
+
+def image_id(index: pa.Table, row: int) -> str:
+    """What the image of a row is called."""
+    position = int(index["row"].to_numpy().searchsorted(row))
+    return str(index["id"][position].as_py())

@@ -1,4 +1,4 @@
-"""What a cache says of itself: frozen value objects with a symmetric dict form.
+"""What a cache says of itself: frozen structs, decoded from JSON with their types checked.
 
 ``CacheInfo`` is the root's attributes, ``TeacherInfo`` a teacher's. Both are valid by construction
 and refuse unknown keys, so that a file of a later format is refused instead of half understood.
@@ -7,16 +7,15 @@ and refuse unknown keys, so that a file of a later format is refused instead of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from phistill.errors import CorruptCache, UsageError
 
 from . import names
-from .document import conforms, field_types
 
 FORMAT = 1
 """Version of the layout in docs/format.md."""
@@ -38,26 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def _checked(
-    cls: type, record: Mapping[str, Any], what: str, optional: Set[str] = frozenset()
-) -> dict[str, Any]:
-    if not isinstance(record, Mapping):
-        raise CorruptCache(f"{what} is not a JSON object.")
-    known = {entry.name for entry in fields(cls)}
-    unknown, missing = set(record) - known, known - set(record) - optional
-    if unknown or missing:
-        raise CorruptCache(
-            f"{what} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; "
-            "it was written by another version of phistill, or is damaged."
-        )
-    for key, hint in field_types(cls).items():
-        if key in record and not conforms(record[key], hint):
-            raise CorruptCache(f"{what}: {key} is {record[key]!r:.80}, which is not {hint}.")
-    return dict(record)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rows that were added together. Starts at a shard boundary, padded to whole shards."""
 
     start: int
@@ -67,13 +47,6 @@ class Segment:
     index_sha256: str
     """Of the segment's parquet table."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        return cls(**_checked(cls, record, "a segment"))
-
 
 IMPORTED = "imported"
 """The ``source`` in the identity of a teacher whose features something else computed."""
@@ -82,8 +55,7 @@ FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "comp
 """Settings that are equal in two caches of which one takes in rows of the other."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheInfo:
+class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings that all shards of a cache share."""
 
     seed: int
@@ -91,7 +63,7 @@ class CacheInfo:
     shard_rows: int
     """Rows per shard, a power of two: the unit of commit."""
     holdout: float
-    """Fraction of images held out, unless the index has a split column."""
+    """Fraction of images held out, of those that come without a split of their own."""
     pixel_size: int
     """Side of the stored student pixels; 0 when none are stored."""
     views: tuple[dict[str, Any], ...]
@@ -99,7 +71,7 @@ class CacheInfo:
     decode: dict[str, Any]
     """How an image becomes RGB, as the pipeline describes it."""
     compression: str = ""
-    """Of every array, as ``compressed`` describes it; empty for none."""
+    """Of every array, as ``compression`` describes it; empty for none."""
     segments: tuple[Segment, ...] = ()
     teachers: tuple[str, ...] = ()
     removed: tuple[tuple[int, int], ...] = ()
@@ -140,6 +112,11 @@ class CacheInfo:
         return self.segments[-1].start + self.segments[-1].num_rows if self.segments else 0
 
     @property
+    def next_row(self) -> int:
+        """First row of the next segment: the end of the last, rounded up to a whole shard."""
+        return self.num_shards * self.shard_rows
+
+    @property
     def num_shards(self) -> int:
         return math.ceil(self.num_rows / self.shard_rows)
 
@@ -163,29 +140,8 @@ class CacheInfo:
             )
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        record["views"] = list(self.views)
-        record["segments"] = [segment.to_dict() for segment in self.segments]
-        record["teachers"] = list(self.teachers)
-        record["removed"] = [list(span) for span in self.removed]
-        return record
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        found = record.get("format") if isinstance(record, Mapping) else None
-        if found != FORMAT:
-            raise CorruptCache(f"the cache has format {found!r}; this phistill reads {FORMAT}.")
-        values = _checked(cls, record, "the cache's root")
-        values["segments"] = tuple(Segment.from_dict(entry) for entry in values["segments"])
-        values["teachers"] = tuple(values["teachers"])
-        values["views"] = tuple(values["views"])
-        values["removed"] = tuple((int(start), int(stop)) for start, stop in values["removed"])
-        return cls(**values)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherInfo:
+class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a teacher is and which arrays it has."""
 
     name: str
@@ -199,9 +155,9 @@ class TeacherInfo:
     spec: str = ""
     """The text that builds the teacher again, ``SOURCE:MODEL?options``. Not part of what it is."""
     licence: str = ""
-    """Of the weights, as their source states it; empty where it does not. Not part of what it is,
-    and absent in caches that were made before it was recorded."""
-    identity: dict[str, Any] = field(default_factory=dict)
+    """Of the weights, as their source states it; empty where it does not. No part of what it
+    is."""
+    identity: dict[str, Any] = msgspec.field(default_factory=dict)
     """What must be equal for features to be comparable: source, model, revision, weights_sha256,
     preprocessing, layer, dtype, autocast."""
 
@@ -216,7 +172,7 @@ class TeacherInfo:
         sizes = [*self.grid, *self.widths.values(), self.rows_per_forward]
         if min(sizes) < 1 or self.num_registers < 0:
             raise UsageError(f"teacher {self.name}: sizes must be positive: {self}.")
-        if not isinstance(self.licence, str) or len(self.licence) > MAX_LICENCE_LENGTH:
+        if len(self.licence) > MAX_LICENCE_LENGTH:
             raise UsageError(
                 f"teacher {self.name}: the licence must be a name of at most {MAX_LICENCE_LENGTH} "
                 "letters, for example apache-2.0."
@@ -268,15 +224,14 @@ class TeacherInfo:
             "num_registers": self.num_registers,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        record = asdict(self)
-        record["grid"] = list(self.grid)
-        if not self.licence:
-            del record["licence"]
-        return record
+    def differences(self, fingerprint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Field to (value here, value there) where another teacher's fingerprint differs.
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        values = _checked(cls, record, "a teacher's attributes", {"licence"})
-        values["grid"] = tuple(values["grid"])
-        return cls(**values)
+        Empty when it is the same teacher: features of the two may stand under one name.
+        """
+        ours = self.fingerprint
+        return {
+            key: (ours.get(key), fingerprint.get(key))
+            for key in sorted({*ours, *fingerprint})
+            if ours.get(key) != fingerprint.get(key)
+        }

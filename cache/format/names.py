@@ -67,9 +67,3 @@ def commits(owner: str) -> str:
 def commit(owner: str, number: int) -> str:
     """The commit record of one shard."""
     return f"{commits(owner)}/{number:06d}.json"
-
-
-def shard_paths(owner: str, number: int) -> set[str]:
-    """Every file that a shard of an owner may have: a record that names another is not ours."""
-    kinds = (PIXELS,) if owner == PIXELS else KINDS
-    return {shard(owner, kind, number, num_dims) for kind in kinds for num_dims in (2, 3, 4)}

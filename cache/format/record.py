@@ -7,23 +7,23 @@ the same to the byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, CorruptCache
 
-from .document import RESTORE, canonical, conforms, field_types, parse, seal, unseal
+from .json_document import canonical, decode, digest_of, parse, with_digest
 
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageFacts:
+class ImageFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the rows of a shard came from; one entry per row, None where unreadable."""
 
     sha256: tuple[str | None, ...]
@@ -32,25 +32,22 @@ class ImageFacts:
     """(width, height) in pixels after orientation."""
     box: tuple[Box | None, ...]
     """(left, top, right, bottom) of the view in the image."""
+    heldout: tuple[bool, ...] = ()
+    """Whether the row is held out; empty until the shard's first commit decides it."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "sha256": list(self.sha256),
-            "size": [None if size is None else list(size) for size in self.size],
-            "box": [None if box is None else list(box) for box in self.box],
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        return cls(
-            sha256=tuple(record["sha256"]),
-            size=tuple(None if size is None else tuple(size) for size in record["size"]),
-            box=tuple(None if box is None else tuple(box) for box in record["box"]),
+    def take(self, slots: list[int]) -> Self:
+        """The facts of the rows in ``slots``, in this order."""
+        return type(self)(
+            sha256=tuple(self.sha256[slot] for slot in slots),
+            size=tuple(self.size[slot] for slot in slots),
+            box=tuple(self.box[slot] for slot in slots),
+            heldout=tuple(self.heldout[slot] for slot in slots),
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommitRecord:
+class CommitRecord(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True
+):
     """What was written for one shard of one owner (a teacher, or the pixels)."""
 
     owner: str
@@ -68,15 +65,12 @@ class CommitRecord:
     """Versions and device that computed the values."""
 
     def __post_init__(self) -> None:
-        facts = self.images
-        if {len(facts.sha256), len(facts.size), len(facts.box)} != {self.num_rows}:
-            raise CorruptCache(f"{self._what}: image facts do not have {self.num_rows} entries.")
+        facts, what = self.images, f"commit record of {self.owner}, shard {self.shard}"
+        lengths = {len(facts.sha256), len(facts.size), len(facts.box), len(facts.heldout)}
+        if lengths != {self.num_rows}:
+            raise CorruptCache(f"{what}: image facts do not have {self.num_rows} entries.")
         if not all(0 <= row < self.num_rows for row in self.reasons):
-            raise CorruptCache(f"{self._what}: a rejected row lies outside the shard.")
-
-    @property
-    def _what(self) -> str:
-        return f"commit record of {self.owner}, shard {self.shard}"
+            raise CorruptCache(f"{what}: a rejected row lies outside the shard.")
 
     @cached_property
     def accepted(self) -> NDArray[np.bool_]:
@@ -86,16 +80,21 @@ class CommitRecord:
         return mask
 
     @cached_property
+    def heldout(self) -> NDArray[np.bool_]:
+        """(num_rows,) True where the row is held out."""
+        return np.array(self.images.heldout, bool)
+
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the record; identifies the shard's content."""
-        return str(seal(self.to_dict())["digest"])
+        return digest_of(self)
 
     def require_images(
         self, images: ImageFacts, owner: str, image_of: Callable[[int], str] = str
     ) -> None:
         """CacheMismatch unless ``owner``'s rows come from the same bytes as these: features of
         different images must not pair. ``image_of`` a row is what its image is called."""
-        if images == self.images:
+        if replace(images, heldout=self.images.heldout) == self.images:
             return
         ours, theirs = (
             list(zip(facts.sha256, facts.box, facts.size, strict=True))
@@ -109,32 +108,10 @@ class CommitRecord:
             "put the old ones back, or extract into a new cache."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        record["files"] = {path: list(entry) for path, entry in self.files.items()}
-        record["images"] = self.images.to_dict()
-        record["reasons"] = {str(row): reason for row, reason in self.reasons.items()}
-        return record
-
     def to_bytes(self) -> bytes:
-        return canonical(seal(self.to_dict()))
+        return canonical(with_digest(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, what: str, cure: str = RESTORE) -> Self:
-        """Parse and check a record; CorruptCache names ``what``, and ``cure``."""
-        content = unseal(parse(data, what, cure), what, cure)
-        try:
-            content["files"] = {
-                path: (int(size), str(sha256)) for path, (size, sha256) in content["files"].items()
-            }
-            content["images"] = ImageFacts.from_dict(content["images"])
-            content["reasons"] = {int(row): why for row, why in content["reasons"].items()}
-            record = cls(**content)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CorruptCache(f"{what} does not have the fields of a commit record.") from error
-        parts: tuple[tuple[type, Any], ...] = (cls, record), (ImageFacts, record.images)
-        for kind, part in parts:
-            for field, hint in field_types(kind).items():
-                if not conforms(getattr(part, field), hint):
-                    raise CorruptCache(f"{what}: {field} is not {hint}.")
-        return record
+    def from_bytes(cls, data: bytes, what: str) -> Self:
+        """Parse and check a record; CorruptCache names ``what``."""
+        return decode(parse(data, what), cls, what)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 
-from phistill.errors import LockHeld, PhistillError
+from phistill.errors import LockHeld, PhistillError, ReadOnlyPlace
 
 from ..format import names
 
@@ -59,8 +59,8 @@ class Holder:
 def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
     """Hold ``shards`` of a cache for writing, or everything; LockHeld names who has some of it.
 
-    A change of the cache's structure needs everything. Raises PhistillError where the cache may
-    only be read, or the file system has no locks.
+    A change of the cache's structure needs everything. Raises ReadOnlyPlace where the cache may
+    only be read, PhistillError where the file system has no locks.
     """
     path = root / names.LOCK
     try:
@@ -70,10 +70,10 @@ def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         if not (root / names.ROOT).exists():
-            raise PhistillError(
+            raise ReadOnlyPlace(
                 f"{root} cannot be made or written ({error.strerror}). Choose another place."
             ) from error
-        raise PhistillError(
+        raise ReadOnlyPlace(
             f"{root} cannot be written ({error.strerror}), and this changes it. Make it writable, "
             f"or work on a copy: `phistill stage {root} DEST`."
         ) from error

@@ -260,10 +260,15 @@ class ObjectFiles:
         for _ in self._tasks.map(do, items):
             pass
 
-    def zarr_store(self) -> Any:
-        from zarr.storage import ObjectStore
+    def read_compressed(self, array_path: str, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        import zarr
 
-        return ObjectStore(self._store, read_only=True)
+        def read() -> None:
+            store = zarr.storage.ObjectStore(self._store, read_only=True)
+            array: Any = zarr.open_array(store, path=array_path, mode="r")
+            out[...] = array.oindex[rows]
+
+        attempt("read", self.where(array_path), read)
 
 
 def _version(meta: Any) -> dict[str, str]:

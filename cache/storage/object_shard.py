@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from phistill.errors import CorruptCache, repair_text
+from phistill.errors import CorruptCache
 
-from ..format.shard import CRC_BYTES, decode_index, index_bytes, matches
-from .local_shard import BadRow, require_dense
+from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
+from .files import BadRow
 
 NEAR_BYTES = 2**18
 """A gap below this is read along: it costs less than the time to another answer (about 30 ms)."""
@@ -50,29 +50,13 @@ class ObjectShard:
         self._body: NDArray[np.uint8] | None = None
         self._fetching = Lock()
 
-    def read(
-        self,
-        slots: Sequence[int],
-        positions: Sequence[int],
-        out: NDArray[np.uint8],
-        *,
-        check: bool,
-    ) -> None:
+    def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
         body = self._body
         if body is not None:
-            self._take(body, 0, zip(slots, positions, strict=True), out, check=check)
+            self._take(body, 0, zip(slots, positions, strict=True), out)
             return
         for first, last, places in self._ranges(slots, positions):
-            self._take(self._rows(first, last), first, places, out, check=check)
-
-    def in_memory(self, slots: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-        body = self._body
-        if body is None:
-            return [None] * len(slots)
-        return [body[slot, : self._row_bytes] if slot < len(body) else None for slot in slots]
-
-    def read_all(self, num_rows: int) -> NDArray[np.uint8]:
-        return self._whole()[:num_rows]
+            self._take(self._rows(first, last), first, places, out)
 
     def prefetch(self) -> None:
         with self._fetching:
@@ -88,14 +72,12 @@ class ObjectShard:
         first: int,
         places: Iterable[tuple[int, int]],
         out: NDArray[np.uint8],
-        *,
-        check: bool,
     ) -> None:
         """Copy (slot, position) from ``rows`` (m, stride), of which the first is slot ``first``."""
         for slot, position in places:
             if slot - first >= len(rows):
                 raise BadRow(slot)
-            if self._copy(rows[slot - first], out[position]) or not check:
+            if self._copy(rows[slot - first], out[position]):
                 continue
             if not self._copy(self._rows(slot, slot)[0], out[position]):  # not only on its way
                 raise BadRow(slot)
@@ -141,15 +123,11 @@ class ObjectShard:
         except FileNotFoundError as error:
             raise self._missing() from error
         tail = data[-index_bytes(self._shard_rows) :]
-        offsets = decode_index(tail, self._shard_rows, data.size, self._row_bytes, what, self._cure)
+        offsets = decode_rows(tail, self._shard_rows, data.size, self._row_bytes, what)
         num_rows = int((offsets >= 0).sum())
-        require_dense(offsets.tolist(), num_rows, self._stride, what, self._cure)
+        if not np.array_equal(offsets[:num_rows], np.arange(num_rows) * self._stride):
+            raise CorruptCache(f"{what} lacks rows it committed.")
         return data[: num_rows * self._stride].reshape(num_rows, self._stride)
 
     def _missing(self) -> CorruptCache:
-        where = self._files.where(self._relative)
-        return CorruptCache(f"{where} is committed but missing. {self._cure}")
-
-    @property
-    def _cure(self) -> str:
-        return repair_text(self._files.where(""))
+        return CorruptCache(f"{self._files.where(self._relative)} is committed but missing.")

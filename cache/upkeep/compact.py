@@ -8,26 +8,23 @@ did is written anew, shorter, and ends a segment. Nothing is changed in the old 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack, suppress
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from phistill.errors import UsageError
+from phistill.errors import CacheMismatch, ReadOnlyPlace, UsageError, remedy
 
 from ..format.info import CacheInfo
+from ..opening import exists
 from ..rows import removed_rows
-from ..storage.files import Files, open_files
-from ..store import Cache, exists
-from .copying import (
-    CopyProgress,
-    CopyReport,
-    Part,
-    Rows,
-    copy_rows,
-    refuse_other_content,
-    require_own_place,
-)
+from ..storage.files import Files
+from ..storage.open_files import open_files
+from ..store import Cache
+from .copying import CopyProgress, CopyReport, Reuse, copy_rows
+from .layout import Part, Rows
+from .place import refuse_other_content, require_own_place
 
 MAX_SEGMENTS = 256
 """Segments that holes may leave; beyond, the rows are packed and every later shard is rewritten.
@@ -41,10 +38,12 @@ def drop_removed(
     max_segments: int = MAX_SEGMENTS,
     workers: int = 4,
     progress: CopyProgress | None = None,
+    reuse: Reuse | None = None,
 ) -> CopyReport:
     """Write ``source`` without its removed rows to ``out``; a stopped call goes on when repeated.
 
-    Index and commit records of the copy do not name the images either. Raises UsageError when
+    Index and commit records of the copy do not name the images either. ``reuse``
+    (``stats.fit.reuse``) takes over the statistics that hold for the copy. Raises UsageError when
     nothing was removed or nothing is left, or ``out`` holds something else, CacheMismatch when it
     holds a cache as large of other images or teachers, IncompleteCache for an unfinished cache.
     """
@@ -67,20 +66,23 @@ def drop_removed(
         )
     info = replace(source.info, removed=(), segments=())
     if exists(files):
-        found = Cache(files)
-        if _rows_of(found.info) == [(part.start, len(part.rows)) for part in layout] and (
-            replace(found.info, segments=()) == info
+        there = Cache(files)
+        rows = [(segment.start, segment.num_rows) for segment in there.info.segments]
+        if rows == [(part.start, len(part.rows)) for part in layout] and (
+            replace(there.info, segments=()) == info
         ):
-            refuse_other_content(source, found, layout, "Choose another place.")
-            return CopyReport(found, 0, 0)
+            with remedy("Choose another place.", CacheMismatch):
+                refuse_other_content(source, there, layout)
+            return CopyReport(there, 0, 0)
         raise UsageError(f"{files.location} is another cache already. Choose another place.")
     require_own_place(files, source)
-    with source.writing(), files.writing():
-        return copy_rows(source, files, info, layout, workers=workers, progress=progress)
-
-
-def _rows_of(info: CacheInfo) -> list[tuple[int, int]]:
-    return [(segment.start, segment.num_rows) for segment in info.segments]
+    with ExitStack() as held:
+        with suppress(ReadOnlyPlace):  # nobody changes it there
+            held.enter_context(source.writing())
+        held.enter_context(files.writing())
+        return copy_rows(
+            source, files, info, layout, workers=workers, progress=progress, reuse=reuse
+        )
 
 
 def _in_place(info: CacheInfo, kept: NDArray[np.bool_]) -> Iterator[Part]:

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
-from phistill.errors import CacheMismatch, LockHeld, UsageError, counted
+from phistill.errors import CacheMismatch, LockHeld, UsageError, counted, remedy
 
 from ..format import names
 from ..format.info import DTYPES, FIXED, CacheInfo
 from ..format.shard import CRC_BYTES, index_bytes
 from ..format.split import Split
-from ..statistic_files import statistics_files
-from ..storage.files import Files, open_files
-from ..store import Cache, exists
-from .copying import (
-    CopyProgress,
-    CopyReport,
-    Part,
-    Rows,
-    copy_rows,
-    refuse_other_content,
-    require_own_place,
-)
+from ..opening import exists
+from ..storage.files import Files
+from ..storage.open_files import open_files
+from ..store import Cache
+from .copying import CopyProgress, CopyReport, Reuse, copy_rows
+from .layout import Part, Rows
+from .place import refuse_other_content, require_own_place
 
 WAIT_S = 0.5
 """Between looks at a lock that another process holds."""
@@ -56,22 +52,6 @@ class Selection:
                 f"rows={self.num_rows} and max_bytes={self.max_bytes} must be above 0."
             )
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row is taken, so that merged statistics hold."""
-        return self.split == "all" and not self.num_rows and not self.max_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """What a call did; ``num_shards`` is 0 when everything was there."""
-
-    cache: Cache
-    num_shards: int
-    num_bytes: int
-    num_statistics: int
-    """Files of statistics copied."""
-
 
 def stage(
     source: Cache,
@@ -81,9 +61,11 @@ def stage(
     workers: int = 4,
     wait: bool = False,
     progress: CopyProgress | None = None,
-) -> StageReport:
+    reuse: Reuse | None = None,
+) -> CopyReport:
     """Copy the selected part of ``source`` to ``dest``, each file checked by its sha256.
 
+    ``reuse`` (``stats.fit.reuse``) takes over the statistics that hold for the copy.
     ``wait`` waits for another process that is staging there instead of raising LockHeld. Raises
     IncompleteCache for unfinished teachers, CacheMismatch when ``dest`` holds another cache,
     CorruptCache where the source is damaged, PublishError when the disk is too small.
@@ -108,7 +90,12 @@ def stage(
     while True:
         try:
             with files.writing():
-                return _fill(source, files, info, layout, selection, workers, progress)
+                if exists(files):
+                    with remedy("Choose another folder, or delete that one.", CacheMismatch):
+                        info = _grown(source, Cache(files), info, layout)
+                return copy_rows(
+                    source, files, info, layout, workers=workers, progress=progress, reuse=reuse
+                )
         except LockHeld:
             if not wait:
                 raise
@@ -175,50 +162,20 @@ def _array_bytes(source: Cache, owner: str) -> list[int]:
     ]
 
 
-def _fill(
-    source: Cache,
-    files: Files,
-    info: CacheInfo,
-    layout: Sequence[Part],
-    selection: Selection,
-    workers: int,
-    progress: CopyProgress | None,
-) -> StageReport:
-    if exists(files):
-        info = _grown(source, Cache(files), info, layout, selection)
-    report: CopyReport = copy_rows(source, files, info, layout, workers=workers, progress=progress)
-    copied = _copy_statistics(source, report.cache) if selection.is_whole else 0
-    return StageReport(report.cache, report.num_shards, report.num_bytes, copied)
-
-
-def _grown(
-    source: Cache, found: Cache, info: CacheInfo, layout: Sequence[Part], selection: Selection
-) -> CacheInfo:
-    """What ``found``, staged before, becomes: its teachers stay. CacheMismatch for another one."""
-    other = f"{found.location} holds another cache than {source.location}"
-    cure = "Choose another folder, or delete that one."
+def _grown(source: Cache, there: Cache, info: CacheInfo, layout: Sequence[Part]) -> CacheInfo:
+    """What ``there``, staged before, becomes: its teachers stay. CacheMismatch for another one."""
+    other = f"{there.location} holds another cache than {source.location}"
     for field in FIXED:
-        ours, theirs = getattr(source.info, field), getattr(found.info, field)
+        ours, theirs = getattr(source.info, field), getattr(there.info, field)
         if ours != theirs:
-            raise CacheMismatch(f"{other}: {field} is {theirs!r} there, {ours!r} here. {cure}")
-    rows = [(segment.start, segment.num_rows) for segment in found.info.segments]
+            raise CacheMismatch(f"{other}: {field} is {theirs!r} there, {ours!r} here.")
+    rows = [(segment.start, segment.num_rows) for segment in there.info.segments]
     wanted = [(part.start, len(part.rows)) for part in layout]
     if rows != wanted[: len(rows)]:
         raise CacheMismatch(
-            f"{found.location} holds {counted(sum(n for _, n in rows), 'row')}, and "
-            f"{sum(n for _, n in wanted):,}, or others, are asked for now. {cure}"
+            f"{there.location} holds {counted(sum(n for _, n in rows), 'row')}, and "
+            f"{sum(n for _, n in wanted):,}, or others, are asked for now."
         )
-    refuse_other_content(source, found, layout, cure)
-    kept = {*found.teachers, *info.teachers}
+    refuse_other_content(source, there, layout)
+    kept = {*there.teachers, *info.teachers}
     return replace(info, teachers=tuple(name for name in source.teachers if name in kept))
-
-
-def _copy_statistics(source: Cache, target: Cache) -> int:
-    """Moments and normalizers of the target's teachers, where they differ; returns the files."""
-    copied = 0
-    for path in (p for name in target.teachers for p in statistics_files(source.files, name)):
-        data = source.files.read(path)
-        if target.files.size(path) != len(data) or target.files.read(path) != data:
-            target.files.publish(path, [data])
-            copied += 1
-    return copied

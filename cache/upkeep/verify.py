@@ -18,12 +18,12 @@ from phistill.errors import CorruptCache, UsageError
 
 from ..format import names
 from ..format.arrays import same_array, same_group
-from ..format.index import read_index
 from ..format.info import DTYPES
 from ..format.record import CommitRecord
-from ..format.shard import CRC_BYTES, decode_index, index_bytes, matches
-from ..format.tensors import unseal
-from ..statistic_files import statistics_files
+from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
+from ..format.tensor_file import decode
+from ..segments import read_index
+from ..storage.files import Files
 from ..store import Cache
 
 VerifyProgress = Callable[[int, int], None]
@@ -79,7 +79,7 @@ def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyRep
         findings += broken
         records += found
     findings += _different_images(cache, records)
-    statistics = [path for name in cache.teachers for path in statistics_files(cache.files, name)]
+    statistics = [path for name in cache.teachers for path in _statistics(cache.files, name)]
     total = sum(size for record in records for size, _ in record.files.values())
     total += sum(cache.files.size(path) or 0 for path in statistics)
     done = num_files = 0
@@ -100,9 +100,9 @@ def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> l
     """Files of moments and normalizers that are not what was written; all teachers by default."""
     findings = []
     for name in cache.teachers if teachers is None else teachers:
-        for path in statistics_files(cache.files, name):
+        for path in _statistics(cache.files, name):
             try:
-                unseal(cache.files.read(path))
+                decode(cache.files.read(path))
             except FileNotFoundError:
                 continue  # replaced in between
             except (ValueError, OSError) as error:
@@ -214,18 +214,15 @@ def _bad_rows(
     """Rows whose checksum fails, and in words; nothing when every row is self-consistent."""
     if cache.info.compression:
         return (), ""  # rows have no fixed places; the shard is the smallest unit that can be named
-    kind = next(
-        kind
-        for kind, shape in cache.shapes(record.owner).items()
-        if names.shard(record.owner, kind, record.shard, 1 + len(shape)) == path
-    )
+    paths = cache.shard_paths(record.owner, record.shard)
+    kind = next(kind for kind, of_kind in paths.items() if of_kind == path)
     shape: tuple[int, ...] = cache.shapes(record.owner)[kind]
     row_bytes = math.prod(shape) * DTYPES[kind].itemsize
     content: Any = np.frombuffer(data, np.uint8)
     shard_rows = cache.info.shard_rows
     try:
         tail = content[-index_bytes(shard_rows) :]
-        offsets = decode_index(tail, shard_rows, len(data), row_bytes, path)
+        offsets = decode_rows(tail, shard_rows, len(data), row_bytes, path)
     except CorruptCache:
         return (), "the shard index is damaged"
     bad = []
@@ -235,3 +232,22 @@ def _bad_rows(
         if offset < 0 or crc.size != CRC_BYTES or not matches(row, int(crc.view("<u4")[0])):
             bad.append(record.start + slot)
     return tuple(bad), f"{len(bad)} of {record.num_rows} rows are damaged" if bad else ""
+
+
+def _statistics(files: Files, teacher: str) -> list[str]:
+    """Every file of a teacher's moments and normalizers, sorted."""
+    return [
+        path
+        for folder in ("moments", "normalizers")
+        for path in _below(files, f"{names.group(teacher)}/{folder}", depth=3)
+    ]
+
+
+def _below(files: Files, folder: str, depth: int) -> Iterator[str]:
+    """Files below a folder, at most ``depth`` levels down: moments/KIND/FILE is two."""
+    for name in files.names_in(folder):
+        path = f"{folder}/{name}"
+        if name.endswith(".safetensors"):
+            yield path
+        elif depth > 1:
+            yield from _below(files, path, depth - 1)

@@ -20,7 +20,7 @@ from phistill.cache.format import names
 from phistill.cache.format.split import HELDOUT, TRAIN, Split
 from phistill.cache.storage import publish
 from phistill.cache.storage.new_folder import MARK, filling
-from phistill.cache.upkeep.copying import require_outside
+from phistill.cache.upkeep.place import require_outside
 from phistill.errors import IncompleteCache, UsageError
 
 from .feature_writing import ExportProgress, Selection, write_npy, write_tars

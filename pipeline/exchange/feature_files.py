@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from phistill.cache.format import names
-from phistill.cache.format.parquet import read_table
+from phistill.cache.storage.parquet import read_table
 from phistill.errors import SourceError, UsageError
 
 from ..images.local_files import read_part

@@ -18,7 +18,8 @@ from phistill import cache as store
 from phistill.cache import Cache, CommitRecord, TeacherInfo
 from phistill.cache.format import names
 from phistill.cache.format.info import IMPORTED
-from phistill.cache.storage.files import Files, open_files
+from phistill.cache.storage.files import Files
+from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, UsageError
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from phistill.cache.format.parquet import open_table, read_table
+from phistill.cache.storage.parquet import open_table, read_table
 from phistill.errors import UsageError
 
 from .source import ImageRecord

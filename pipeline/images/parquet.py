@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from phistill.cache.format.parquet import read_row_group, read_table
+from phistill.cache.storage.parquet import read_row_group, read_table
 from phistill.errors import SourceError
 
 from .columns import Columns, image_bytes

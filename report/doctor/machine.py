@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from phistill.cache.storage.files import LocalFiles, open_files
+from phistill.cache.storage.local_files import LocalFiles
+from phistill.cache.storage.open_files import open_files
 from phistill.compute.devices import visible_devices
 from phistill.errors import PhistillError
 from phistill.pipeline.decode.image import DecodeSetup

@@ -11,7 +11,7 @@ from typing import Any
 from phistill.cache import Cache, CommitRecord
 from phistill.cache import open as open_cache
 from phistill.cache.joined import open_caches
-from phistill.cache.storage.files import LocalFiles
+from phistill.cache.storage.local_files import LocalFiles
 from phistill.errors import PhistillError, counted
 
 from .findings import Finding

@@ -15,7 +15,8 @@ from .pieces import plan_array
 
 
 def reuse_statistics(source: Cache, target: Cache) -> int:
-    """Copy to ``target`` what of ``source``'s statistics is true of it too; returns the files.
+    """Copy to ``target`` what of ``source``'s statistics is true of it too and is not there yet;
+    returns the files. The caller holds the target.
 
     Merged moments and normalizers come along only where every row is the same; otherwise
     ``fit_stats`` makes them from the partials, and reads only the shards that have none.
@@ -29,7 +30,7 @@ def reuse_statistics(source: Cache, target: Cache) -> int:
 
 def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     options = stored_options(source, teacher, kind)
-    if options is None:
+    if options is None or not target.rows([teacher]).size:  # of training rows alone
         return 0
     plan = plan_array(target, teacher, kind, options)
     paths = [
@@ -37,17 +38,24 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
         for group in plan.groups
         if stored_partial(source.files, plan.spec, group).num_pieces
     ]
-    for path in paths:
-        target.files.publish(path, [source.files.read(path)])
-    whole = [normalizer_path(teacher, kind), merged_path(teacher, kind)]
-    if not all(source.files.exists(path) for path in whole):
-        return len(paths)
-    for path in whole:
-        target.files.publish(path, [source.files.read(path)])
+    copied = sum(_copy(source, target, path) for path in paths)
+    merged = [normalizer_path(teacher, kind), merged_path(teacher, kind)]
+    if not all(source.files.exists(path) for path in merged):
+        return copied
+    num_merged = sum(_copy(source, target, path) for path in merged)
     try:
         load_merged(target, teacher, kind)
     except (StaleMoments, MissingMoments, CorruptCache):
-        for path in whole:
+        for path in merged:
             target.files.delete(path)
-        return len(paths)
-    return len(paths) + len(whole)
+        return copied
+    return copied + num_merged
+
+
+def _copy(source: Cache, target: Cache, path: str) -> bool:
+    """Whether the file was not there already."""
+    data = source.files.read(path)
+    if target.files.size(path) == len(data) and target.files.read(path) == data:
+        return False
+    target.files.publish(path, [data])
+    return True

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from phistill.cache.format.tensors import seal, unseal
+from phistill.cache.format import tensor_file
 from phistill.errors import CorruptCache
 
 from .moments import Moments
@@ -114,13 +114,13 @@ class PassResult:
             sketches=[(s.num_rows, s.n, s.phi) for s in self.sketches],
             facts=msgspec.to_builtins(facts),
         )
-        return seal(arrays, msgspec.to_builtins(header))
+        return tensor_file.encode(arrays, msgspec.to_builtins(header))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, facts: type[Facts]) -> tuple[PassResult, Facts]:
         """Read to_bytes() back; CorruptCache naming ``where`` when anything differs."""
         try:
-            arrays, metadata = unseal(data)
+            arrays, metadata = tensor_file.decode(data)
             header = msgspec.convert(metadata, _Header)
             return cls._of(arrays, header), msgspec.convert(header.facts, facts)
         except (ValueError, KeyError, IndexError, msgspec.ValidationError) as error:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from phistill.cache.format.tensors import seal, unseal
+from phistill.cache.format import tensor_file
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import UsageError
 
@@ -187,13 +187,13 @@ class Normalizer:
 
     def to_bytes(self) -> bytes:
         """One safetensors file with a digest: the three arrays and the metadata."""
-        return seal(self.to_arrays(), self.metadata())
+        return tensor_file.encode(self.to_arrays(), self.metadata())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Normalizer:
         """Read to_bytes() back; UsageError when the bytes are something else or were changed."""
         try:
-            arrays, metadata = unseal(data)
+            arrays, metadata = tensor_file.decode(data)
         except ValueError as error:
             raise UsageError(
                 f"These {len(data)} bytes are not a stored normalizer ({error}). Fit it again."

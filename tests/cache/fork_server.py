@@ -17,15 +17,17 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 from writing_script import main  # type: ignore[import-not-found]
 
+from phistill.cache import CacheInfo
 from phistill.cache.format.arrays import array_document
+
+ONE_ROW = CacheInfo(seed=0, shard_rows=1, holdout=0.0, pixel_size=1, views=({},), decode={})
 
 
 def child(path: Path, more_files: int, said: TextIO) -> None:
     if more_files >= 0:
-        array_document(1, (1,), np.dtype("uint8"), 1, "")  # zarr's event loop has files of its own
+        array_document(ONE_ROW, "pixels", (1,), 1)  # zarr's event loop has files of its own
         already = len(os.listdir("/proc/self/fd")) - 1
         resource.setrlimit(resource.RLIMIT_NOFILE, (already + more_files,) * 2)
     try:

@@ -12,9 +12,9 @@ import pytest
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts
 from phistill.cache.storage.publish import PublishError
-from phistill.cache.upkeep import growth
 from phistill.cache.upkeep.compact import drop_removed
-from phistill.cache.upkeep.copying import MARK
+from phistill.cache.upkeep.place import MARK
+from phistill.cache.upkeep.remove import duplicates, remove_images
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
 from tests.conftest import rename_images, small_index
@@ -26,7 +26,7 @@ ARRAYS = [("pixels", "pixels"), ("a", "patches"), ("a", "summary"), ("b", "patch
 
 def without(cache: Cache, rows: list[int]) -> Cache:
     """The cache with these rows' images taken down."""
-    growth.remove_images(cache, [f"image-{row:05d}" for row in rows])
+    remove_images(cache, [f"image-{row:05d}" for row in rows])
     return cache
 
 
@@ -128,7 +128,7 @@ def test_shards_that_lost_nothing_keep_number_and_bytes(
 def test_rows_can_be_added_after_it(make_cache: CacheFactory, tmp_path: Path) -> None:
     cache = without(make_cache(num_rows=60), [*range(16, 32), 58])
     copy = drop_removed(cache, str(tmp_path / "out")).cache
-    assert growth.next_row(copy.info) == 64
+    assert copy.info.next_row == 64
     again = without(copy, [0])
     once_more = drop_removed(again, str(tmp_path / "again")).cache
     assert verify(once_more).findings == ()
@@ -258,10 +258,10 @@ def test_duplicates_of_an_image_are_named(tmp_path: Path) -> None:
         )
         pixels = {"pixels": np.zeros((num, 2, 2, 3), np.uint8)}
         cache.commit_shard("pixels", shard, pixels, images=facts, reasons={}, environment={})
-    assert growth.duplicates(cache, ["image-00003"]) == {
+    assert duplicates(cache, ["image-00003"]) == {
         "image-00018": "image-00003",
         "image-00019": "image-00003",
     }
-    assert growth.duplicates(cache, ["image-00005"]) == {}
-    growth.remove_images(cache, ["image-00018"])
-    assert growth.duplicates(cache, ["image-00003"]) == {"image-00019": "image-00003"}
+    assert duplicates(cache, ["image-00005"]) == {}
+    remove_images(cache, ["image-00018"])
+    assert duplicates(cache, ["image-00003"]) == {"image-00019": "image-00003"}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.merge import merge
+from phistill.cache.upkeep.remove import remove_images, remove_teacher
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
@@ -25,13 +26,13 @@ CacheFactory = Callable[..., Cache]
 def test_removed_images_are_never_given_out_again(make_cache: CacheFactory) -> None:
     cache = make_cache(num_rows=50)
     before = cache.rows(split="all")
-    assert growth.remove_images(cache, ["image-00007", "image-00008", "image-00030"]) == 3
+    assert remove_images(cache, ["image-00007", "image-00008", "image-00030"]) == 3
     assert cache.info.removed == ((7, 9), (30, 31))
     reopened = Cache(cache.path)
     assert sorted(set(before) - set(reopened.rows(split="all"))) == [7, 8, 30]
     with pytest.raises(MissingRow, match=r"row 8 .* was removed"):
         reopened.reader("a", "patches").read(np.array([6, 8]))
-    assert growth.remove_images(reopened, ["image-00031"]) == 1
+    assert remove_images(reopened, ["image-00031"]) == 1
     assert Cache(cache.path).info.removed == ((7, 9), (30, 32))
 
 
@@ -40,7 +41,7 @@ def test_who_opened_a_cache_before_it_grew_goes_on_reading_it(make_cache: CacheF
     reader, rows = old.reader("a", "patches"), old.rows(split="all").tolist()
     second = make_cache(num_rows=40, name="other.cache")
     ids = pa.array([f"other-{row}" for row in range(40)])
-    growth.merge(store.open(old.path), _with_index(second, second.index().set_column(1, "id", ids)))
+    merge(store.open(old.path), _with_index(second, second.index().set_column(1, "id", ids)))
     assert old.rows(split="all").tolist() == rows
     reader.refresh()
     assert len(reader.read(np.arange(20))) == 20
@@ -50,12 +51,12 @@ def test_who_opened_a_cache_before_it_grew_goes_on_reading_it(make_cache: CacheF
 
 def test_an_unknown_image_is_named(make_cache: CacheFactory) -> None:
     with pytest.raises(UsageError, match="no image 'x'"):
-        growth.remove_images(make_cache(), ["x", "image-00001"])
+        remove_images(make_cache(), ["x", "image-00001"])
 
 
 def test_a_removed_teacher_leaves_nothing_behind(make_cache: CacheFactory) -> None:
     cache = make_cache()
-    growth.remove_teacher(cache, "a")
+    remove_teacher(cache, "a")
     assert Cache(cache.path).teachers == ("b",)
     assert not [path for path in cache.path.rglob("*") if "/a/" in path.as_posix()]
     assert verify(Cache(cache.path)).findings == ()
@@ -72,7 +73,7 @@ def test_copies_filled_by_disjoint_workers_merge_to_the_whole(
             for shard in range(4):
                 if shard % 2 != number:
                     Cache(part).forget_shard(owner, shard)
-    assert growth.merge(Cache(parts[0]), Cache(parts[1])) == 2 * 3
+    assert merge(Cache(parts[0]), Cache(parts[1])) == 2 * 3
     assert Cache(parts[0]).digest() == whole.digest()
 
 
@@ -81,7 +82,7 @@ def test_caches_of_other_images_merge_as_further_segments(make_cache: CacheFacto
     index = second.index()
     ids = pa.array([f"other-{row}" for row in range(40)])
     renamed = _with_index(second, index.set_column(1, "id", ids))
-    assert growth.merge(first, renamed) == 3 * 3
+    assert merge(first, renamed) == 3 * 3
     merged = Cache(first.path)
     assert verify(merged).findings == ()
     rows = merged.rows(split="all")
@@ -96,7 +97,7 @@ def test_caches_of_other_images_merge_as_further_segments(make_cache: CacheFacto
 
 def _with_index(cache: Cache, index: pa.Table) -> Cache:
     """The same cache with other ids, as another extraction would have made it."""
-    from phistill.cache.format.index import publish_index
+    from phistill.cache.segments import publish_index
 
     segment = publish_index(cache.files, index, number=0, start=0, shard_rows=cache.info.shard_rows)
     cache.publish_root(replace(cache.info, segments=(segment,)))
@@ -106,9 +107,9 @@ def _with_index(cache: Cache, index: pa.Table) -> Cache:
 def test_caches_with_common_images_or_other_settings_are_refused(make_cache: CacheFactory) -> None:
     first = make_cache(num_rows=20)
     with pytest.raises(CacheMismatch, match="both hold image 'image-00000'"):
-        growth.merge(first, make_cache(num_rows=40, name="b"))
+        merge(first, make_cache(num_rows=40, name="b"))
     with pytest.raises(CacheMismatch, match="seed=3"):
-        growth.merge(first, make_cache(num_rows=20, seed=3, name="c"))
+        merge(first, make_cache(num_rows=20, seed=3, name="c"))
 
 
 def _renamed(cache: Cache) -> Cache:
@@ -121,23 +122,23 @@ def test_a_merge_that_was_stopped_goes_on_and_a_finished_one_does_nothing(
 ) -> None:
     first, second = make_cache(num_rows=20), _renamed(make_cache(num_rows=40, name="other.cache"))
     whole = store.open(shutil.copytree(first.path, tmp_path / "whole"))
-    assert growth.merge(whole, second) == 3 * 3
+    assert merge(whole, second) == 3 * 3
     damaged = second.path / "teachers/b/patches/c/1/0/0"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CorruptCache, match="is not the file that was committed"):
-        growth.merge(first, second)
+        merge(first, second)
     damaged.write_bytes(content)
-    assert growth.merge(store.open(first.path), second) > 0
+    assert merge(store.open(first.path), second) > 0
     assert store.open(first.path).digest() == whole.digest()
-    assert growth.merge(store.open(first.path), second) == 0
+    assert merge(store.open(first.path), second) == 0
     assert store.open(first.path).digest() == whole.digest()
 
 
 def test_what_was_taken_down_in_a_merged_cache_stays_down(make_cache: CacheFactory) -> None:
     first, second = make_cache(num_rows=20), _renamed(make_cache(num_rows=40, name="other.cache"))
-    growth.remove_images(second, ["other-3", "other-39"])
-    growth.merge(first, second)
+    remove_images(second, ["other-3", "other-39"])
+    merge(first, second)
     assert Cache(first.path).info.removed == ((35, 36), (71, 72))
     with pytest.raises(MissingRow, match="was removed"):
         Cache(first.path).reader("a", "patches").read(np.array([35]))
@@ -154,7 +155,7 @@ def test_images_of_the_same_names_with_other_bytes_are_no_earlier_merge(
             replace(record, images=changed).to_bytes()
         )
     with pytest.raises(CacheMismatch, match="image image-00000"):
-        growth.merge(first, Cache(second.path))
+        merge(first, Cache(second.path))
 
 
 def test_shards_without_a_root_are_not_taken_for_those_of_a_new_cache(
@@ -175,6 +176,6 @@ def test_a_teacher_with_every_kind_is_copied_and_merged(
     widths = {"patches": 4, "summary": 6, "registers": 4}
     teacher = TeacherInfo(name="t", grid=(2, 2), widths=widths, num_registers=3)
     first, second = (make_cache(num_rows=20, name=n, teachers=(teacher,)) for n in ("a", "b"))
-    growth.merge(first, _renamed(second))
+    merge(first, _renamed(second))
     assert verify(Cache(first.path)).findings == ()
     assert verify(stage(first, tmp_path / "copy").cache).findings == ()

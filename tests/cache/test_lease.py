@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phistill.cache.storage import lease, object_client
-from phistill.cache.storage.files import open_files
 from phistill.cache.storage.lease import spans_of
+from phistill.cache.storage.open_files import open_files
 from phistill.errors import LockHeld, StoreError
 from tests.object_store import Fault, FaultProxy
 
 HOLD = """
 import sys, time
-from phistill.cache.storage.files import open_files
+from phistill.cache.storage.open_files import open_files
 with open_files(sys.argv[1]).writing():
     print("held", flush=True)
     time.sleep(60)

@@ -16,12 +16,14 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import Selection, stage
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CacheMismatch, CorruptCache, IncompleteCache, LockHeld, UsageError
 from phistill.stats import fit_stats, load_moments
+from phistill.stats.fit.reuse import reuse_statistics
 from tests.conftest import facts, random_features, rename_images, small_index
 
 CacheFactory = Callable[..., Cache]
@@ -35,7 +37,7 @@ def contents(cache: Cache) -> dict[str, bytes]:
 def source(make_cache: CacheFactory) -> Cache:
     """Four shards of two teachers, an image rejected and one taken down."""
     cache = make_cache(num_rows=60, rejects=[7], name="source.cache")
-    growth.remove_images(cache, ["image-00050"])
+    remove_images(cache, ["image-00050"])
     return store.open(cache.path)
 
 
@@ -46,17 +48,19 @@ def fitted(source: Cache) -> Cache:
 
 
 def test_a_staged_cache_equals_the_whole(fitted: Cache, tmp_path: Path) -> None:
-    report = stage(fitted, tmp_path / "dest")
+    report = stage(fitted, tmp_path / "dest", reuse=reuse_statistics)
     assert report.num_shards == 4 * 3
     assert report.cache.digest() == fitted.digest()
-    again = stage(fitted, tmp_path / "dest")
+    again = stage(fitted, tmp_path / "dest", reuse=reuse_statistics)
     assert (again.num_shards, again.num_bytes, again.num_statistics) == (0, 0, 0)
 
 
 def test_one_teacher_comes_with_its_shards_and_statistics_alone(
     fitted: Cache, tmp_path: Path
 ) -> None:
-    staged = stage(fitted, tmp_path / "dest", Selection(teachers=("b",))).cache
+    staged = stage(
+        fitted, tmp_path / "dest", Selection(teachers=("b",)), reuse=reuse_statistics
+    ).cache
     assert staged.teachers == ("b",)
     assert verify(staged).findings == ()
     whole = contents(fitted)
@@ -65,7 +69,7 @@ def test_one_teacher_comes_with_its_shards_and_statistics_alone(
         if path != "zarr.json":
             assert data == whole[path]
     assert load_moments(staged, "b", "patches").n == load_moments(fitted, "b", "patches").n
-    both = stage(fitted, tmp_path / "dest", Selection(teachers=("a",)))
+    both = stage(fitted, tmp_path / "dest", Selection(teachers=("a",)), reuse=reuse_statistics)
     assert both.num_shards == 4, "only the teacher that was missing is copied"
     assert both.cache.digest() == fitted.digest()
 
@@ -119,7 +123,7 @@ def test_a_cache_that_grew_is_staged_again_by_what_is_new(source: Cache, tmp_pat
     index = small_index(10)
     names = pa.array([f"new-{row}" for row in range(10)])
     rows = pa.array(np.arange(64, 74))
-    growth.add_segment(source, index.set_column(1, "id", names).set_column(0, "row", rows))
+    add_segment(source, index.set_column(1, "id", names).set_column(0, "row", rows))
     generator = np.random.default_rng(0)
     common: dict[str, Any] = {"images": facts(64, 10), "reasons": {}, "environment": {}}
     pixels = np.zeros((10, 8, 8, 3), np.uint8)
@@ -127,7 +131,7 @@ def test_a_cache_that_grew_is_staged_again_by_what_is_new(source: Cache, tmp_pat
     for name in source.teachers:
         arrays = random_features(generator, source.teacher(name), 10)
         source.commit_shard(name, 4, arrays, **common)
-    growth.remove_images(source, ["image-00002"])
+    remove_images(source, ["image-00002"])
     assert stage(source, tmp_path / "dest").num_shards == 3
     assert store.open(tmp_path / "dest").digest() == source.digest()
 

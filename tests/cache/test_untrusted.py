@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -21,10 +22,16 @@ from hypothesis import strategies as st
 from phistill.cache import Cache
 from phistill.cache import open as open_cache
 from phistill.cache.format.arrays import group_attributes
-from phistill.cache.format.document import MAX_DOCUMENT_BYTES, canonical, parse, seal
 from phistill.cache.format.info import CacheInfo, TeacherInfo
+from phistill.cache.format.json_document import (
+    MAX_DOCUMENT_BYTES,
+    canonical,
+    decode,
+    parse,
+    with_digest,
+)
 from phistill.cache.format.record import CommitRecord
-from phistill.cache.format.shard import decode_index, encode_shard, index_bytes
+from phistill.cache.format.shard import decode_rows, encode_shard, index_bytes
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CorruptCache, PhistillError
 from tests.conftest import FULL, build_cache
@@ -84,6 +91,15 @@ def changed(draw: st.DrawFn, original: Any) -> Any:
     return value
 
 
+def plain(record: CommitRecord) -> Any:
+    return msgspec.to_builtins(record, str_keys=True)
+
+
+def sealed(record: Any) -> Any:
+    """A changed document with the digest that it then has."""
+    return with_digest(record) if isinstance(record, dict) else record
+
+
 @pytest.fixture(scope="module")
 def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_cache(tmp_path_factory.mktemp("fuzz") / "c", num_rows=12, rejects=[3]).path
@@ -93,24 +109,24 @@ def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @fuzzed
 @given(data=st.data())
 def test_a_root_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
-    content = open_cache(example_cache).info.to_dict()
+    content = msgspec.to_builtins(open_cache(example_cache).info)
     record = data.draw(changed(content))
     try:
-        info = CacheInfo.from_dict(record)
+        info = decode(sealed(record), CacheInfo, "the root")
     except PhistillError:
         return
     assert info.num_rows <= 2**40
     assert info.num_shards >= 0
-    assert json.dumps(info.to_dict())
+    assert canonical(info)
 
 
 @pytest.mark.guarantee("G20", f"{EXAMPLES:,} fuzzed inputs: read or refused")
 @fuzzed
 @given(data=st.data())
 def test_a_teacher_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
-    record = data.draw(changed(open_cache(example_cache).teacher("a").to_dict()))
+    record = data.draw(changed(msgspec.to_builtins(open_cache(example_cache).teacher("a"))))
     try:
-        teacher = TeacherInfo.from_dict(record)
+        teacher = decode(sealed(record), TeacherInfo, "the teacher")
     except PhistillError:
         return
     assert all(np.prod(teacher.row_shape(kind), dtype=object) > 0 for kind in ("patches",))
@@ -123,10 +139,9 @@ def test_a_teacher_is_read_or_refused(example_cache: Path, data: st.DataObject) 
 @fuzzed
 @given(data=st.data())
 def test_a_commit_record_is_read_or_refused(example_cache: Path, data: st.DataObject) -> None:
-    record = data.draw(changed(open_cache(example_cache).commits("a")[0].to_dict()))
-    sealed = canonical(seal(record)) if isinstance(record, dict) else canonical(record)
+    record = data.draw(changed(plain(open_cache(example_cache).commits("a")[0])))
     try:
-        found = CommitRecord.from_bytes(sealed, "the record")
+        found = CommitRecord.from_bytes(canonical(sealed(record)), "the record")
     except PhistillError:
         return
     assert found.accepted.shape == (found.num_rows,)
@@ -146,7 +161,7 @@ def test_a_shard_index_points_inside_its_file_or_is_refused(
         spoilt[place % spoilt.size] = value
     for candidate in (tail, spoilt):
         try:
-            offsets = decode_index(candidate, rows, len(good), row_bytes, "the shard")
+            offsets = decode_rows(candidate, rows, len(good), row_bytes, "the shard")
         except CorruptCache:
             continue
         assert ((offsets >= -1) & (offsets + row_bytes <= len(good))).all()
@@ -161,7 +176,7 @@ def test_a_shard_index_points_inside_its_file_or_is_refused(
 @example(b"1" * 5000)
 def test_text_is_parsed_or_refused(data: bytes) -> None:
     try:
-        group_attributes(data, "the root")
+        group_attributes(data, CacheInfo, "the root")
     except PhistillError:
         return
 
@@ -179,12 +194,12 @@ def test_a_document_beyond_the_cap_is_not_parsed() -> None:
 @pytest.mark.parametrize("field", ["num_rows", "start"])
 def test_a_root_that_claims_terabytes_costs_no_memory(example_cache: Path, field: str) -> None:
     """18 TiB of rows, in the root and in the arrays, over a cache of a few kilobytes."""
-    content = open_cache(example_cache).info.to_dict()
+    content = msgspec.to_builtins(open_cache(example_cache).info)
     content["segments"][-1][field] = 2**44
     tracemalloc.start()
     try:
         with pytest.raises(PhistillError):
-            CacheInfo.from_dict(content)
+            decode(sealed(content), CacheInfo, "the root")
         assert tracemalloc.get_traced_memory()[1] < MEMORY_CAP
     finally:
         tracemalloc.stop()
@@ -218,9 +233,9 @@ def test_an_array_that_claims_terabytes_costs_no_memory(
 def test_a_record_that_names_a_file_outside_is_refused(make_cache: CacheFactory) -> None:
     cache = make_cache()
     path = cache.path / "commits/a/000000.json"
-    content = cache.commits("a")[0].to_dict()
+    content = plain(cache.commits("a")[0])
     size, sha256 = next(iter(content["files"].values()))
     content["files"] = {"../../../outside": [size, sha256]}
-    path.write_bytes(canonical(seal(content)))
+    path.write_bytes(canonical(with_digest(content)))
     findings = verify(Cache(cache.path)).findings
     assert [(finding.owner, finding.shard) for finding in findings] == [("a", 0)]

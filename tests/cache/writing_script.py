@@ -12,7 +12,7 @@ import pyarrow as pa
 import phistill.cache as store
 from phistill.cache import CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.storage import lease
-from phistill.cache.storage.files import open_files
+from phistill.cache.storage.open_files import open_files
 
 NUM_ROWS = 20
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec.structs import replace
 
-from phistill.cache.format.parquet import read_table
+from phistill.cache.storage.parquet import read_table
 from phistill.demo.pictures import BUNDLED
 from phistill.demo.run import STUDENT, demo, unexplained_table
 

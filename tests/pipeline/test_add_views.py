@@ -13,7 +13,7 @@ from PIL import Image
 
 from phistill.cache import Cache
 from phistill.cache.joined import open_caches
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.verify import verify
 from phistill.cli import main
 from phistill.errors import CacheMismatch, UsageError
@@ -161,7 +161,7 @@ def test_new_images_get_all_views(folder: Path, cache: Cache) -> None:
 
 def test_images_that_were_taken_down_get_no_views(folder: Path, cache: Cache) -> None:
     name = by_view(cache, cache.rows(split="all")).popitem()[0][0]
-    growth.remove_images(cache, [name])
+    remove_images(cache, [name])
     grown = grow(folder, cache, View(), CROP).cache
     assert grown.index()["id"].to_pylist().count(name) == 1
 

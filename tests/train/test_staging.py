@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.remove import remove_images
 from phistill.cli import main
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train
@@ -80,7 +80,7 @@ def test_what_comes_next_is_fit_stats_while_statistics_are_missing_or_stale(
     assert "Next: phistill fit-stats" in next_step("never")
     fit_stats(cache)
     assert "Next: phistill train" in next_step("fitted")
-    growth.remove_images(cache, ["image-00007"])
+    remove_images(cache, ["image-00007"])
     assert "Next: phistill fit-stats" in next_step("stale")
 
 

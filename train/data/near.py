@@ -9,6 +9,7 @@ from phistill.cache import Cache
 from phistill.cache.joined import JoinedCaches
 from phistill.cache.upkeep.copying import CopyProgress
 from phistill.cache.upkeep.stage import Selection, stage
+from phistill.stats.fit.reuse import reuse_statistics
 
 from ..config import TrainConfig
 from ..targets import chosen_teachers
@@ -32,6 +33,14 @@ def stage_caches(
     def staged(cache: Cache) -> Cache:
         digest = hashlib.sha256(cache.files.absolute.encode()).hexdigest()[:8]
         copy = Path(folder) / f"{cache.files.name}-{digest}"
-        return stage(cache, copy, Selection(teachers=teachers), wait=True, progress=progress).cache
+        report = stage(
+            cache,
+            copy,
+            Selection(teachers=teachers),
+            wait=True,
+            progress=progress,
+            reuse=reuse_statistics,
+        )
+        return report.cache
 
     return JoinedCaches([staged(cache) for cache in caches.caches])

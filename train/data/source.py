@@ -15,7 +15,7 @@ from torch import Tensor
 
 from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from phistill.cache.reader import MAX_WHOLE_SHARDS
-from phistill.cache.storage.files import LocalFiles
+from phistill.cache.storage.local_files import LocalFiles
 from phistill.errors import UsageError
 
 from ..targets import Target

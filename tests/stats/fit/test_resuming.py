@@ -14,7 +14,8 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
-from phistill.cache.upkeep import growth
+from phistill.cache.upkeep.append import add_segment
+from phistill.cache.upkeep.remove import remove_images
 from phistill.errors import CorruptCache, LockHeld, StaleMoments
 from phistill.stats import (
     FitProgress,
@@ -139,7 +140,7 @@ def test_a_shard_that_changed_is_not_served_from_an_old_partial(cache: Cache) ->
 def test_images_taken_down_make_statistics_stale_and_leave_them(cache: Cache) -> None:
     fit_stats(cache)
     row = int(cache.rows(["a"])[10])
-    growth.remove_images(cache, [f"image-{row:05d}"])
+    remove_images(cache, [f"image-{row:05d}"])
     again = store.open(cache.path)
     with pytest.raises(StaleMoments, match="a patches"):
         load_moments(again, "a", "patches")
@@ -174,11 +175,11 @@ def test_a_grown_cache_costs_the_groups_that_grew(cache: Cache) -> None:
 
 def grow(cache: Cache, num_rows: int) -> None:
     """Add a segment of new images, and their features for every owner."""
-    start = growth.next_row(cache.info)
+    start = cache.info.next_row
     number = np.arange(start, start + num_rows)
     index = cache.index().slice(0, num_rows).set_column(0, "row", pa.array(number))
     ids = pa.array([f"new-{row}" for row in number])
-    growth.add_segment(cache, index.set_column(1, "id", ids))
+    add_segment(cache, index.set_column(1, "id", ids))
     for shard in range(start // 16, len(cache.info.shards())):
         first, stop = cache.info.shard_range(shard)
         facts = store.ImageFacts(

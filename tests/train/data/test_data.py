@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from phistill.cache import Cache, CacheInfo
+from phistill.cache import Cache
 from phistill.cache.joined import open_caches
 from phistill.errors import UsageError
 from phistill.train import TrainConfig
@@ -231,6 +232,6 @@ def test_filters_choose_rows(fitted_cache: Cache, make_config: Config) -> None:
 
 def test_a_cache_without_pixels_is_refused(make_cache: MakeCache) -> None:
     cache = make_cache()
-    cache.info = CacheInfo.from_dict({**cache.info.to_dict(), "pixel_size": 0})
+    cache.info = msgspec.structs.replace(cache.info, pixel_size=0)
     with pytest.raises(UsageError, match="stores no pixels"):
         Source(open_caches(cache), ())

@@ -1,113 +1,25 @@
-"""A cache that grows and shrinks: further images, a teacher less, images taken down, caches merged.
+"""Two caches become one: shards of the same rows are exchanged, other images come in as segments.
 
 Nothing here rewrites a shard. A segment is published before its first shard, the root last, so a
-killed call leaves the cache as it was.
+killed call leaves the cache as it was, or goes on when repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from msgspec.structs import replace
 
 from phistill.errors import CacheMismatch, UsageError
 
-from ..format import names
-from ..format.index import INDEX_COLUMNS, image_id, publish_index
-from ..format.info import FIXED, CacheInfo, Segment
-from ..joined import row_hashes
-from ..rows import removed_rows
+from ..format.index import INDEX_COLUMNS, image_id
+from ..format.info import FIXED, Segment, TeacherInfo
+from ..rows import removed_rows, spans
 from ..store import Cache
-from .copying import copy_shard
-
-
-def next_row(info: CacheInfo) -> int:
-    """First row of the next segment: the end of the last, rounded up to a whole shard."""
-    return -(-info.num_rows // info.shard_rows) * info.shard_rows
-
-
-def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]] = ()) -> Segment:
-    """Publish further rows, numbered from ``next_row``; their shards are committed afterwards.
-
-    ``views`` are descriptions of further views, which these rows are the first to show.
-    """
-    segment = publish_index(
-        cache.files,
-        index,
-        number=len(cache.info.segments),
-        start=next_row(cache.info),
-        shard_rows=cache.info.shard_rows,
-    )
-    info = replace(
-        cache.info,
-        segments=(*cache.info.segments, segment),
-        views=(*cache.info.views, *views),
-    )
-    for owner in cache.owners:
-        for kind in cache.shapes(owner):
-            document = cache.array_document(owner, kind, info.num_rows)
-            cache.files.publish(names.metadata(names.array(owner, kind)), [document])
-    cache.publish_root(info)
-    return segment
-
-
-def remove_images(cache: Cache, ids: Sequence[str]) -> int:
-    """Take down images by id: their rows are never given out again. Returns how many rows that is,
-    without those that were removed before.
-
-    The bytes stay in their shards. Statistics that used the rows become stale.
-    """
-    index = cache.index()
-    known = index["id"].to_pylist()
-    wanted = set(ids)
-    if unknown := sorted(wanted - set(known)):
-        raise UsageError(
-            f"{cache.location} has no image {unknown[0]!r} "
-            f"({len(unknown)} of {len(wanted)} unknown)."
-        )
-    chosen = index["row"].to_numpy()[[name in wanted for name in known]]
-    hidden = removed_rows(cache.info)
-    num_new = int(np.count_nonzero(~hidden[chosen]))
-    hidden[chosen] = True
-    if num_new:
-        cache.publish_root(replace(cache.info, removed=_spans(hidden)))
-    return num_new
-
-
-def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:
-    """Other images with the same bytes as one of ``ids``, each with the one it equals.
-
-    Bytes are compared by the sha256 in the commit records; images that were taken down already are
-    left out.
-    """
-    index = cache.index()
-    wanted = set(ids)
-    rows, known = index["row"].to_numpy(), index["id"].to_pylist()
-    hashes = row_hashes(cache)
-    removed_as = {
-        hashes[row]: name
-        for row, name in zip(rows.tolist(), known, strict=True)
-        if name in wanted and hashes[row] is not None
-    }
-    hidden = removed_rows(cache.info)
-    return {
-        name: removed_as[hashes[row]]
-        for row, name in zip(rows.tolist(), known, strict=True)
-        if name not in wanted and hashes[row] in removed_as and not hidden[row]
-    }
-
-
-def remove_teacher(cache: Cache, name: str) -> None:
-    """Forget a teacher, then delete its features, commits and statistics."""
-    cache.teacher(name)
-    left = tuple(other for other in cache.teachers if other != name)
-    cache.publish_root(replace(cache.info, teachers=left))
-    cache.files.delete(names.commits(name))
-    cache.files.delete(names.group(name))
+from .append import add_segment
+from .shards import copy_shard
 
 
 def merge(target: Cache, source: Cache) -> int:
@@ -128,7 +40,8 @@ def merge(target: Cache, source: Cache) -> int:
     for segment in source.info.segments:
         if segment.start not in starts:
             starts[segment.start] = _add_segment_of(target, source, segment)
-    _carry_removed(target, source, starts)
+    _take_over_licences(target, source)
+    _take_over_removed(target, source, starts)
     return sum(
         _copy_segment(target, source, segment, starts[segment.start])
         for segment in source.info.segments
@@ -168,7 +81,7 @@ def _refuse_common_images(target: Cache, source: Cache, shared: set[int]) -> Non
         )
 
 
-def _carry_removed(target: Cache, source: Cache, starts: dict[int, int]) -> None:
+def _take_over_removed(target: Cache, source: Cache, starts: dict[int, int]) -> None:
     """Hide in the target what was taken down in the source."""
     theirs, hidden = removed_rows(source.info), removed_rows(target.info)
     before = hidden.copy()
@@ -176,13 +89,7 @@ def _carry_removed(target: Cache, source: Cache, starts: dict[int, int]) -> None
         start = starts[segment.start]
         hidden[start : start + segment.num_rows] |= theirs[segment.start :][: segment.num_rows]
     if (hidden != before).any():
-        target.publish_root(replace(target.info, removed=_spans(hidden)))
-
-
-def _spans(hidden: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
-    """Ranges [start, stop) where a mask is True."""
-    edges = np.flatnonzero(np.diff(np.r_[0, hidden.astype(np.int8), 0])).tolist()
-    return tuple(zip(edges[::2], edges[1::2], strict=True))
+        target.publish_root(replace(target.info, removed=spans(hidden)))
 
 
 def _refuse_differences(target: Cache, source: Cache) -> None:
@@ -197,19 +104,36 @@ def _refuse_differences(target: Cache, source: Cache) -> None:
         if name not in target.teachers or name not in source.teachers:
             where = source.location if name not in source.teachers else target.location
             raise CacheMismatch(f"{where} has no teacher {name!r}; both caches need the same ones.")
-        ours, theirs = target.teacher(name).to_dict(), source.teacher(name).to_dict()
-        for key in ours:
-            if key != "spec" and ours[key] != theirs[key]:
-                raise CacheMismatch(
-                    f"teacher {name}: {key} is {theirs[key]!r} in {source.location}, {ours[key]!r} "
-                    f"in {target.location}; their features are not comparable."
-                )
+        for key, (here, there) in _differences(target.teacher(name), source.teacher(name)).items():
+            raise CacheMismatch(
+                f"teacher {name}: {key} is {there!r} in {source.location}, {here!r} in "
+                f"{target.location}; only caches of the same teachers can be merged."
+            )
+
+
+def _differences(ours: TeacherInfo, theirs: TeacherInfo) -> dict[str, tuple[Any, Any]]:
+    """In what a teacher is, in how it was run (a shard must come out the same again), and in what
+    its licence says where both say something."""
+    found = ours.differences(theirs.fingerprint)
+    if ours.rows_per_forward != theirs.rows_per_forward:
+        found["rows_per_forward"] = (ours.rows_per_forward, theirs.rows_per_forward)
+    if ours.licence and theirs.licence and ours.licence != theirs.licence:
+        found["licence"] = (ours.licence, theirs.licence)
+    return found
+
+
+def _take_over_licences(target: Cache, source: Cache) -> None:
+    """A licence that only the source knows holds for the features here too."""
+    for name in target.teachers:
+        ours, theirs = target.teacher(name), source.teacher(name)
+        if theirs.licence and not ours.licence:
+            target.publish_teacher(replace(ours, licence=theirs.licence))
 
 
 def _add_segment_of(target: Cache, source: Cache, segment: Segment) -> int:
     """Publish a segment of the source as the target's next; returns its first row there."""
     index: Any = source.index()
-    first, start = int(index["row"].to_numpy().searchsorted(segment.start)), next_row(target.info)
+    first, start = int(index["row"].to_numpy().searchsorted(segment.start)), target.info.next_row
     moved = pa.array(np.arange(start, start + segment.num_rows, dtype=np.int64))
     lines = index.slice(first, segment.num_rows).set_column(0, "row", moved)
     return add_segment(target, lines).start
@@ -235,6 +159,8 @@ def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
         for other in target.owners:
             if (theirs := target.committed(other, into)) is not None:
                 theirs.require_images(record.images, owner, lambda row: image_id(index, row))
+                images = replace(record.images, heldout=theirs.images.heldout)
+                record = replace(record, images=images)
         if target.committed(owner, into) is None:
             copy_shard(source, target, record, into)
             copied += 1
