@@ -49,7 +49,7 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     commits = {owner: opened.commits(owner) for owner in opened.owners}
     shards = opened.info.shards()
     rejected = rejected_rows(opened)
-    settings = msgspec.to_builtins(opened.info)
+    settings = msgspec.json.decode(msgspec.json.encode(opened.info))
     for name in ("segments", "teachers", "format"):
         settings.pop(name)
     return {

@@ -26,9 +26,17 @@ MAX_DEPTH = 64
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
+def _plain(value: object) -> object:
+    """A text or number of a class of its own, such as torch's version, as what it is."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+
+
 def canonical(value: object) -> bytes:
     """The one byte form of a JSON value or a struct: sorted keys, no spaces, shortest numbers."""
-    return _ENCODER.encode(msgspec.to_builtins(value, str_keys=True))
+    return _ENCODER.encode(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain))
 
 
 def digest_of(value: object) -> str:
@@ -38,7 +46,7 @@ def digest_of(value: object) -> str:
 
 def with_digest(content: object) -> dict[str, Any]:
     """``content`` as a JSON object with its digest added under ``digest``."""
-    builtins: dict[str, Any] = msgspec.to_builtins(content, str_keys=True)
+    builtins: dict[str, Any] = msgspec.to_builtins(content, str_keys=True, enc_hook=_plain)
     return {**builtins, "digest": digest_of(builtins)}
 
 

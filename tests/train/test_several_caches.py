@@ -199,7 +199,7 @@ def test_a_run_is_not_gone_on_with_under_other_weights_or_caches(
 def test_other_teachers_under_one_name_are_refused_field_by_field(
     make_cache: MakeCache, make_config: Config, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     one = replace(ONE, identity={"model": "vit", "weights_sha256": "12"})
     two = replace(ONE, identity={"model": "vit", "weights_sha256": "34"})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-import phistill.cache as store
 from phistill.cache import TeacherInfo
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
@@ -37,15 +35,6 @@ def test_a_licence_is_no_part_of_what_a_teacher_is(folder: Path, tiny: str, tmp_
     again = extract(folder, tmp_path / "c", [f"t={tiny}"])
     assert again.num_shards == 0
     assert again.cache.teacher("t").licence == "mit"
-
-
-def test_a_cache_from_before_licences_were_recorded_opens(
-    folder: Path, tiny: str, tmp_path: Path
-) -> None:
-    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
-    document = json.loads((tmp_path / "c/teachers/t/zarr.json").read_text())
-    assert "licence" not in document["attributes"]["phistill"]
-    assert store.open(tmp_path / "c").teacher("t").licence == ""
 
 
 @pytest.mark.parametrize(
