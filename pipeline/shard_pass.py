@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from phistill.cache import Cache, CommitRecord, ImageFacts
 from phistill.cache.format import names
+from phistill.compute.copies import Sent
 
 from .decode.image import DecodeSetup
 from .decode.pending import DecodedShard, PendingShard
@@ -161,7 +162,7 @@ class ShardPass:
                     self._source.stop()
 
     def _flow(self, arriving: Iterator[PendingShard], stages: _Stages) -> None:
-        ahead: deque[tuple[_Work, int, Future[torch.Tensor]]] = deque()
+        ahead: deque[tuple[_Work, int, Future[Sent]]] = deque()
 
         def step() -> None:
             work, start, prepared = ahead.popleft()
@@ -172,7 +173,7 @@ class ShardPass:
             launched = launch_together(work.runners, images, start)
             self._landing.append(stages.landing.submit(work.rows.land, launched))
             work.landed.append(self._landing[-1])
-            self._computed_rows += len(images) * len(work.names)
+            self._computed_rows += work.num_rows(start) * len(work.names)
             if work.is_last(start):
                 for number, name in enumerate(work.names):
                     self._writing.append(stages.writing.submit(self._commit, work, number, name))
@@ -323,8 +324,12 @@ class _Work:
     def is_last(self, start: int) -> bool:
         return start == self.starts[-1]
 
-    def prepare(self, start: int) -> torch.Tensor:
+    def num_rows(self, start: int) -> int:
+        """Of the batch at ``start``."""
+        return min(self.starts.step, self.shard.num_rows - start)
+
+    def prepare(self, start: int) -> Sent:
         """The teachers' input of the batch at ``start``, when its images are there."""
-        stop = min(start + self.starts.step, self.shard.num_rows)
         first = self.runners[0]
+        stop = start + self.num_rows(start)
         return first.prepare(self.shard.rows(first.rendering, start, stop))

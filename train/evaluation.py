@@ -96,7 +96,7 @@ class _Sums:
         error = (prediction - y).square().mean(axes, dtype=wide)
         deviation = (y - self.mean).square().mean(axes, dtype=wide)
         cosine = F.cosine_similarity(prediction, y, dim=-1).reshape(len(y), -1).mean(1, dtype=wide)
-        self.columns.append(torch.stack([error, deviation, cosine], 1).cpu())
+        self.columns.append(torch.stack([error, deviation, cosine], 1).cpu().double())
 
     def row(self, student: str) -> EvalRow:
         error, deviation, cosine = torch.cat(self.columns).numpy().T

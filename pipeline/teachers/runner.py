@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from phistill.cache import TeacherInfo
+from phistill.compute.copies import Sent, ToDevice
 from phistill.compute.devices import hardware_name
 from phistill.compute.precision import FLOAT32_PRODUCTS, products_in, resolve_autocast
 from phistill.errors import TeacherError
@@ -54,6 +55,7 @@ class TeacherRunner:
         self._calls: dict[tuple[str, ...], Callable[[torch.Tensor], list[Features]]] = {}
         self._preprocessing: Preprocessing = teacher.preprocessing()
         teacher.to(device)
+        self._copies = ToDevice(device)
         self._constants = _constants(self._preprocessing, device)
         self._autocast = resolve_autocast(autocast, device)
         self.info = self._probe(
@@ -83,30 +85,28 @@ class TeacherRunner:
         same = (self._device, self._autocast) == (other._device, other._autocast)
         return same and self._teacher.shares_forward(other._teacher)
 
-    def prepare(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> torch.Tensor:
+    def prepare(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Sent:
         """The teacher's input, as far as the host makes it; another thread may call this while
-        the teacher runs. On the CPU what the teacher takes, elsewhere bytes (CUDA: pinned)."""
+        the teacher runs. On the CPU what the teacher takes, elsewhere bytes on their way there."""
         import torch
 
-        host = torch.from_numpy(pixels)
+        rendered = torch.from_numpy(pixels)
         if self._device.type == "cpu":
-            return self._normalised(host)
-        return host.pin_memory() if self._device.type == "cuda" else host
+            rendered = self._normalised(rendered)
+        return self._copies.send([rendered])
 
     def forward(self, pixels: UInt8[np.ndarray, "b h w 3"]) -> Features:
         """Features of rendered images, on the device and as the teacher gives them."""
         return self.forward_together([self], self.prepare(pixels))[0]
 
-    def forward_together(
-        self, runners: Sequence[TeacherRunner], prepared: torch.Tensor
-    ) -> list[Features]:
+    def forward_together(self, runners: Sequence[TeacherRunner], prepared: Sent) -> list[Features]:
         """Features of each runner, from one forward pass where there are several."""
         import torch
 
         with torch.inference_mode(), products_in(self._autocast, self._device.type):
-            images = prepared
+            (images,) = prepared.take()
             if self._device.type != "cpu":
-                images = self._normalised(prepared.to(self._device, non_blocking=True))
+                images = self._normalised(images)
             return self._call(runners)(images)
 
     def _call(self, runners: Sequence[TeacherRunner]) -> Callable[[torch.Tensor], list[Features]]:
@@ -187,7 +187,7 @@ def run_together(
 
 
 def launch_together(
-    runners: Sequence[TeacherRunner], prepared: torch.Tensor, start: int
+    runners: Sequence[TeacherRunner], prepared: Sent, start: int
 ) -> list[BatchToHost]:
     """Run a batch that starts at row ``start`` and begin to copy what each runner gives.
 

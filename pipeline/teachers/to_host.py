@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from phistill.cache import TeacherInfo
 from phistill.cache.format.info import DTYPES
+from phistill.compute.copies import Arriving, to_host
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +46,6 @@ class Rounded:
             largest = torch.where(torch.isfinite(largest), largest, torch.nan)
             return cls(values.to(stored), survives, largest)
 
-    def to_host(self) -> Rounded:
-        """The same on the host; from CUDA into pinned memory, not yet arrived."""
-        return Rounded(*map(_to_host, (self.values, self.survives, self.largest)))
-
     def reasons(self) -> dict[int, str]:
         """Why a row cannot be stored, by row; of values on the host."""
         dtype = str(self.values.dtype).removeprefix("torch.")
@@ -70,15 +67,6 @@ def stored_as(values: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any],
     return rounded.values.numpy(), rounded.reasons()
 
 
-def _to_host(values: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    if not values.is_cuda:
-        return values.cpu()
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
-
-
 class BatchToHost:
     """A batch of one teacher's features, kind by kind.
 
@@ -88,28 +76,28 @@ class BatchToHost:
 
     def __init__(self, teacher: str, start: int, values: dict[str, torch.Tensor]) -> None:
         self._teacher, self._start = teacher, start
-        self._event: torch.cuda.Event | None = None
-        self._values, self._rounded = values, dict[str, Rounded]()
-        device = next(iter(values.values())).device
-        if device.type != "cpu":
-            self._rounded = {k: Rounded.of(v, DTYPES[k]).to_host() for k, v in values.items()}
+        self._values, self._kinds = values, tuple(values)
+        self._arriving: Arriving | None = None
+        if next(iter(values.values())).device.type != "cpu":
+            rounded = [Rounded.of(value, DTYPES[kind]) for kind, value in values.items()]
+            three = [(one.values, one.survives, one.largest) for one in rounded]
+            self._arriving = to_host([tensor for tensors in three for tensor in tensors])
             self._values = {}
-        if device.type == "cuda":
-            import torch
-
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(device))
 
     def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
         """Wait, copy into ``arrays``, and say why a row cannot be stored."""
-        if self._event is not None:
-            self._event.synchronize()
-        landed = self._rounded or {k: Rounded.of(v, DTYPES[k]) for k, v in self._values.items()}
-        for kind, rounded in landed.items():
+        for kind, rounded in self._landed().items():
             stop = self._start + len(rounded.values)
             arrays[kind][self._start : stop] = rounded.values.numpy()
             for row, reason in rounded.reasons().items():
                 reasons.setdefault(self._start + row, f"{self._teacher}/{kind} {reason}")
+
+    def _landed(self) -> dict[str, Rounded]:
+        if self._arriving is None:
+            return {k: Rounded.of(v, DTYPES[k]) for k, v in self._values.items()}
+        tensors = iter(self._arriving.wait())
+        three = zip(tensors, tensors, tensors, strict=True)
+        return {kind: Rounded(*parts) for kind, parts in zip(self._kinds, three, strict=True)}
 
 
 class StoredRows:

@@ -48,9 +48,8 @@ class Loader:
         self.wait_s = 0.0
         self._depth = read_ahead if workers else 0
         self._copier = Copier(self.device)
-        pinned = self.device.type == "cuda"
         largest = -(-plan.config.batch_size // world)
-        self._ring = [source.buffers(largest, pinned=pinned) for _ in range(self._depth + 1)]
+        self._ring = [source.buffers(largest, self.device) for _ in range(self._depth + 1)]
         self._pool = ThreadPoolExecutor(workers, "read-ahead") if workers else None
         self._shards_ahead = None
         if plan.config.order == "block" and not source.is_resident:

@@ -16,6 +16,7 @@ from torch import Tensor
 from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from phistill.cache.reader import MAX_WHOLE_SHARDS
 from phistill.cache.storage.local_files import LocalFiles
+from phistill.compute.copies import host_memory
 from phistill.errors import UsageError
 
 from ..targets import Target
@@ -67,13 +68,11 @@ class Source:
         """What asks for whole shards before their rows are read."""
         return JoinedReadAhead(self.caches, list(self.readers.values()))
 
-    def buffers(self, num_rows: int, *, pinned: bool) -> dict[str, Tensor]:
-        """Host memory for ``num_rows`` rows of everything."""
+    def buffers(self, num_rows: int, device: torch.device) -> dict[str, Tensor]:
+        """Host memory for ``num_rows`` rows of everything, to be copied to a device."""
         return {
-            key: torch.empty(
-                (num_rows, *reader.row_shape),
-                dtype=getattr(torch, reader.dtype.name),
-                pin_memory=pinned,
+            key: host_memory(
+                (num_rows, *reader.row_shape), getattr(torch, reader.dtype.name), device
             )
             for key, reader in self.readers.items()
         }
