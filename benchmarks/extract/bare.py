@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from phistill.compute.devices import synchronize
+from phistill.compute.precision import products_in, resolve_autocast
 from phistill.pipeline.decode.image import DecodeSetup, decode_image
 from phistill.pipeline.decode.pending import ShardRows
 from phistill.pipeline.decode.rgb import DecodeRules
@@ -36,19 +38,19 @@ def bare(spec: str, device: torch.device, rows: int, count: int) -> Speed:
     runner = TeacherRunner("t", spec, teacher, device, rows_per_forward=rows)
     height, width = runner.rendering.size
     images = torch.randn(rows, 3, height, width, device=device)
-    mixed = device.type == "cuda"
+    dtype = resolve_autocast(None, device)
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        with torch.inference_mode(), products_in(dtype, device.type):
             teacher.features(images)
 
     step()
-    _wait(device)
+    synchronize(device)
     steps = max(1, count // rows)
     started, cpu = time.perf_counter(), cpu_s()
     for _ in range(steps):
         step()
-    _wait(device)
+    synchronize(device)
     total = steps * rows
     return Speed(wall_s=(time.perf_counter() - started) / total, cpu_s=(cpu_s() - cpu) / total)
 
@@ -90,8 +92,3 @@ def cpu_s() -> float:
     """CPU seconds of this process and of those it waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

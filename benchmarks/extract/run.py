@@ -47,6 +47,7 @@ from bare import Speed, bare, bare_decode, decode_rate
 from inputs import SLEEP_ROWS, SLEEP_S, SLEEPER, make_images
 from whole import Extraction, extraction
 
+from phistill.compute.devices import choose_device, hardware_name
 from phistill.pipeline.decode.shards import num_cores
 
 VIT_S = "timm:vit_small_patch16_224.augreg_in21k?random=0"
@@ -64,12 +65,12 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu"] = hardware_name(device)
     return facts
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    device = torch.device(arguments.device)
+    device = choose_device(arguments.device)
     images, cache = folder / "images", folder / "cache"
     make_images(images, arguments.images)
     gpu = device.type == "cuda"
@@ -133,7 +134,7 @@ def median(values: Iterable[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--workers", type=int, help="Decoding workers; default one per core.")
     parser.add_argument("--rounds", type=int, default=3)

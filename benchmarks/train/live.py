@@ -15,6 +15,7 @@ from synthetic import DEMO, synthetic_cache, vit_sized
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.cache.joined import open_caches
+from phistill.compute.precision import products_in
 from phistill.train.data.source import Source
 from phistill.train.resolve import resolve_run
 from phistill.train.state import TrainState
@@ -90,7 +91,7 @@ def _demo_nets() -> list[tuple[dict[str, Any], int]]:
 def _forward_seconds(nets: Sequence[Any], cache: Cache, num: int, precision: str) -> float:
     """One batch through every teacher: resize, normalise, forward. Median of three."""
     pixels = torch.from_numpy(cache.reader("pixels", "pixels").read(np.arange(num)))
-    times = []
+    times, dtype = [], "bfloat16" if precision == "bf16" else "float32"
     for _ in range(3):
         begun = time.perf_counter()
         images = pixels.permute(0, 3, 1, 2).float() / 255
@@ -98,7 +99,7 @@ def _forward_seconds(nets: Sequence[Any], cache: Cache, num: int, precision: str
             own = images
             if own.shape[-1] != size:
                 own = torch.nn.functional.interpolate(own, (size, size), mode="bicubic")
-            with torch.no_grad(), torch.autocast("cpu", enabled=precision == "bf16"):
+            with torch.no_grad(), products_in(dtype, "cpu"):
                 net.eval().forward_features((own - 0.5) / 0.5)
         times.append(time.perf_counter() - begun)
     return statistics.median(times)

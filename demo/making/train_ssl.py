@@ -20,6 +20,8 @@ from jaxtyping import Float, Int
 from timm.layers.config import set_fused_attn
 from torch import Tensor, nn
 
+from phistill.compute.precision import without_autocast
+
 from ..pictures import Augmentation, augmented, channel_stats, read_pictures
 from .training import Schedule, fit, save_teacher
 
@@ -101,7 +103,7 @@ def train(images: Path, out: Path, schedule: Schedule) -> None:
         ]
         summaries = trunk((torch.cat(views) - shift) / scale)
         expanded = [head(s).float() for s in summaries.chunk(NUM_VIEWS)]
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast("cpu"):
             return vicreg_loss(expanded)
 
     def save(seconds: float) -> None:

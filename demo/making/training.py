@@ -17,6 +17,8 @@ from jaxtyping import Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from phistill.compute.precision import products_in
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
@@ -82,7 +84,7 @@ def fit(
         model.train()
         losses = []
         for indices in batches(num_images, schedule.batch_size, rng):
-            with torch.autocast("cpu", torch.bfloat16):
+            with products_in("bfloat16", "cpu"):
                 loss = loss_of(indices, rng)
             optimizer.zero_grad()
             loss.backward()
