@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPTIONS = ("size", "layer", "norm", "space", "weights", "random", "dtype")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 SPACES = ("trunk", "joint")
 LOCAL = "local-dir:"
 
@@ -138,12 +139,17 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
         architecture, tag = tag, ""
     _check_known(architecture, tag, schema, own_weights=seed is not None or local is not None)
     random = seed is not None or local is not None
+    trained = {} if schema else open_clip.get_pretrained_cfg(architecture, tag)
     with seeded(seed or 0):
         net = open_clip.create_model(
             architecture,
             pretrained=None if random or schema else tag,
             load_weights=not random,
             require_pretrained=not random,
+            # What the weights were trained with wins over the architecture's config, which
+            # open_clip only warns of.
+            force_quick_gelu=bool(trained.get("quick_gelu")),
+            force_preprocess_cfg={key: trained[key] for key in PREPROCESSING if key in trained},
             force_image_size=size,
         )
     if local is not None:
