@@ -6,6 +6,7 @@ commit; both are part of the teacher's identity.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from jaxtyping import Float
 from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
-from .contract import INTERPOLATIONS, Features, Preprocessing, Teacher
+from .contract import Features, Preprocessing, Teacher
+from .image_processor import pair, preprocessing_of
 from .options import boolean, integer, size_of, take_options
 from .weights import cast, licence_of_card, parameter_dtype, weights_sha256
 
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("size", "layer", "summary", "registers", "revision", "remote_code", "random", "dtype")
 SUMMARIES = ("pooler", "class", "mean", "none")
-HALF = (0.5, 0.5, 0.5)
-PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""What the numbers in an image processor's ``resample`` mean."""
 
 
 class TransformersTeacher(Teacher):
@@ -36,7 +35,8 @@ class TransformersTeacher(Teacher):
 
     ``layer`` counts hidden states from the end: -1 is the model's output, after its last norm.
     ``summary`` is ``pooler`` (the model's own), ``class`` (the class token), ``mean`` (of the
-    patches) or ``none``; ``None`` takes the first that the model has.
+    patches) or ``none``; ``None`` takes the first that the model has. ``bgr`` hands the channels
+    over in that order.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class TransformersTeacher(Teacher):
         layer: int = -1,
         summary: str | None = None,
         registers: bool = False,
+        bgr: bool = False,
         licence: str | None = None,
     ) -> None:
         if summary is not None and summary not in SUMMARIES:
@@ -60,7 +61,12 @@ class TransformersTeacher(Teacher):
         self._preprocessing = preprocessing
         self._identity = dict(identity)
         self._layer, self._summary, self._registers = layer, summary, registers
+        self._bgr = bgr
         self.licence = licence
+        self._more = _more_arguments(self.model, preprocessing.size)
+        self._patch = _patch(self.model)
+        if _masks(self.model):
+            self.model.config.mask_ratio = 0.0
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -79,8 +85,15 @@ class TransformersTeacher(Teacher):
 
     def features(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
         images = images.to(parameter_dtype(self.model))
-        wanted = {} if self._layer == -1 else {"output_hidden_states": True}
-        output = self.model(images, **wanted)
+        if self._bgr:
+            images = images.flip(1)
+        more: dict[str, Any] = dict(self._more)
+        if self._layer != -1:
+            more["output_hidden_states"] = True
+        if _masks(self.model):  # in order, and none left out
+            num = (images.shape[2] // self._patch[0]) * (images.shape[3] // self._patch[1])
+            more["noise"] = images.new_tensor(range(num)).expand(len(images), num)
+        output = self.model(images, **more)
         if hasattr(output, "features") and hasattr(output, "summary"):  # RADIO
             return Features(_grid(output.features, images, 0), output.summary)
         values = output.last_hidden_state
@@ -89,7 +102,7 @@ class TransformersTeacher(Teacher):
         if values.ndim == 4:
             patches, prefix = _map(self.model, values), None
         else:
-            num_prefix = values.shape[1] - _num_patches(self.model, images)
+            num_prefix = _num_prefix(values.shape[1], images, self._patch)
             patches, prefix = _grid(values, images, num_prefix), values[:, :num_prefix]
         registers = None
         if self._registers and prefix is not None and prefix.shape[1] > 1:
@@ -140,52 +153,23 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
             net = auto.from_config(
                 AutoConfig.from_pretrained(model, **source), trust_remote_code=remote
             )
+    own_size = getattr(_config(net), "image_size", None)
+    preprocessing, bgr = preprocessing_of(model, source, own_size, size_of(options))
     identity = {"source": "transformers", "model": model, "remote_code": remote}
+    if bgr:
+        identity["channels"] = "bgr"
     if revision is not None:
         identity["revision"] = revision
     return TransformersTeacher(
         cast(net, options.get("dtype")),
-        _preprocessing(model, source, net, size_of(options)),
+        preprocessing,
         identity,
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         summary=options.get("summary"),
         registers=boolean(options, "registers", default=False),
+        bgr=bgr,
         licence=licence_of_card(Path(model)),
     )
-
-
-def _preprocessing(
-    model: str, source: Mapping[str, Any], net: nn.Module, size: tuple[int, int] | None
-) -> Preprocessing:
-    """From the model's image processor config; the config's image size where it states none."""
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    try:
-        config, _ = BaseImageProcessor.get_image_processor_dict(model, revision=source["revision"])
-    except OSError:  # the repository has none
-        config = {}
-    stated = config.get("crop_size") if config.get("do_center_crop") else None
-    stated = stated or config.get("size") or {}
-    height = stated.get("height") or stated.get("shortest_edge") if stated else None
-    width = stated.get("width") or height if stated else None
-    if size is None and height is None:
-        own = getattr(_config(net), "image_size", None)
-        if own is None:
-            raise UsageError(f"transformers:{model} does not state its input; give size=224.")
-        height, width = (own, own) if isinstance(own, int) else own
-    return Preprocessing(
-        size=size or (int(height or 0), int(width or 0)),
-        mean=tuple(config.get("image_mean", HALF)),
-        std=tuple(config.get("image_std", HALF)),
-        interpolation=_interpolation(config.get("resample", 3)),
-    )
-
-
-def _interpolation(number: int) -> str:
-    name = PILLOW_FILTERS.get(number)
-    if name not in INTERPOLATIONS:
-        raise UsageError(f"the image processor's resample={number} has no counterpart here.")
-    return name
 
 
 def _tower(model: nn.Module) -> Any:
@@ -208,23 +192,50 @@ def _config(net: Any) -> Any:
 
 
 def _patch(net: Any) -> tuple[int, int]:
+    """Of the first layer; (1, 1) of a model that states none."""
     patch = getattr(_config(net), "patch_size", None)
-    if patch is None:
-        raise TeacherError(f"{type(net).__name__} does not state its patch size.")
-    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+    return pair(patch) if isinstance(patch, int | list | tuple) else (1, 1)
 
 
-def _num_patches(net: Any, images: torch.Tensor) -> int:
-    patch_h, patch_w = _patch(net)
-    return (images.shape[2] // patch_h) * (images.shape[3] // patch_w)
+def _masks(net: Any) -> bool:
+    """Whether the model leaves out patches at random (ViTMAE)."""
+    return hasattr(_config(net), "mask_ratio") and _takes(net, "noise")
+
+
+def _takes(net: Any, argument: str) -> bool:
+    return argument in inspect.signature(net.forward).parameters
+
+
+def _more_arguments(net: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Positions are resampled where the input is not of the size that the model was trained at."""
+    own = getattr(_config(net), "image_size", None)
+    if own is None or pair(own) == size or not _takes(net, "interpolate_pos_encoding"):
+        return {}
+    return {"interpolate_pos_encoding": True}
+
+
+def _num_prefix(num_tokens: int, images: torch.Tensor, patch: tuple[int, int]) -> int:
+    """Class and register tokens before the patches: what is more than the patches of the first
+    layer; of a model whose grid becomes coarser, none, or one where none leaves no grid."""
+    height, width = images.shape[2:]
+    rest = num_tokens - (height // patch[0]) * (width // patch[1])
+    if rest >= 0:
+        return rest
+    return next((n for n in (0, 1) if _rows(num_tokens - n, height, width)), 0)
+
+
+def _rows(num_patches: int, height: int, width: int) -> int:
+    """Rows of a grid in the image's proportions; 0 when so many patches are none."""
+    rows = round((num_patches * height / width) ** 0.5)
+    return rows if rows and num_patches % rows == 0 else 0
 
 
 def _grid(values: torch.Tensor, images: torch.Tensor, num_prefix: int) -> torch.Tensor:
     """Tokens (b, prefix + h * w, c) as (b, h, w, c), the grid in the image's proportions."""
     patches = values[:, num_prefix:]
     height, width = images.shape[2:]
-    rows = round((patches.shape[1] * height / width) ** 0.5)
-    if num_prefix < 0 or rows < 1 or patches.shape[1] % rows:
+    rows = _rows(patches.shape[1], height, width)
+    if num_prefix < 0 or not rows:
         raise TeacherError(
             f"{values.shape[1]} tokens for an image of {height} x {width} pixels are no grid."
         )

@@ -108,6 +108,7 @@ def test_every_pretrained_config_of_timm_is_preprocessed_as_timm_does() -> None:
     names = timm.list_models(pretrained=True)
     for name in names:
         config = timm.get_pretrained_cfg(name)
+        assert config is not None
         net: Any = SimpleNamespace(pretrained_cfg=config.to_dict())
         found = preprocessing_of(net)
         parts = create_transform(**resolve_data_config({}, model=net)).transforms
