@@ -10,6 +10,7 @@ A module is counted with every import it makes, those inside functions too, and 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tempfile
 import tomllib
@@ -193,6 +194,17 @@ def test_no_module_has_to_be_scrolled_for_long(house: House) -> None:
 
 def test_the_source_does_not_grow_unnoticed(house: House) -> None:
     assert house.num_lines <= MAX_SOURCE_LINES
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", page))
+    assert len(named) > 40
+    known = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")}
+    # "`decode/pool.py`" in a line of its room stands for the file's whole path.
+    assert [
+        name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)
+    ] == []
 
 
 def test_circles_longest_modules_and_floors_are_seen(tmp_path: Path) -> None:
