@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test torture lint constraints clean
+.PHONY: setup demo test torture lint constraints wheels gpu clean
 
 setup: .venv/.ready
 
@@ -36,5 +36,36 @@ constraints: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 	  --no-header --no-annotate --no-emit-index-url --upgrade pyproject.toml -o constraints.txt
 
+# What a machine with a GPU and without a package index lacks beside torch, timm and transformers:
+# run this where there is an index, and take .whl along. WITHOUT names what it has, one of
+# benchmarks/gpu/wheels.txt or several: WITHOUT="pyarrow|timm".
+WHEELS_PYTHON ?= 3.12
+WITHOUT ?= nothing
+wheels: setup
+	mkdir -p .whl
+	grep -vxE "$(WITHOUT)" benchmarks/gpu/wheels.txt > .whl/list.txt
+	$(BIN)/python -m pip download --quiet --quiet --no-deps --only-binary :all: -d .whl \
+	  --python-version $(WHEELS_PYTHON) --platform manylinux_2_28_x86_64 \
+	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -c constraints.txt -r .whl/list.txt
+	du -sh .whl
+
+# Everything that only a GPU can tell, within twenty minutes, on one page in benchmarks/results/;
+# on a CPU it runs small and names what it skips. The environment sees the packages of PYTHON, and
+# takes what is missing there from .whl, or from an index where there is no .whl.
+FROM = $(if $(wildcard .whl),--no-index --find-links .whl)
+gpu: .gpu/.ready
+	.gpu/bin/python benchmarks/gpu/run.py
+
+.gpu/.ready: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages .gpu
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$(.gpu/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/machine.pth"
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check $(FROM) \
+	  "setuptools>=77" -r benchmarks/gpu/tests.txt
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check $(FROM) \
+	  --no-build-isolation -e .
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info demo-out
+	rm -rf .venv .gpu build dist *.egg-info demo-out

@@ -232,7 +232,7 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     assert not host_memory((2, 3), torch.uint8, cpu).is_pinned()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_on_a_gpu_what_is_sent_comes_back() -> None:
     copies = ToDevice(CUDA)
     for number in range(20):

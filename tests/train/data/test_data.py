@@ -96,7 +96,7 @@ def test_batches_sent_one_ahead_are_the_batches_read(
         assert_same(found, batches(fitted_cache, config, workers=0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_on_a_gpu_are_those_on_the_host(
     workers: int, fitted_cache: Cache, make_config: Config
