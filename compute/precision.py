@@ -7,6 +7,7 @@ TF32 keeps 11 of them, no more than the float16 that features are stored as.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,31 @@ def full_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]
+
+
+@contextlib.contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """While entered, and if ``wanted``, only kernels that give the same bits every time.
+
+    A GPU otherwise adds in the order in which its threads end. An operation without such a kernel
+    raises RuntimeError, in torch's words. The caller's settings are restored.
+    """
+    import torch
+
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads it when it makes its first handle.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    mode, benchmark = torch.get_deterministic_debug_mode(), cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        cudnn.benchmark = benchmark
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -30,6 +30,7 @@ SAFE_KEYS = frozenset(
     {
         "device",
         "compile",
+        "deterministic",
         "loader_workers",
         "read_ahead",
         "memory_bytes",
@@ -44,7 +45,7 @@ SAFE_KEYS = frozenset(
     }
 )
 """Fields a resumed run may change: they move bytes or write logs, they do not decide the weights.
-``device`` and ``compile`` keep the meaning of the run but not its last bits."""
+``device``, ``compile`` and ``deterministic`` keep the meaning of the run but not its last bits."""
 
 
 def _or_plugin(names: tuple[str, ...], description: str) -> Meta:
@@ -206,6 +207,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     device: Annotated[str, Meta(
         description="auto takes CUDA when there is one; or cpu, cuda, cuda:1, ...")] = "auto"
     compile: Annotated[bool, Meta(description="Run the student through `torch.compile`.")] = False
+    deterministic: Annotated[bool, Meta(
+        description="Take only kernels that give the same bits every time: a run on a GPU can then "
+        "be repeated and resumed bit for bit, and is slower. On a CPU it always can.")] = False
 
     loader_workers: Annotated[int, Meta(ge=0, le=256,
         description="Threads that read ahead; 0 reads in the loop itself. The rows are the same "

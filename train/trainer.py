@@ -16,7 +16,7 @@ import torch
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.allocator import keeping_freed_memory
-from phistill.compute.precision import full_float32
+from phistill.compute.precision import full_float32, same_bits
 from phistill.compute.ranks import Ranks, joined
 from phistill.compute.signals import Interrupted, StopRequest
 from phistill.errors import PhistillError, StoreError
@@ -123,9 +123,10 @@ def train_runs(runs: Sequence[Run], source: Source) -> float:
         device=ranks.device,
     )
     runs = _alike_together(runs)
+    held = same_bits(any(run.config.deterministic for run in runs))
     for run in runs:
         run.start_clock()
-    with keeping_freed_memory(ranks.device), full_float32(), loader, StopRequest() as stop:
+    with keeping_freed_memory(ranks.device), full_float32(), held, loader, StopRequest() as stop:
         for batch in _read(loader, runs):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:

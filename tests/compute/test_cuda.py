@@ -124,6 +124,19 @@ def test_a_student_learns_on_the_card_what_it_learns_on_the_cpu(
         assert left.cosine == pytest.approx(right.cosine, abs=1e-4)
 
 
+def test_a_deterministic_run_ends_in_the_same_bits_every_time(
+    caches: dict[str, Cache], tmp_path: Path
+) -> None:
+    logs = []
+    for number in range(2):
+        config = TrainConfig.from_dict(
+            {**STUDENT.to_dict(), "device": "cuda", "deterministic": True, "log_every": 1}
+        )
+        train(caches["cpu"], tmp_path / str(number), config)
+        logs.append([line["losses"] for line in read_metrics(tmp_path / str(number), "train")])
+    assert logs[0] == logs[1]
+
+
 def test_rows_from_memory_and_from_the_cache_give_the_same_losses(
     caches: dict[str, Cache], tmp_path: Path
 ) -> None:

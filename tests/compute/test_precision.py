@@ -11,6 +11,7 @@ from phistill.compute.precision import (
     products_in,
     resolve_autocast,
     resolve_precision,
+    same_bits,
     widest_float,
     without_autocast,
 )
@@ -78,6 +79,20 @@ def test_tf32_is_off_inside_and_the_callers_choice_stands_afterwards() -> None:
     finally:
         torch.set_float32_matmul_precision(before)
         cudnn.allow_tf32 = convolutions
+
+
+def test_the_same_bits_are_asked_for_only_inside_and_only_if_wanted() -> None:
+    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.benchmark
+    try:
+        cudnn.benchmark = True
+        for wanted in (False, True):
+            with same_bits(wanted):
+                assert torch.are_deterministic_algorithms_enabled() == wanted
+                assert cudnn.benchmark != wanted
+            assert not torch.are_deterministic_algorithms_enabled()
+            assert cudnn.benchmark
+    finally:
+        cudnn.benchmark = before
 
 
 def test_apple_has_no_float64() -> None:
