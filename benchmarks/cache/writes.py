@@ -13,7 +13,8 @@ from measuring import in_turns, ratios, spread
 from rows import SHARD_ROWS, TOKENS, WIDTH
 
 from phistill.cache.format.shard import encode_shard, sha256_of
-from phistill.cache.storage.publish import fsync_folder, write_all
+from phistill.cache.storage.positional import fsync_folder
+from phistill.cache.storage.publish import write_all
 
 TITLES = {"ours": "encode and write", "with sha256": "the same, sha256 beside it"}
 

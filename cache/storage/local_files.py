@@ -17,7 +17,8 @@ from phistill.errors import CorruptCache
 
 from . import lock
 from .local_shard import LocalShard
-from .publish import Buffer, fsync_folder, leftovers, publish_chunks
+from .positional import fsync_folder
+from .publish import Buffer, leftovers, publish_chunks
 
 T = TypeVar("T")
 

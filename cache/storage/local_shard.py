@@ -17,6 +17,7 @@ from phistill.errors import CorruptCache, StoreError
 
 from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
 from .files import BadRow
+from .positional import open_to_read, preadv, will_need
 
 PREFETCH_BYTES = 128 * 2**10
 """Linux takes no more of one hint than a device's largest request or its readahead."""
@@ -30,7 +31,7 @@ class LocalShard:
     def __init__(self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int) -> None:
         self._row_bytes, self._num_bytes = row_bytes, committed_bytes
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_to_read(path)
         except FileNotFoundError as error:
             raise CorruptCache(f"{path} is committed but missing.") from error
         except OSError as error:
@@ -57,14 +58,14 @@ class LocalShard:
             row, offset = out[position], offsets[slot]
             if offset < 0:
                 raise BadRow(slot)
-            if os.preadv(descriptor, [row.data, scratch.data], offset) != whole:
+            if preadv(descriptor, [row.data, scratch.data], offset) != whole:
                 self._read_again(row, scratch, slot)
             if not matches(row, int(stored[0])):
                 raise BadRow(slot)
 
     def prefetch(self) -> None:
         for offset in range(0, self._num_bytes, PREFETCH_BYTES):
-            os.posix_fadvise(self._descriptor, offset, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
+            will_need(self._descriptor, offset, PREFETCH_BYTES)
 
     def release(self) -> None:
         return  # the page cache is the kernel's
@@ -83,7 +84,7 @@ def read_fully(descriptor: int, out: NDArray[np.uint8], offset: int) -> None:
     """Fill ``out`` (b,) from ``offset``; EOFError when the file ends before."""
     view = out.data
     while view.nbytes:
-        count = os.preadv(descriptor, [view], offset)
+        count = preadv(descriptor, [view], offset)
         if count == 0:
             raise EOFError(f"the file ends at byte {offset:,}")
         view, offset = view[count:], offset + count

@@ -12,7 +12,6 @@ line of the file. The line of a slot that nobody has locked means nothing.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -28,11 +27,19 @@ from phistill.errors import LockHeld, PhistillError, ReadOnlyPlace
 
 from ..format import names
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FIRST_SLOT = 2**40
 """Behind every shard there can be."""
 MAX_WRITERS = 2**12
 LINE_BYTES = 512
 """Of a slot: a host's name has at most 253 letters."""
+
+AVAILABLE = fcntl is not None
+"""Whether this system has locks at all."""
 
 _BYTE_LOCKS = sys.platform == "linux"
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid of Linux's struct flock
@@ -62,10 +69,16 @@ def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
     A change of the cache's structure needs everything. Raises ReadOnlyPlace where the cache may
     only be read, PhistillError where the file system has no locks.
     """
+    if not AVAILABLE:
+        raise PhistillError(
+            f"{root} cannot be written here: this system ({sys.platform}) has no file locks "
+            "(fcntl), so two writers would not see each other. Write on Linux or macOS, in WSL, or "
+            "to an object store. What is finished can be read, evaluated and exported here."
+        )
     path = root / names.LOCK
     try:
         root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -92,9 +105,11 @@ def writing(root: Path, shards: Sequence[int] | None = None) -> Iterator[None]:
 
 
 def holders(root: Path) -> tuple[Holder, ...]:
-    """The processes that are writing now."""
+    """The processes that are writing now; none where the system has no locks."""
+    if not AVAILABLE:
+        return ()
     try:
-        descriptor = os.open(root / names.LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(root / names.LOCK, os.O_RDONLY)
     except OSError:
         return ()
     try:

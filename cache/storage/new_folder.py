@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from phistill.errors import UsageError
 
 from ..format import names
-from .lock import writing
-from .publish import fsync_folder, publish_bytes
+from .lock import AVAILABLE, writing
+from .positional import fsync_folder
+from .publish import publish_bytes
 
 MARK = ".unfinished"
 """A file of a folder that is being filled, or whose filling was stopped."""
@@ -28,11 +29,12 @@ def filling(folder: Path) -> Iterator[None]:
     """Fill a new or empty folder, or one whose filling was stopped: that is cleared first.
 
     What fails takes back what it wrote. Raises UsageError for a folder with anything else in it,
-    LockHeld when another process fills it.
+    LockHeld when another process fills it; a system without locks cannot tell.
     """
     require_new(folder)
     is_new = not folder.exists()
-    with writing(folder):
+    with writing(folder) if AVAILABLE else nullcontext():
+        folder.mkdir(parents=True, exist_ok=True)
         require_new(folder)
         publish_bytes(folder / MARK, b"")
         try:
@@ -73,5 +75,7 @@ def _clear(folder: Path) -> None:
 def _finish(folder: Path) -> None:
     fsync_folder(folder)
     (folder / MARK).unlink()
-    (folder / names.LOCK).unlink()  # still locked: who opened it meanwhile is refused
+    (folder / names.LOCK).unlink(
+        missing_ok=True
+    )  # still locked: who opened it meanwhile is refused
     fsync_folder(folder)

@@ -16,6 +16,10 @@ from pathlib import Path
 
 from phistill.errors import PhistillError
 
+from .positional import fsync_folder, writev
+
+_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+
 TEMPORARY_SUFFIX = ".partial"
 """One writer owns a file at a time, so the temporary name can be fixed: a repeated write reuses it
 and nothing is left behind."""
@@ -45,7 +49,7 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
     num_bytes = sum(buffer.nbytes for buffer in buffers)
     try:
         make_folder(path.parent)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(temporary, _TO_WRITE, 0o666)
         try:
             write_all(descriptor, buffers)
             os.fsync(descriptor)
@@ -76,7 +80,7 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
     """Write ``buffers`` of bytes one after another; the kernel may take less than it is given."""
     waiting = deque(buffers)
     while waiting:
-        count = os.writev(descriptor, list(islice(waiting, MAX_BUFFERS_PER_WRITE)))
+        count = writev(descriptor, list(islice(waiting, MAX_BUFFERS_PER_WRITE)))
         while waiting and count >= waiting[0].nbytes:
             count -= waiting.popleft().nbytes
         if count:
@@ -90,15 +94,6 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_folder(folder.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Flush the names in ``folder`` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def leftovers(root: Path) -> Iterator[Path]:

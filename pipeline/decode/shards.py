@@ -7,6 +7,7 @@ workers and whether they are threads or processes.
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,17 @@ def choose_mode(mode: Mode, num_rows: int | None) -> Mode:
     decoder would lose much; threads for fewer, or when the number is not known."""
     if mode not in MODES:
         raise UsageError(f"decode mode {mode!r} is not known; choose one of {', '.join(MODES)}.")
+    if mode == "processes" and not can_use_processes():
+        raise UsageError("decode mode 'processes' needs poll(2), which this system does not have.")
     if mode != "auto":
         return mode
-    return "processes" if num_rows is not None and num_rows >= PROCESS_MIN_ROWS else "threads"
+    many = num_rows is not None and num_rows >= PROCESS_MIN_ROWS
+    return "processes" if many and can_use_processes() else "threads"
+
+
+def can_use_processes() -> bool:
+    """Whether the system can wait for a pipe with a time limit: Windows cannot."""
+    return hasattr(select, "poll")
 
 
 def decode_shards(

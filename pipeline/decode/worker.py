@@ -16,6 +16,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -102,9 +103,12 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # Windows
         return
+    if not hasattr(resource, "RLIMIT_AS"):
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     cap = MEMORY_CAP if hard == resource.RLIM_INFINITY else min(MEMORY_CAP, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
+    with suppress(OSError, ValueError):  # macOS has the limit but may refuse to set it
+        resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from phistill.cache import Cache
 from phistill.cache.format.info import DTYPES
 from phistill.cache.storage import publish
+from phistill.cache.storage.positional import fsync_folder
 
 from .fields import TABLE, Field, field_name
 
@@ -123,7 +124,7 @@ def _published(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        publish.fsync_folder(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         raise publish.PublishError(
             f"{path} could not be written: {error.strerror or error}. Free some space or check the "

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from phistill.cache.storage.positional import open_to_read, pread
 from phistill.errors import SourceError
 
 NUM_TRIES = 3
@@ -42,7 +43,7 @@ def read_part(path: Path, offset: int, length: int) -> bytes:
     """``length`` bytes at ``offset``; SourceError when the file ends before."""
 
     def read() -> bytes:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_to_read(path)
         try:
             return read_bytes_at(descriptor, offset, length)
         finally:
@@ -61,7 +62,7 @@ def read_bytes_at(descriptor: int, offset: int, length: int) -> bytes:
     """``length`` bytes at ``offset`` of an open file, fewer where it ends."""
     data = bytearray()
     while len(data) < length:
-        part = os.pread(descriptor, length - len(data), offset + len(data))
+        part = pread(descriptor, length - len(data), offset + len(data))
         if not part:
             break
         data += part

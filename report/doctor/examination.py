@@ -9,7 +9,7 @@ from phistill.errors import PhistillError
 
 from .findings import Finding
 from .installation import extras, hub, teacher_sources, torch_fits, versions
-from .machine import cores, decoding, devices, disks
+from .machine import cores, decoding, devices, disks, system
 from .stored import cache_state, run_state
 
 
@@ -21,7 +21,7 @@ def doctor(
     ``network`` asks the hub whether it answers. A check that fails by itself is a finding too.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
-        versions, extras, torch_fits, devices, cores, lambda: disks(cache), decoding,
+        versions, extras, system, torch_fits, devices, cores, lambda: disks(cache), decoding,
         teacher_sources,
         lambda: hub(network=network),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from phistill.cache.storage import lock
 from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.storage.open_files import open_files
 from phistill.compute.devices import visible_devices
@@ -16,7 +17,7 @@ from phistill.errors import PhistillError
 from phistill.pipeline.decode.image import DecodeSetup
 from phistill.pipeline.decode.pool import DecodePool
 from phistill.pipeline.decode.rgb import DecodeRules
-from phistill.pipeline.decode.shards import num_cores
+from phistill.pipeline.decode.shards import can_use_processes, num_cores
 from phistill.pipeline.decode.views import Rendering, View
 
 from ..terminal import bytes_text
@@ -38,6 +39,16 @@ def devices() -> Iterator[Finding]:
         if built and shutil.which("nvidia-smi"):
             advice = f"torch is built for CUDA {built} and sees no device: look at nvidia-smi."
         yield Finding("device", "note", "no GPU: teachers and students run on the CPU", advice)
+
+
+def system() -> Iterator[Finding]:
+    yield Finding("system", "ok", f"{platform.system()} {platform.release()}")
+    if not lock.AVAILABLE:
+        yield Finding(
+            "system", "note",
+            "it has no file locks (fcntl): caches and runs can be read, not written",
+            "Write them on Linux or macOS, or in WSL.",
+        )  # fmt: skip
 
 
 def cores() -> Iterator[Finding]:
@@ -83,6 +94,10 @@ def decoding() -> Iterator[Finding]:
             "decoding", "note", f"Pillow lacks {', '.join(lacking)}",
             "Such images are rejected; install Pillow's ordinary wheel.",
         )  # fmt: skip
+    if not can_use_processes():
+        yield Finding("decoding", "note", "images are decoded in threads: this system cannot wait "
+                                          "for a decoding process")  # fmt: skip
+        return
     setup = DecodeSetup(DecodeRules(), (View(),), (Rendering((8, 8), "bicubic"),), 0)
     pool = DecodePool(1, setup)
     try:

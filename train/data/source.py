@@ -113,6 +113,8 @@ def _advice(source: Source, plan: RowPlan) -> str:
             "order=block, which reads whole shards, or copy it to a disk first with --stage FOLDER."
         )
     rows = sum(MAX_WHOLE_SHARDS * cache.info.shard_rows for cache in caches)
+    if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is
+        return ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if rows * source.row_bytes > memory / 2:
         return (
