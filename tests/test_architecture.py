@@ -25,9 +25,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_MODULES = 12
 MAX_LINES = 400
-MAX_SOURCE_LINES = 28_500
+MAX_SOURCE_LINES = 30_000
 
 MORE_MODULES = {
+    "cache.storage": "a module per place and per call of the system, beside the protocol",
     "pipeline": "the way of an image, step by step, from what was asked to the report",
     "pipeline.teachers": "a module per library, beside the contract that all of them fulfil",
 }
