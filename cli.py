@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from phistill import __version__
+from phistill.cache.storage import limits
 from phistill.commands import change, exchange, learn, look, make
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -77,7 +78,8 @@ class _Commands(click.Group):
                 and error.filename
                 and not isinstance(error, PhistillError)
             ):
-                click.echo(f"Error: {error.filename}: {error.strerror}.", err=True)
+                advice = f" {limits.out_of_files_text()}" if limits.is_out_of_files(error) else ""
+                click.echo(f"Error: {error.filename}: {error.strerror}.{advice}", err=True)
                 sys.exit(1)
             if not isinstance(error, PhistillError):
                 raise

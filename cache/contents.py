@@ -160,12 +160,14 @@ class Contents:
     def committed(self, owner: str, shard: int) -> CommitRecord | None:
         """The commit record of one shard, None when there is none."""
         known = self._commits.setdefault(owner, {})
-        if shard not in known:
-            try:
+        try:
+            if shard not in known:
                 known[shard] = self.read_commit(owner, shard)
-            except FileNotFoundError:
-                return None
-        return known[shard]
+            elif not self.files.exists(names.commit(owner, shard)):  # taken back by another
+                del known[shard]
+        except FileNotFoundError:
+            return None
+        return known.get(shard)
 
     def read_commit(self, owner: str, shard: int) -> CommitRecord:
         """One commit record from its file; CorruptCache when it is damaged or another shard's."""

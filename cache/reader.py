@@ -7,8 +7,10 @@ a fill value. How bytes come out of one shard is the business of ``storage``.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import count
 from threading import Lock
 from typing import Any
 
@@ -29,13 +31,13 @@ from .format.info import CacheInfo
 from .order import WINDOW_SHARDS
 from .rows import Mask, Records, readable_rows
 from .storage.files import BadRow, Files, OpenShard
-
-MAX_OPEN_SHARDS = 128
-"""Open files per reader; the usual limit of a process is 1,024."""
+from .storage.shard_pool import POOL
 
 MAX_WHOLE_SHARDS = 2 * WINDOW_SHARDS
 """Shards per reader that are kept whole, those of this window and of the next."""
 
+_KEYS = count()
+"""One for each reader of this process."""
 
 _Part = tuple[int, list[int], list[int]]
 """A shard, rows of it by their slots, and their places in the batch."""
@@ -75,7 +77,8 @@ class ArrayReader:
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
         self._files, self._look = files, look
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._key = next(_KEYS)
+        weakref.finalize(self, POOL.retire, self._key)
         self._whole: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
         self._info, self._records = look()
@@ -86,12 +89,15 @@ class ArrayReader:
         """See the shards that were committed, and the rows that came and went, since."""
         info, records = self._look()
         readable = readable_rows(info, records)
+        written_anew = {
+            shard
+            for shard, before in self._records.items()
+            if (now := records.get(shard)) is not before and now != before
+        }
         with self._lock:
-            for opened in (self._open, self._whole):
-                for shard in list(opened):
-                    before, now = self._records.get(shard), records.get(shard)
-                    if now is not before and now != before:  # written anew
-                        del opened[shard]
+            POOL.forget(self._key, written_anew)
+            for shard in written_anew & set(self._whole):
+                del self._whole[shard]
             self._info, self._records, self._readable = info, records, readable
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -207,20 +213,17 @@ class ArrayReader:
 
     def _shard(self, shard: int) -> OpenShard:
         with self._lock:
-            opened = self._open.get(shard)
-            if opened is not None:
-                self._open.move_to_end(shard)
-                return opened
-            relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
-            size, _ = self._records[shard].files.get(relative, (-1, ""))
-            with remedy(repair_text(self._files.location), CorruptCache):
-                opened = self._files.open_shard(
-                    relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
-                )
-            self._open[shard] = opened
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return opened
+            if (whole := self._whole.get(shard)) is not None:
+                return whole
+        with remedy(repair_text(self._files.location), CorruptCache):
+            return POOL.get(self._key, shard, lambda: self._open(shard))
+
+    def _open(self, shard: int) -> OpenShard:
+        relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
+        size, _ = self._records[shard].files.get(relative, (-1, ""))
+        return self._files.open_shard(
+            relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
+        )
 
     def _damaged(self, shard: int, slot: int) -> CorruptCache:
         row = shard * self._shard_rows + slot

@@ -35,11 +35,14 @@ class Cache(Contents):
         """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
         if teacher.name in self.teachers:
             raise UsageError(f"{self.location} already has a teacher {teacher.name!r}.")
+        info = replace(self.info, teachers=(*self.teachers, teacher.name))
+        self.files.delete(names.commits(teacher.name))  # of one that was being removed
+        self.files.delete(names.group(teacher.name))
         for kind in teacher.kinds:
             document = array_document(self.info, kind, teacher.row_shape(kind))
             self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
         self.publish_teacher(teacher)
-        self.publish_root(replace(self.info, teachers=(*self.teachers, teacher.name)))
+        self.publish_root(info)
 
     def publish_teacher(self, teacher: TeacherInfo) -> None:
         """Write what a teacher's group says of it."""

@@ -78,6 +78,7 @@ class Request:
         if not store.exists(self.files):
             return None
         cache = store.open(self.files)
+        names.refuse_one_folder((*cache.teachers, *self.teachers))
         settings = self.settings
         if self.options.add_views:
             missing_views(cache, settings.views)
@@ -100,6 +101,7 @@ def make_request(
     for name, count in Counter(spec.name for spec in specs).items():
         if count > 1:
             raise UsageError(f"two teachers are named {name!r}; name one with NAME=SOURCE:MODEL.")
+    names.refuse_one_folder(spec.name for spec in specs)
     files = open_files(cache_path)
     if not store.exists(files):
         if not specs:

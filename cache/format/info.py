@@ -96,6 +96,7 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise UsageError(f"pixel_size={self.pixel_size} must be between 0 and 8192.")
         if not self.views:
             raise UsageError("a cache needs at least one view.")
+        names.refuse_one_folder(self.teachers)
         end = 0
         for segment in self.segments:
             if segment.start < end or segment.start % rows or segment.num_rows < 1:

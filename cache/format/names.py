@@ -6,6 +6,7 @@ This module is the only one that spells these paths; ``docs/format.md`` is its c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from phistill.errors import UsageError
 
@@ -25,13 +26,26 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def check_teacher_name(name: str) -> str:
     """A teacher's name becomes a folder, so it must be a plain one; returns it."""
-    if not _NAME.fullmatch(name) or name == PIXELS:
+    if not _NAME.fullmatch(name) or name.lower() == PIXELS:
         raise UsageError(
             f"teacher name {name!r} is not usable: letters, digits, '.', '_' and '-', starting "
             f"with a letter or digit, at most 64, and not {PIXELS!r}. "
             "Give another with NAME=SOURCE:MODEL."
         )
     return name
+
+
+def refuse_one_folder(teachers: Iterable[str]) -> None:
+    """UsageError for two names that differ in case only: many file systems have one folder for
+    both, and a cache must survive being copied there."""
+    spelt: dict[str, str] = {}
+    for name in teachers:
+        other = spelt.setdefault(name.lower(), name)
+        if other != name:
+            raise UsageError(
+                f"teachers {other!r} and {name!r} differ in case only, and many file systems have "
+                "one folder for both. Give one of them another name with NAME=SOURCE:MODEL."
+            )
 
 
 def index(segment: int) -> str:

@@ -17,6 +17,7 @@ from phistill.errors import CorruptCache, StoreError
 
 from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
 from .files import BadRow
+from .limits import is_out_of_files
 from .positional import open_to_read, preadv, will_need
 
 PREFETCH_BYTES = 128 * 2**10
@@ -35,6 +36,8 @@ class LocalShard:
         except FileNotFoundError as error:
             raise CorruptCache(f"{path} is committed but missing.") from error
         except OSError as error:
+            if is_out_of_files(error):  # for who can close some
+                raise
             raise StoreError(f"{path} cannot be opened: {error.strerror or error}.") from error
         size = os.fstat(self._descriptor).st_size
         if size != committed_bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from phistill.errors import PhistillError
 
+from .limits import is_out_of_files, out_of_files_text
 from .positional import fsync_folder, writev
 
 _TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
@@ -61,11 +62,13 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         _forget(temporary)
         raise PublishError(
             f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
-            f"{_cure(error)}"
+            f"{_advice(error)}"
         ) from error
 
 
-def _cure(error: OSError) -> str:
+def _advice(error: OSError) -> str:
+    if is_out_of_files(error):
+        return out_of_files_text()
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return "Choose another path."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -20,6 +20,7 @@ def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]
 
     ``views`` are descriptions of further views, which these rows are the first to show.
     """
+    _forget_strays(cache)
     segment = publish_index(
         cache.files,
         index,
@@ -38,3 +39,14 @@ def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]
             cache.files.publish(names.metadata(names.array(owner, kind)), [document])
     cache.publish_root(info)
     return segment
+
+
+def _forget_strays(cache: Cache) -> None:
+    """Delete commit records of shards that the cache does not have: it was put back to an earlier
+    root, and they are of other rows than those that come now."""
+    num_shards = cache.info.num_shards
+    for owner in cache.owners:
+        for name in cache.files.names_in(names.commits(owner)):
+            stem = name.partition(".")[0]
+            if stem.isdigit() and int(stem) >= num_shards:
+                cache.files.delete(f"{names.commits(owner)}/{name}")

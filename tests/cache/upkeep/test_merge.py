@@ -1,4 +1,4 @@
-"""A cache grows and shrinks without a shard being written twice."""
+"""Caches become one without a shard being written twice."""
 
 from __future__ import annotations
 
@@ -14,26 +14,13 @@ from msgspec.structs import replace
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
 from phistill.cache.upkeep.merge import merge
-from phistill.cache.upkeep.remove import remove_images, remove_teacher
+from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
 from tests.conftest import small_index
 
 CacheFactory = Callable[..., Cache]
-
-
-def test_removed_images_are_never_given_out_again(make_cache: CacheFactory) -> None:
-    cache = make_cache(num_rows=50)
-    before = cache.rows(split="all")
-    assert remove_images(cache, ["image-00007", "image-00008", "image-00030"]) == 3
-    assert cache.info.removed == ((7, 9), (30, 31))
-    reopened = Cache(cache.path)
-    assert sorted(set(before) - set(reopened.rows(split="all"))) == [7, 8, 30]
-    with pytest.raises(MissingRow, match=r"row 8 .* was removed"):
-        reopened.reader("a", "patches").read(np.array([6, 8]))
-    assert remove_images(reopened, ["image-00031"]) == 1
-    assert Cache(cache.path).info.removed == ((7, 9), (30, 32))
 
 
 def test_who_opened_a_cache_before_it_grew_goes_on_reading_it(make_cache: CacheFactory) -> None:
@@ -47,19 +34,6 @@ def test_who_opened_a_cache_before_it_grew_goes_on_reading_it(make_cache: CacheF
     assert len(reader.read(np.arange(20))) == 20
     assert old.reader("a", "summary").read(np.array([3])).shape == (1, 6)
     assert store.open(old.path).num_rows == 72
-
-
-def test_an_unknown_image_is_named(make_cache: CacheFactory) -> None:
-    with pytest.raises(UsageError, match="no image 'x'"):
-        remove_images(make_cache(), ["x", "image-00001"])
-
-
-def test_a_removed_teacher_leaves_nothing_behind(make_cache: CacheFactory) -> None:
-    cache = make_cache()
-    remove_teacher(cache, "a")
-    assert Cache(cache.path).teachers == ("b",)
-    assert not [path for path in cache.path.rglob("*") if "/a/" in path.as_posix()]
-    assert verify(Cache(cache.path)).findings == ()
 
 
 def test_copies_filled_by_disjoint_workers_merge_to_the_whole(
