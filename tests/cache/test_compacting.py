@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +268,26 @@ def test_duplicates_of_an_image_are_named(tmp_path: Path) -> None:
     assert duplicates(cache, ["image-00005"]) == {}
     remove_images(cache, ["image-00018"])
     assert duplicates(cache, ["image-00003"]) == {"image-00019": "image-00003"}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a folder read-only")
+def test_a_cache_that_may_only_be_read_is_compacted(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    cache = make_cache()
+    remove_images(cache, ["image-00003"])
+    program = f"""
+import subprocess
+subprocess.run(["mount", "--bind", {str(cache.path)!r}, {str(cache.path)!r}], check=True)
+subprocess.run(["mount", "-o", "remount,ro,bind", {str(cache.path)!r}], check=True)
+import phistill.cache
+from phistill.cache.upkeep.compact import drop_removed
+report = drop_removed(phistill.cache.open({str(cache.path)!r}), {str(tmp_path / "out")!r})
+assert report.num_shards == 12, report
+"""
+    command = ["unshare", "--mount", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this system lets nobody mount anything")
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from phistill.cache import Cache
 from phistill.cache.upkeep.verify import VerifyReport, discard, verify
@@ -171,3 +172,32 @@ def test_damage_that_no_extraction_can_undo_says_so(make_cache: CacheFactory) ->
     (cache.path / "index/0000.parquet").write_bytes(b"x")
     with pytest.raises(CorruptCache, match="cannot be repaired"):
         discard(cache, reopened(cache))
+
+
+@pytest.mark.parametrize("how", ["foreign", "missing", "more"])
+def test_a_record_of_other_kinds_than_its_teacher_has_is_found(
+    make_cache: CacheFactory, how: str
+) -> None:
+    """``b`` has patches alone, ``a`` patches and a summary."""
+    cache = make_cache()
+    owner = "b" if how != "missing" else "a"
+    record = cache.commits(owner)[1]
+    files = dict(record.files)
+    entry = files.pop(next(iter(files))) if how != "more" else next(iter(files.values()))
+    if how != "missing":
+        files["teachers/b/summary/c/1/0"] = entry
+    record = replace(record, files=files)
+    (cache.path / f"commits/{owner}/000001.json").write_bytes(record.to_bytes())
+    (finding,) = reopened(cache).findings
+    assert (finding.owner, finding.shard) == (owner, 1)
+    assert "other files than its shard has" in finding.what
+    with pytest.raises(CorruptCache, match="other files than its shard has"):
+        Cache(cache.path).rows()
+
+
+def test_a_teacher_whose_group_is_damaged_is_said_once(make_cache: CacheFactory) -> None:
+    cache = make_cache()
+    path = cache.path / "teachers/a/zarr.json"
+    path.write_text(path.read_text().replace('"grid"', '"gird"'))
+    (finding,) = reopened(cache).findings
+    assert finding.path == "teachers/a/zarr.json"

@@ -153,3 +153,22 @@ def test_a_teacher_with_every_kind_is_copied_and_merged(
     merge(first, _renamed(second))
     assert verify(Cache(first.path)).findings == ()
     assert verify(stage(first, tmp_path / "copy").cache).findings == ()
+
+
+def test_a_licence_that_one_side_knows_holds_for_the_whole(make_cache: CacheFactory) -> None:
+    def teachers(licence: str) -> tuple[TeacherInfo, ...]:
+        return (TeacherInfo(name="t", grid=(1, 1), widths={"patches": 2}, licence=licence),)
+
+    def pair(name: str, ours: str, theirs: str) -> tuple[Cache, Cache]:
+        first = make_cache(name=f"{name}-1", num_rows=8, teachers=teachers(ours))
+        second = make_cache(name=f"{name}-2", num_rows=8, teachers=teachers(theirs))
+        return first, _renamed(second)
+
+    for name, ours, theirs in (("a", "mit", ""), ("b", "", "mit"), ("c", "mit", "mit")):
+        first, second = pair(name, ours, theirs)
+        assert merge(first, second) > 0
+        assert store.open(first.path).teacher("t").licence == "mit"
+        assert verify(store.open(first.path)).findings == ()
+    first, second = pair("d", "mit", "cc-by-nc-4.0")
+    with pytest.raises(CacheMismatch, match="licence is 'cc-by-nc"):
+        merge(first, second)
