@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from phistill.errors import UsageError
+from phistill.errors import SourceError, UsageError
 from phistill.pipeline import ImageRecord, ImageSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -37,10 +37,18 @@ class Bookshelf(ImageSource):
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         book, _, page = uri.partition("/")
-        with zipfile.ZipFile(self._folder / book) as pages:
-            return pages.read(page)
+        try:
+            with zipfile.ZipFile(self._folder / book) as pages:
+                return pages.read(page)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise SourceError(f"{self._folder / book}: {page} cannot be read: {error}.") from error
 
 
 def open_shelf(rest: str, options: dict[str, str]) -> ImageSource:
     """``rest`` is what follows a registered name; with ``module:`` it is empty."""
-    return Bookshelf(Path(options["folder"]))
+    folder = options.get("folder") or rest
+    if not folder:
+        raise UsageError(
+            "name the folder of the books: module:bookshelf_images:open_shelf?folder=books."
+        )
+    return Bookshelf(Path(folder))

@@ -19,6 +19,7 @@ import torch
 
 from phistill.errors import UsageError
 from phistill.pipeline import Features, Preprocessing, Teacher
+from phistill.pipeline.teachers.options import integer, take_options
 
 NUM_ANGLES = 8
 SIDE, CELL = 128, 8
@@ -60,7 +61,9 @@ def build(model: str, options: dict[str, str]) -> Teacher:
     """``model`` is what follows a registered name; with ``module:`` it is empty."""
     if model not in FIRST_WIDTH:
         raise UsageError(f"edges:{model} does not exist; choose fine or coarse.")
-    return EdgesTeacher(FIRST_WIDTH[model], int(options.get("widths", "3")))
+    take_options(options, ("widths",), "edges")
+    num_widths = integer(options, "widths")
+    return EdgesTeacher(FIRST_WIDTH[model], 3 if num_widths is None else num_widths)
 
 
 def _filter(width: float, angle: float) -> torch.Tensor:
