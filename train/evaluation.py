@@ -26,7 +26,7 @@ from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.compute.precision import full_float32, widest_float
 from phistill.errors import IncompleteCache, RunMismatch, UsageError
 
-from .data.source import PIXELS, Source
+from .data.source import PIXELS, Source, parts_of
 from .data.stream import Rows
 from .student.predict import TrainedStudent, load_run
 from .targets import SUMMARY, Target
@@ -163,29 +163,6 @@ def measure(
         if progress is not None:
             progress(min(start + BATCH_ROWS, len(rows)), len(rows))
     return [replace(sums[target.key].row(label), cache=cache) for target in student.targets]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Part:
-    """Rows of one cache of a run, numbered as its source numbers them."""
-
-    cache: str
-    """Its name; empty where there is only one."""
-    rows: Rows
-
-
-def parts_of(
-    caches: JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
-) -> list[Part]:
-    """The rows of each cache that has any, at most ``max_rows`` of each (0: all)."""
-    names = [cache.files.name for cache in caches.caches]
-    if len(set(names)) < len(names):
-        names = [cache.location for cache in caches.caches]
-    parts = [
-        Part(name if names[1:] else "", start + cache.rows(teachers, split))
-        for name, start, cache in zip(names, caches.starts, caches.caches, strict=True)
-    ]
-    return [Part(part.cache, part.rows[: max_rows or None]) for part in parts if part.rows.size]
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixe
 
 from .config import TrainConfig
 from .data.plan import RowPlan, make_plan
-from .data.source import PIXELS, require_pixels
+from .data.source import PIXELS, Part, parts_of, require_pixels
 from .metrics import refuse_missing_loggers
 from .student.predict import stored_normalizers
 from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
@@ -43,6 +43,9 @@ class ResolvedRun:
 
     image_size: int
     plan: RowPlan
+    heldout: tuple[Part, ...]
+    """Rows of each cache that nothing is learnt from."""
+
     precision: str
 
     @property
@@ -55,8 +58,7 @@ class ResolvedRun:
 
     @property
     def num_heldout(self) -> int:
-        """Rows that nothing is learnt from."""
-        return len(self.caches.rows(self.teachers, "heldout"))
+        return sum(len(part.rows) for part in self.heldout)
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says beside tensors and mutable state."""
@@ -145,5 +147,6 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
         dispersions=dispersions,
         image_size=config.image_size or caches.shapes(PIXELS)[PIXELS][0],
         plan=plan,
+        heldout=tuple(parts_of(caches, teachers, "heldout")),
         precision=resolve_precision(config.precision, device),
     )

@@ -30,6 +30,8 @@ from .metrics import Logger, Values, open_loggers
 from .resolve import ResolvedRun
 from .student.predict import normalizer_tensors
 
+DIVERGED = "diverged.json"
+
 
 class RunFolder:
     """The files of a run that is being trained, written by one process alone."""
@@ -60,7 +62,7 @@ class RunFolder:
 
     def note_divergence(self, facts: Mapping[str, Any]) -> None:
         """Write which rows were learnt from when a step was not finite."""
-        _write_json(self.path / "diverged.json", facts)
+        _write_json(self.path / DIVERGED, facts)
 
     def close(self) -> None:
         """Flush the logs."""
@@ -90,6 +92,11 @@ def is_finished(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return False
     return num_steps in checkpoint.steps(path)
+
+
+def is_diverged(path: Path) -> bool:
+    """Whether the run ended at a step that was not finite."""
+    return (path / DIVERGED).exists()
 
 
 def refuse_changes(path: Path, stored: Mapping[str, Any], config: TrainConfig) -> None:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from phistill.compute.compiler import explaining_compiler
 from phistill.compute.precision import products_in
 from phistill.compute.ranks import Ranks
 from phistill.compute.seeds import RandomState, state_name
@@ -30,7 +31,13 @@ from .loss.objective import Objective
 from .loss.token_grids import Crop
 from .optim import learning_rate, make_optimizer
 from .resolve import ResolvedRun
-from .student.backbone import Student, StudentOutput, build_student, to_images
+from .student.backbone import (
+    Student,
+    StudentOutput,
+    build_student,
+    to_images,
+    unused_parameters,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +95,10 @@ class TrainState:
         self.num_steps, self.done = run.num_steps, 0
         self.student: Student = build_student(config, run.targets, run.image_size)
         self.student.to(ranks.device)
+        # Ranks would wait for their gradients for ever, and decay would shrink them.
+        unused = unused_parameters(self.student)
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name not in unused)
         self.bf16 = run.precision == "bf16"
         if self.bf16 and ranks.device.type == "cpu":
             self.student.unfuse_attention()
@@ -98,8 +109,10 @@ class TrainState:
         self.ema = [p.detach().clone() for p in self.student.parameters()]
         if not config.ema_decay:
             self.ema = []
-        forward: nn.Module = ranks.wrap(self.student)
-        self.forward: Any = torch.compile(forward) if config.compile else forward
+        if config.compile:
+            # Not the heads: within one compiled call, features between them have no gradient.
+            self.student.backbone.compile()
+        self.forward: Any = ranks.wrap(self.student)
         self.random = RandomState(config.seed, ranks.rank, ranks.device)
 
     @property
@@ -118,7 +131,7 @@ class TrainState:
         lr = learning_rate(self.config, self.done, self.num_steps)
         factors = self.balance.factors()
         self.student.train()
-        with self.random.in_place():
+        with self.random.in_place(), explaining_compiler():
             sums = self._backward(batch, factors.tolist(), measure=measure)
         limit = self.config.clip_norm or float("inf")
         gradient_norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
@@ -144,7 +157,8 @@ class TrainState:
         """Add up the gradients of the batch's parts; ranks exchange them at the last one."""
         values = torch.zeros(len(self.targets), device=self.ranks.device)
         squares, per_row = torch.zeros_like(values), []
-        num_parts = self.config.accumulate
+        # Every part has a row; a rank with fewer rows than parts has fewer parts.
+        num_parts = min(self.config.accumulate, len(batch.rows))
         for number in range(num_parts):
             part = batch.part(number, num_parts)
             last = number == num_parts - 1
@@ -168,14 +182,14 @@ class TrainState:
         crop = draw_crop(config, size // self.student.patch_pixels, step)
         if crop is not None:
             images = _cropped(images, crop, self.student.patch_pixels, resize=config.crop_resize)
-        selection = None
+        rows_of = None
         if part.teacher_of is not None:
-            selection = {
+            rows_of = {
                 target.teacher: torch.from_numpy(part.positions(target.key)).to(self.ranks.device)
                 for target in self.targets
             }
         with products_in("bfloat16" if self.bf16 else "float32", self.ranks.device.type):
-            output = self.forward(images, selection)
+            output = self.forward(images, rows_of)
         wanted = self.objective.normalised(part)
         return output, self.objective.terms(output.predictions, wanted, crop)
 

@@ -19,7 +19,7 @@ from phistill.compute.allocator import keeping_freed_memory
 from phistill.compute.precision import full_float32, same_bits
 from phistill.compute.ranks import Ranks, joined
 from phistill.compute.signals import Interrupted, StopRequest
-from phistill.errors import PhistillError, StoreError
+from phistill.errors import PhistillError, StoreError, UsageError
 
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from .data.batch import Batch
 from .data.loader import Loader
 from .data.near import stage_caches
 from .data.source import Source, open_source
-from .evaluation import EvalRow, mean_score, measure, parts_of
+from .evaluation import EvalRow, mean_score, measure
 from .progress import Progress, ProgressCallback, RunResult
 from .resolve import ResolvedRun, resolve_run
 from .run_folder import RunFolder, is_finished, only_trainer, refuse_another_run
@@ -59,6 +59,11 @@ def train(
         # Before the ranks meet: one of them may copy for longer than the others would wait.
         near = stage_caches(caches, stage, config, progress=stage_progress)
     with joined(config.device) as ranks, contextlib.ExitStack() as stack:
+        if config.batch_size < ranks.world:
+            raise UsageError(
+                f"batch_size={config.batch_size} has no row for each of {ranks.world} processes. "
+                f"Take batch_size={ranks.world} or more, or fewer processes."
+            )
         run = Run(Path(out), resolve_run(caches, config, ranks.device), ranks, progress)
         stack.callback(run.close)
         resolved, state = run.resolved, run.state
@@ -75,6 +80,8 @@ def train(
             source = source_of([run], near)
             in_memory = source.is_resident
             wait_s = train_runs([run], source)
+            if run.diverged is not None:
+                raise run.diverged
         seconds = time.perf_counter() - begun
         num_rows = (state.done - run.first_step) * config.batch_size
         return RunResult(
@@ -105,7 +112,8 @@ def source_of(runs: Sequence[Run], caches: JoinedCaches) -> Source:
 def train_runs(runs: Sequence[Run], source: Source) -> float:
     """Train runs that share their rows to the end; returns the seconds spent waiting for data.
 
-    A run that is ahead of the others, because it was saved later, sits out the steps it has done.
+    A run that is ahead of the others, because it was saved later, sits out the steps it has done,
+    and one that diverges those that are left: it says so in ``diverged``.
     """
     first, ranks = runs[0].resolved, runs[0].ranks
     # Taking rows out of memory is cheap on a CPU; beside a GPU a thread does it meanwhile.
@@ -130,14 +138,19 @@ def train_runs(runs: Sequence[Run], source: Source) -> float:
         for batch in _read(loader, runs):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:
-                if run.state.done > batch.step:
+                if run.state.done > batch.step or run.diverged is not None:
                     continue
-                with run.noting_divergence():
+                try:
                     values = run.state.train_step(batch)
+                except NotFinite as error:
+                    run.note_divergence(error)
+                    continue
                 run.log_if_due(values, loader.wait_s)
                 with _saving_when_data_fails(runs):
                     run.validate_if_due(source)
                 run.save_if_due()
+            if all(run.diverged is not None for run in runs):
+                break
             _stop_if_asked(stop, runs)
     return loader.wait_s
 
@@ -157,6 +170,8 @@ class Run:
         self.losses: dict[str, float] = {}
         self.score: float | None = None
         """Of the last validation, while no step has followed it; lower is better."""
+        self.diverged: NotFinite | None = None
+        """Why no further step is possible."""
         self._since = (0.0, 0, 0.0)
         """Time, step and seconds waited at the last report."""
         # What is refused leaves no folder behind, so it is looked at before one is locked.
@@ -241,17 +256,21 @@ class Run:
         if self._folder is None or not (self.state.is_finished or (every and step % every == 0)):
             return []
         resolved = self.resolved
-        parts = parts_of(resolved.caches, resolved.teachers, "heldout", self.config.validate_rows)
-        if not parts:
+        if not resolved.heldout:
             return []
         with self.state.averaged() as student:
             trained = TrainedStudent(student, self.config, resolved.normalizers, {})
             trained.to(self.ranks.device)
             lines = [
                 line
-                for part in parts
+                for part in resolved.heldout
                 for line in measure(
-                    trained, source, part.rows, resolved.means, label="trained", cache=part.cache
+                    trained,
+                    source,
+                    part.rows[: self.config.validate_rows],
+                    resolved.means,
+                    label="trained",
+                    cache=part.cache,
                 )
             ]
         self.score = mean_score(lines)
@@ -282,16 +301,12 @@ class Run:
             }
             self._folder.save(self._saved, tensors, facts)
 
-    @contextlib.contextmanager
-    def noting_divergence(self) -> Iterator[None]:
+    def note_divergence(self, error: NotFinite) -> None:
         """A step that is not finite leaves diverged.json and a checkpoint behind."""
-        try:
-            yield
-        except NotFinite as error:
-            if self._folder is not None:
-                self._folder.note_divergence(error.facts)
-            self.save()  # the values are sums over ranks: all of them are here
-            raise
+        self.diverged = error
+        if self._folder is not None:
+            self._folder.note_divergence(error.facts)
+        self.save()  # the values are sums over ranks: all of them are here
 
     def close(self) -> None:
         """Flush the logs and let the folder go."""

@@ -16,7 +16,7 @@ import torch
 from phistill.cache import Cache
 from phistill.cache.joined import open_caches
 from phistill.compute.ranks import Ranks
-from phistill.errors import Diverged
+from phistill.errors import Diverged, UsageError
 from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train.config import PATCH_LOSSES, SUMMARY_LOSSES
@@ -201,3 +201,30 @@ def poisoned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if next(CALLS) // 2 == 2:
         loss = loss * torch.tensor([1, 1, float("nan"), 1])
     return loss
+
+
+@pytest.mark.slow
+def test_a_compiled_student_has_the_gradients_of_an_eager_one(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """Taken behind one compiled call, every gradient at the shared features was 0."""
+    changes: dict[str, Any] = {"num_steps": 2, "gradient_norm_every": 1, "teachers": ("a",)}
+    for name, compiled in (("eager", False), ("compiled", True)):
+        train(fitted_cache, tmp_path / name, make_config(compile=compiled, **changes))
+    eager, ours = (read_metrics(tmp_path / name, "train") for name in ("eager", "compiled"))
+    for one, two in zip(eager, ours, strict=True):
+        assert one["feature_gradients"]["a/patches"] > 0
+        # Fused kernels add in another order.
+        assert two["feature_gradients"] == pytest.approx(one["feature_gradients"], rel=1e-4)
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+def test_a_machine_without_a_compiler_is_told_so_in_one_line(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    config = make_config(compile=True, num_steps=1, teachers=("b",))
+    with pytest.raises(UsageError, match=r"^compile=true, but torch.compile fails: .*g\+\+[^\n]*$"):
+        train(fitted_cache, tmp_path / "run", config)

@@ -54,12 +54,17 @@ def free_port() -> str:
 def start(
     cache: Cache, out: Path, config: TrainConfig, world: int, kill_at: int = -1
 ) -> list[subprocess.Popen[str]]:
-    """The processes torchrun would start; each kills itself before step ``kill_at``."""
+    """Ranks of one run; each kills itself before step ``kill_at``."""
+    settings = json.dumps(config.to_dict())
+    return launch(RANK, [str(cache.path), str(out), settings, str(kill_at)], world)
+
+
+def launch(script: str, arguments: list[str], world: int) -> list[subprocess.Popen[str]]:
+    """The processes torchrun would start."""
     port, threads = free_port(), {"OMP_NUM_THREADS": "1"}
-    arguments = [str(cache.path), str(out), json.dumps(config.to_dict()), str(kill_at)]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, *arguments],
+            [sys.executable, "-c", script, *arguments],
             env={
                 **os.environ,
                 **threads,
@@ -85,6 +90,71 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
 
 def losses(run: Path) -> list[dict[str, float]]:
     return [line["losses"] for line in read_metrics(run, "train")]
+
+
+MANY = """
+import json, os, sys
+import torch.distributed as dist
+from phistill.train import TrainConfig, train
+
+cache, out, configs = sys.argv[1:]
+dist.init_process_group("gloo")
+for name, settings in json.loads(configs).items():
+    train(cache, os.path.join(out, name), TrainConfig.from_dict(settings))
+"""
+"""Several runs, one after the other, by the same ranks."""
+
+
+@pytest.mark.guarantee(
+    "G26", "1 to 4 gloo ranks, accumulate 1 and 4, batches that divide and do not: 1e-6"
+)
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_number_of_ranks_and_parts_gives_the_loss_curve_of_one(
+    world: int, fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """Sizes that they divide and sizes that they do not, and a last part without a row."""
+    configs = {
+        f"{size}-{parts}-{partition}": make_config(
+            num_steps=8, batch_size=size, accumulate=parts, partition=partition
+        )
+        for size, parts, partition in [
+            (12, 1, "all"), (12, 4, "all"), (10, 1, "all"), (10, 4, "one"), (7, 1, "one"),
+            (5, 4, "all"),
+        ]
+    }  # fmt: skip
+    settings = json.dumps({name: config.to_dict() for name, config in configs.items()})
+    assert finish(launch(MANY, [str(fitted_cache.path), str(tmp_path), settings], world)) == (
+        [0] * world
+    )
+    for name, config in configs.items():
+        train(fitted_cache, tmp_path / "one" / name, config)
+        alone = losses(tmp_path / "one" / name)
+        assert len(alone) == 8
+        for step, (one, many) in enumerate(zip(alone, losses(tmp_path / name), strict=True)):
+            # Gradients are float32 sums in another order; AdamW's first steps turn that into 1e-6.
+            assert one == pytest.approx(many, rel=1e-6, abs=1e-6), (name, step)
+
+
+def test_a_batch_with_fewer_rows_than_ranks_is_refused(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    for process in start(fitted_cache, tmp_path / "run", make_config(batch_size=1), 2):
+        _, errors = process.communicate(timeout=300)
+        assert "batch_size=1 has no row for each of 2 processes" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_students_with_parameters_that_nothing_reads_train_on_several_ranks(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    options = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+    config = make_config(
+        student="convnext_atto", student_options=options, num_steps=4, image_size=32
+    )
+    assert finish(start(fitted_cache, tmp_path / "two", config, 2)) == [0, 0]
+    train(fitted_cache, tmp_path / "one", config)
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-6)  # sums of a convolution's many terms
 
 
 SETTINGS: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phistill.cache import Split
 from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from phistill.cache.reader import MAX_WHOLE_SHARDS
 from phistill.cache.storage.local_files import LocalFiles
@@ -76,6 +78,29 @@ class Source:
             )
             for key, reader in self.readers.items()
         }
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Rows of one cache of a run, numbered as its source numbers them."""
+
+    cache: str
+    """Its name; empty where there is only one."""
+    rows: Rows
+
+
+def parts_of(
+    caches: JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
+) -> list[Part]:
+    """The rows of each cache that has any, at most ``max_rows`` of each (0: all)."""
+    names = [cache.files.name for cache in caches.caches]
+    if len(set(names)) < len(names):
+        names = [cache.location for cache in caches.caches]
+    parts = [
+        Part(name if names[1:] else "", start + cache.rows(teachers, split))
+        for name, start, cache in zip(names, caches.starts, caches.caches, strict=True)
+    ]
+    return [Part(part.cache, part.rows[: max_rows or None]) for part in parts if part.rows.size]
 
 
 def require_pixels(caches: JoinedCaches) -> None:

@@ -26,7 +26,7 @@ from ..config import TrainConfig
 from ..targets import SUMMARY, Target
 from .heads import make_head
 
-Selection = Mapping[str, Int[Tensor, " n"]]
+RowsByTeacher = Mapping[str, Int[Tensor, " n"]]
 """Rows of the batch that each teacher's targets are wanted for."""
 
 
@@ -43,9 +43,10 @@ class StudentOutput(NamedTuple):
 class Backbone(nn.Module):
     """Any timm model that keeps positions, with one output form."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.options = net, options
+        """``options`` build the net again: the config's, and what was added (img_size, ...)."""
         self.num_prefix = int(getattr(net, "num_prefix_tokens", 0))
         self.width = int(net.num_features)  # type: ignore[arg-type]
 
@@ -83,7 +84,7 @@ class Student(nn.Module):
         self.targets = tuple(targets)
         self.image_size = image_size
         summaries = [target for target in targets if target.kind == SUMMARY]
-        self.backbone = Backbone(_make_net(config, image_size, num_summaries=len(summaries)))
+        self.backbone = Backbone(*_make_net(config, image_size, num_summaries=len(summaries)))
         self.summary_from = _summary_source(config, self.backbone, len(summaries))
         self.summary_slot = {target.key: i for i, target in enumerate(summaries)}
         self.heads = nn.ModuleDict(
@@ -101,18 +102,18 @@ class Student(nn.Module):
         self.patch_pixels = image_size // self.grid[0]
 
     def forward(
-        self, images: Float[Tensor, "b 3 H W"], selection: Selection | None = None
+        self, images: Float[Tensor, "b 3 H W"], rows_of: RowsByTeacher | None = None
     ) -> StudentOutput:
         """Predictions for images in units of 0 to 1.
 
-        With a selection each head sees only its teacher's rows, possibly none of them.
+        With ``rows_of`` each head sees only its teacher's rows, possibly none of them.
         """
         tokens, prefix = self.backbone((images - self.pixel_mean) / self.pixel_std)
         predictions: dict[str, Tensor] = {}
         for target in self.targets:
             features = tokens if target.kind != SUMMARY else self._summary(target, tokens, prefix)
-            if selection is not None:
-                features = features[selection[target.teacher]]
+            if rows_of is not None:
+                features = features[rows_of[target.teacher]]
             predictions[target.key] = self.head(target)(features)
         return StudentOutput(predictions, (tokens, prefix))
 
@@ -177,6 +178,21 @@ class Student(nn.Module):
             )
 
 
+def unused_parameters(student: Student) -> set[str]:
+    """Names of the parameters that no prediction depends on, as of a norm before a pooled head that
+    timm's ``forward_features`` stops in front of."""
+    side = student.image_size
+    was_training = student.training
+    device = student.pixel_mean.device
+    with torch.enable_grad():
+        output = student.eval()(torch.zeros(1, 3, side, side, device=device))
+        total = torch.stack([value.float().sum() for value in output.predictions.values()]).sum()
+        named = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    student.train(was_training)
+    return {name for name, g in zip(named, gradients, strict=True) if g is None}
+
+
 def build_student(config: TrainConfig, targets: Sequence[Target], image_size: int) -> Student:
     """The student at its first step: the same weights for the same config, on any device."""
     with seeded(config.seed):
@@ -196,7 +212,10 @@ def _module_name(target: Target) -> str:
     return target.key.replace(".", "%2E")
 
 
-def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn.Module:
+def _make_net(
+    config: TrainConfig, image_size: int, *, num_summaries: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The net and the options it was built with."""
     options = dict(config.student_options)
     if ":" in config.student:
         net = plugins.load(config.student, "student")(image_size=image_size, **options)
@@ -205,7 +224,7 @@ def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn
                 f"student={config.student!r} must return a torch module with forward_features and "
                 "num_features, as timm's models have."
             )
-        return net
+        return net, options
     name = config.student.split(".")[0]
     if not timm.is_model(name):
         raise UsageError(f"student={config.student!r} is not a timm model.{_close_to(name)}")
@@ -233,8 +252,7 @@ def _make_net(config: TrainConfig, image_size: int, *, num_summaries: int) -> nn
             f"to be had from the hub ({error}). Without a network copy the hub's cache "
             "(~/.cache/huggingface, or HF_HOME) to this machine, or take pretrained=false."
         ) from error
-    setattr(net, "phistill_options", options)  # noqa: B010 - an export rebuilds the same model
-    return net
+    return net, options
 
 
 def _close_to(name: str) -> str:

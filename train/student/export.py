@@ -8,6 +8,7 @@ phistill.json                     what the heads are, the grid rule, and where i
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from phistill.stats import Normalizer
 
 from ..config import TrainConfig
 from ..targets import Target
-from .backbone import build_student
+from .backbone import build_student, unused_parameters
 from .predict import TrainedStudent, load_run
 
 FORMAT = 1
+NET = "backbone.net."
+"""What the names of the backbone's weights begin with within a student."""
 
 
 def folded(
@@ -69,14 +72,21 @@ def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
     student = load_run(run, which=which)
     facts = student.facts
     fold_heads(student)
-    heads = _weights(student.student.heads)
+    heads = _weights(student.student.heads.state_dict())
+    unused = {name.removeprefix(NET) for name in unused_parameters(student.student)}
+    trained = {
+        name: value
+        for name, value in student.student.backbone.net.state_dict().items()
+        if name not in unused
+    }
     kept = ("config", "targets", "image_size", "teachers", "torch", "timm", "num_steps", "num_rows")
     record = {"format": FORMAT, "phistill": __version__, **{key: facts[key] for key in kept}}
+    record["untrained"] = sorted(unused)
     with filling(folder):
-        publish.publish_bytes(folder / "model.safetensors", _weights(student.student.backbone.net))
+        publish.publish_bytes(folder / "model.safetensors", _weights(trained))
         publish.publish_bytes(folder / "heads.safetensors", heads)
         publish.publish_bytes(folder / "phistill.json", _json(record))
-        publish.publish_bytes(folder / "config.json", _json(_timm_config(student)))
+        publish.publish_bytes(folder / "config.json", _json(_timm_config(student, unused)))
     return folder
 
 
@@ -98,28 +108,32 @@ def load_export(folder: Path | str) -> TrainedStudent:
     config = TrainConfig.from_dict({**record["config"], "pretrained": False})
     targets = msgspec.convert(record["targets"], tuple[Target, ...])
     student = build_student(config, targets, int(record["image_size"]))
-    student.backbone.net.load_state_dict(backbone)
+    missing, unexpected = student.backbone.net.load_state_dict(backbone, strict=False)
+    if unexpected or set(missing) != set(record["untrained"]):
+        raise CorruptCheckpoint(f"{path} lacks weights of its student. Export it again.")
     student.heads.load_state_dict(heads)
     return TrainedStudent(student, config, None, record)
 
 
-def _timm_config(student: TrainedStudent) -> dict[str, Any]:
+def _timm_config(student: TrainedStudent, unused: Collection[str]) -> dict[str, Any]:
     """timm's own form of a model folder, with the input the student was trained on."""
-    config, net = student.config, student.student.backbone.net
+    config = student.config
     side = student.image_size
-    # The options that the trainer added by itself (img_size, reg_tokens) are needed to rebuild.
-    given: Any = getattr(net, "phistill_options", config.student_options)
+    options = dict(student.student.backbone.options)
+    if unused:  # timm would otherwise insist on weights that nothing has trained
+        options["pretrained_strict"] = False
     return {
         "architecture": config.student.split(".")[0],
         "num_classes": 0,
         "num_features": student.student.backbone.width,
-        "model_args": dict(given),
+        "model_args": options,
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, side, side],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in options,  # others take any size, and no such option
             "interpolation": "bilinear",
             "crop_pct": 1.0,
+            "crop_mode": "squash",  # the whole image, as the cache has shown it
             "mean": list(config.pixel_mean),
             "std": list(config.pixel_std),
             "num_classes": 0,
@@ -128,10 +142,8 @@ def _timm_config(student: TrainedStudent) -> dict[str, Any]:
     }
 
 
-def _weights(module: nn.Module) -> bytes:
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
-    }
+def _weights(weights: Mapping[str, Tensor]) -> bytes:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
 
 

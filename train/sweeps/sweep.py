@@ -25,13 +25,13 @@ from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.devices import choose_device, current_device
 from phistill.compute.launch import launched
 from phistill.compute.ranks import Ranks
-from phistill.errors import UsageError
+from phistill.errors import Diverged, UsageError, counted
 
 from ..data.near import stage_caches
 from ..evaluation import EvalRow, evaluate
 from ..progress import Progress
 from ..resolve import resolve_run
-from ..run_folder import refuse_changes, stored_facts
+from ..run_folder import is_diverged, refuse_changes, stored_facts
 from ..trainer import Run, source_of, train_runs
 from .cells import Cell
 from .tables import publish_tables
@@ -73,7 +73,8 @@ def sweep(
     ``stage`` is a folder on a near disk that the rows are copied to first, as of ``train``.
 
     Under ``torchrun`` each rank trains its share of the cells and reads the rows once; the tables
-    are then written by whichever call finds every cell finished. Raises what ``train`` raises.
+    are then written by whichever call finds every cell finished. Raises what ``train`` raises, but
+    Diverged only after all other cells are trained and compared.
     """
     if not grid:
         raise UsageError("the grid is empty.")
@@ -93,8 +94,17 @@ def sweep(
         num_trained, num_passes = num_trained + trained, num_passes + bool(trained)
     table = None
     lines = {cell.name: read_evaluation(folder / cell.name) for cell in grid}
-    if all(lines.values()):
-        table = publish_tables(folder, grid, lines)
+    diverged = [n for n, rows in lines.items() if not rows and is_diverged(folder / n)]
+    evaluated = [cell for cell in grid if lines[cell.name]]
+    if len(evaluated) + len(diverged) == len(grid) and evaluated:
+        table = publish_tables(folder, evaluated, lines, diverged=diverged)
+    if mine_diverged := [cell.name for cell in mine if cell.name in diverged]:
+        raise Diverged(
+            f"{counted(len(mine_diverged), 'cell')} of {len(grid)} diverged: "
+            f"{', '.join(mine_diverged)}. The rows are in the diverged.json of each, below "
+            f"{folder}; the other cells are trained"
+            + (f" and compared in {table}." if table else ".")
+        )
     return SweepResult(
         path=folder,
         num_cells=len(grid),
@@ -150,7 +160,7 @@ def _one_pass(
     waiting = [run for run in runs if not run.state.is_finished]
     if waiting:
         train_runs(waiting, source_of(waiting, near))
-    for run in runs:
+    for run in (run for run in runs if run.diverged is None):
         lines = evaluate(run.path, caches, untrained=False, device=str(group.device))
         text = json.dumps([line.to_dict() for line in lines], indent=1)
         publish.publish_bytes(run.path / EVALUATION, text.encode())

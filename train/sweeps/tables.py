@@ -118,9 +118,13 @@ def _cell(figure: Figure | None) -> str:
 
 
 def publish_tables(
-    folder: Path, grid: Sequence[Cell], lines: Mapping[str, Sequence[EvalRow]]
+    folder: Path,
+    grid: Sequence[Cell],
+    lines: Mapping[str, Sequence[EvalRow]],
+    *,
+    diverged: Sequence[str] = (),
 ) -> Path:
-    """Write table.parquet and table.md; returns the latter."""
+    """Write table.parquet and table.md, which names the cells that diverged; returns the latter."""
     records: list[dict[str, Any]] = [
         {
             "cell": cell.name,
@@ -134,5 +138,8 @@ def publish_tables(
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(records), sink)
     publish.publish_bytes(folder / "table.parquet", sink.getvalue())
-    publish.publish_bytes(folder / "table.md", markdown(figures(grid, lines)).encode())
+    text = markdown(figures(grid, lines))
+    if diverged:
+        text += f"\nDiverged, and not in the table: {', '.join(diverged)}.\n"
+    publish.publish_bytes(folder / "table.md", text.encode())
     return folder / "table.md"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -91,3 +92,24 @@ def test_an_export_does_not_write_into_a_folder_in_use(
         export(tmp_path / "run", tmp_path)
     with pytest.raises(UsageError, match="not an exported student"):
         load_export(tmp_path / "run")
+
+
+def test_weights_that_nothing_has_trained_are_not_exported(
+    fitted_cache: Cache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    options = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+    config = make_config(
+        student="convnext_atto", student_options=options, num_steps=2, image_size=32
+    )
+    train(fitted_cache, tmp_path / "run", config)
+    folder = export(tmp_path / "run", tmp_path / "export")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert not {"head.norm.weight", "head.norm.bias"} & weights.keys()
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    expected = load_run(tmp_path / "run").predict(pixels)["a"]["patches"]
+    torch.testing.assert_close(load_export(folder).predict(pixels)["a"]["patches"], expected)
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = (to_images(pixels, 32) - 0.5) / 0.5
+    own, _ = load_export(folder).student.backbone(images)
+    features: torch.Tensor = net.forward_features(images)  # type: ignore[operator]
+    torch.testing.assert_close(features.permute(0, 2, 3, 1), own)

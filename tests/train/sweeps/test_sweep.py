@@ -15,7 +15,7 @@ import torch
 import phistill.cache as store
 from phistill.cache import ArrayReader, Cache
 from phistill.compute.signals import Interrupted
-from phistill.errors import RunMismatch, UsageError
+from phistill.errors import Diverged, RunMismatch, UsageError
 from phistill.stats import fit_stats
 from phistill.train import (
     Progress,
@@ -127,6 +127,27 @@ def test_a_loss_that_writes_to_its_target_harms_no_other_student(
         ours = checkpoints.load(tmp_path / "sweep" / cell.name, 4)
         alone = checkpoints.load(tmp_path / "alone" / cell.name, 4)
         assert ours.facts["losses"] == alone.facts["losses"]
+
+
+def not_finite(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).square().mean((1, 2)) * float("nan")
+
+
+def test_a_cell_that_diverges_does_not_stop_the_others(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    grid = cells(base(make_config), {"patch_loss": ["mse", f"{__name__}:not_finite"]})
+    for _ in range(2):
+        with pytest.raises(Diverged, match=r"1 cell of 2 diverged: .*not_finite.*table\.md"):
+            sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert checkpoints.steps(tmp_path / "sweep" / "patch_loss=mse") == [4]
+    table = (tmp_path / "sweep" / "table.md").read_text("utf-8")
+    assert "| patch_loss=mse |" in table
+    assert f"Diverged, and not in the table: {grid[1].name}" in table
+    train(fitted_cache, tmp_path / "alone", grid[0].config)
+    ours = checkpoints.load(tmp_path / "sweep" / grid[0].name, 4).tensors
+    alone = checkpoints.load(tmp_path / "alone", 4).tensors
+    assert all(torch.equal(value, ours[name]) for name, value in alone.items())
 
 
 def test_a_sweep_reads_each_row_once_for_all_cells(
