@@ -364,6 +364,8 @@ finally:
         ("train CACHE --out NEW --teachers aa", "it has: a, b. Did you mean a?"),
         ("train CACHE --out NEW --normalizer phis", "Did you mean phi-s?"),
         ("train CACHE --out NEW --set epoch=3", "Did you mean epochs?"),
+        ("train CACHE --out NEW --set learning_rate=1", "Did you mean lr or"),
+        ("train CACHE --out NEW --set summary_loss=cosin", "Did you mean cosine?"),
         ("train CACHE --out NEW --epoch 3", "Did you mean '--epochs'?"),
         ("train CACHE --out NEW --student vit_tinyy_patch16_224", "mean vit_tiny_patch16_224"),
         ("train CACHE --out NEW --device cudaa", "write auto, cpu, cuda, cuda:1 or mps"),

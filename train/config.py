@@ -6,9 +6,9 @@ It imports no torch, so that a command can build a config before anything heavy 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-from phistill.errors import UsageError
+from phistill.errors import UsageError, did_you_mean
 
 PLUGIN = "package.module:function"
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
@@ -247,7 +247,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             try:
                 checked = msgspec.convert(value, hint)
             except msgspec.ValidationError:
-                raise UsageError(f"{name}={value!r} must be {_spelt(hint)}.") from None
+                wanted = _spelt(hint)
+                near = did_you_mean(str(value), wanted.replace(",", "").split())
+                raise UsageError(f"{name}={value!r} must be {wanted}.{near}") from None
             msgspec.structs.force_setattr(self, name, checked)
         if self.weights and self.balance != "fixed":
             raise UsageError(f"weights={self.weights} needs balance='fixed', not {self.balance!r}.")
@@ -268,9 +270,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Build from a dictionary; unknown keys and wrong values are a UsageError."""
         for key in values:
             if key not in cls.__struct_fields__:
-                close = difflib.get_close_matches(key, cls.__struct_fields__, n=3)
-                hint = f" Did you mean {' or '.join(close)}?" if close else ""
-                raise UsageError(f"{key!r} is not a setting of a training run.{hint}")
+                raise UsageError(f"{key!r} is not a setting of a training run.{_nearest(key)}")
         return cls(**values)
 
 
@@ -330,6 +330,15 @@ def _declared() -> tuple[inspect.Field, ...]:
     declared = inspect.type_info(TrainConfig)
     assert isinstance(declared, inspect.StructType)
     return declared.fields
+
+
+def _nearest(key: str) -> str:
+    """Settings spelt nearly so; or else those whose meaning has all of several words of ``key``."""
+    if near := did_you_mean(key, TrainConfig.__struct_fields__):
+        return near
+    words = set(re.findall("[a-z]+", key.lower()))
+    meant = [one.name for one in settings() if words <= set(re.findall("[a-z]+", one.meaning))]
+    return f" Did you mean {' or '.join(meant[:2])}?" if meant and len(words) > 1 else ""
 
 
 def _spelt(hint: Any) -> str:
