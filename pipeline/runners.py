@@ -88,7 +88,7 @@ def _runner(
                 f"was stored with; --batch-size {rows} is for new teachers."
             )
         rows = stored.rows_per_forward
-    return TeacherRunner(
+    runner = TeacherRunner(
         spec.name,
         spec.text,
         spec.build(),
@@ -97,3 +97,6 @@ def _runner(
         rows_per_forward=rows,
         **options.kernels,
     )
+    if runner.unseen:
+        on_notice(f"{spec.name} does not look at the {' and '.join(runner.unseen)} of its input.")
+    return runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ def check_teacher(spec: str, device: str = "auto", *, autocast: str | None = Non
         device=str(target),
         seconds_per_image=seconds,
         problems=(*_problems(kinds), *_contract(teacher, runner, first, second, pixels)),
-        notes=_notes(kinds, teacher.licence),
+        notes=(*_notes(kinds, teacher.licence), *_edges(runner)),
     )
 
 
@@ -212,6 +212,20 @@ def _notes(kinds: tuple[KindReport, ...], licence: str | None) -> tuple[str, ...
             "distilled from this teacher; read it before you publish."
         )
     return tuple(notes)
+
+
+def _edges(runner: TeacherRunner) -> Iterator[str]:
+    size, grid = runner.rendering.size, runner.info.grid
+    if runner.unseen:
+        yield (
+            f"the {' and '.join(runner.unseen)} of an image change nothing: {size[0]} x {size[1]} "
+            f"pixels are no multiple of what the grid {grid[0]} x {grid[1]} looks at."
+        )
+    elif any(pixels % cells for pixels, cells in zip(size, grid, strict=True)):
+        yield (
+            f"{size[0]} x {size[1]} pixels are no multiple of the grid {grid[0]} x {grid[1]}: its "
+            "last cells may show padding."
+        )
 
 
 def render(report: CheckReport) -> str:

@@ -12,8 +12,8 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .options import boolean, integer, size_of, take_options
-from .token_layout import tokens
+from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .token_layout import patch_of, tokens
 from .weights import (
     cast,
     licence_of_card,
@@ -154,9 +154,15 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
         )
     if local is not None:
         load_weights(net, read_weights(local), str(local))
+    preprocessing = preprocessing_of(net)
+    visual: Any = net.visual
+    patch = patch_of(visual.trunk) if hasattr(visual, "trunk") else None
+    patch = patch or getattr(visual, "patch_size", None)
+    if size is not None and patch is not None:
+        require_whole_patches(preprocessing.size, patch, f"open_clip:{model}")
     return OpenClipTeacher(
         cast(net, options.get("dtype")),
-        preprocessing_of(net),
+        preprocessing,
         {"source": "open_clip", "model": model},
         space=options.get("space", "trunk"),
         layer=-1 if (layer := integer(options, "layer")) is None else layer,

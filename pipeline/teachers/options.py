@@ -46,6 +46,17 @@ def size_of(options: Mapping[str, str]) -> tuple[int, int] | None:
     return side(height), side(width if cross else height)
 
 
+def require_whole_patches(size: tuple[int, int], patch: tuple[int, int], teacher: str) -> None:
+    """UsageError when the last pixels of a row or a column belong to no patch."""
+    for pixels, step, name in zip(size, patch, ("height", "width"), strict=True):
+        if pixels % step:
+            raise UsageError(
+                f"{teacher}: the {name} {pixels} is no multiple of the patch's {step} pixels, so "
+                f"the last {pixels % step} would never be seen. Take "
+                f"{pixels // step * step or step} or {(pixels // step + 1) * step}."
+            )
+
+
 def side(text: str) -> int:
     """A number of pixels or patches, from its text; UsageError beyond 1 to 65,536."""
     if not (text.isascii() and text.isdigit()) or len(text) > 5 or not 1 <= int(text) <= MAX_SIDE:

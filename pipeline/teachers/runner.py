@@ -1,9 +1,9 @@
-"""Running a teacher over rendered rows: its device, its batches, its first two images."""
+"""Running a teacher over rendered rows: its device, its batches, its first images."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from phistill.cache import TeacherInfo
 from phistill.compute.copies import Sent, ToDevice
 from phistill.compute.devices import hardware_name
 from phistill.compute.precision import FLOAT32_PRODUCTS, products_in, resolve_autocast
-from phistill.errors import TeacherError
+from phistill.errors import PhistillError, TeacherError
 
 from ..decode.views import Rendering
 from .contract import Features, Preprocessing, Teacher
@@ -58,12 +58,14 @@ class TeacherRunner:
         self._copies = ToDevice(device)
         self._constants = _constants(self._preprocessing, device)
         self._autocast = resolve_autocast(autocast, device)
+        self.unseen: tuple[str, ...] = ()
+        """Parts of its input that change nothing: a size that the patches do not divide."""
         self.info = self._probe(
             name,
             spec,
             rows_per_forward or default_rows_per_forward(device.type, self._preprocessing.size),
         )
-        self._compiled = compiled  # not for the two images of the probe
+        self._compiled = compiled  # not for the images of the probe
 
     @property
     def device(self) -> torch.device:
@@ -138,16 +140,30 @@ class TeacherRunner:
         return images.to(memory_format=torch.channels_last) if self._channels_last else images
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
-        """Shapes from one forward pass over two grey images."""
+        """Shapes from one forward pass over three grey images: two have a white edge."""
         height, width = self._preprocessing.size
-        grey = np.full((2, height, width, 3), 127, np.uint8)
-        features = self.forward(grey)
-        if features.patches.ndim != 4 or features.patches.shape[0] != 2:
+        grey = np.full((3, height, width, 3), 127, np.uint8)
+        grey[1, -1], grey[2, :, -1] = 255, 255
+        try:
+            features = self.forward(grey)
+        except PhistillError:
+            raise
+        except Exception as error:  # a library, or a user's own code, may raise anything
+            first = (str(error).strip().splitlines() or [""])[0]
             raise TeacherError(
-                f"teacher {name} gave patches of shape {tuple(features.patches.shape)} for two "
-                "images; wanted (2, h, w, c)."
+                f"teacher {name} cannot take images of {height} x {width} pixels: "
+                f"{type(error).__name__}: {first[:300]}"
+            ) from error
+        if features.patches.ndim != 4 or features.patches.shape[0] != 3:
+            raise TeacherError(
+                f"teacher {name} gave patches of shape {tuple(features.patches.shape)} for three "
+                "images; wanted (3, h, w, c)."
             )
         kinds = features.by_kind()
+        edges = {1: "lowest rows", 2: "rightmost columns"}
+        self.unseen = tuple(
+            edge for number, edge in edges.items() if _equal(kinds.values(), 0, number)
+        )
         return TeacherInfo(
             name=name,
             spec=spec,
@@ -265,6 +281,12 @@ def _or_say_why(
             ) from error
 
     return call
+
+
+def _equal(kinds: Iterable[torch.Tensor], one: int, other: int) -> bool:
+    import torch
+
+    return all(torch.equal(values[one], values[other]) for values in kinds)
 
 
 def _constants(

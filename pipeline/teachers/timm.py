@@ -13,8 +13,8 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .options import boolean, integer, size_of, take_options
-from .token_layout import depth_of, tokens_of_layers
+from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .token_layout import depth_of, patch_of, tokens_of_layers
 from .weights import (
     cast,
     file_state,
@@ -151,6 +151,10 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         if local is not None:
             load_weights(net, fitted_state(net, read_weights(local)), str(local))
         _BUILT[key] = net = cast(net, options.get("dtype"))
+    preprocessing = preprocessing_of(net, size)
+    # A size of the model's own may leave pixels out too (SigLIP's 384 by patches of 14).
+    if size is not None and (patch := patch_of(net)) is not None:
+        require_whole_patches(preprocessing.size, patch, f"timm:{model}")
     dense = _is_dense(net)
     if ("neck" if not dense else "norm") in options:
         raise UsageError(
@@ -158,7 +162,7 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         )
     return TimmTeacher(
         net,
-        preprocessing_of(net, size),
+        preprocessing,
         {"source": "timm", "model": model},
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         norm=boolean(options, "neck" if dense else "norm", default=not dense),

@@ -7,6 +7,7 @@ has.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,16 @@ def depth_of(model: nn.Module) -> int:
     return len(info)
 
 
+def patch_of(model: Any) -> tuple[int, int] | None:
+    """Pixels (height, width) of a patch where the model leaves out what is less than one; None
+    where it has no patches or fills up the last."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch is None or hasattr(embed, "backbone") or getattr(embed, "dynamic_img_pad", False):
+        return None
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
 def num_registers_of(model: Any) -> int:
     """Register tokens of a sequence; timm's EVA class (DINOv3) does not state their number."""
     if (stated := getattr(model, "num_reg_tokens", None)) is not None:
@@ -102,7 +113,15 @@ def num_registers_of(model: Any) -> int:
 def _intermediates(
     net: Any, images: torch.Tensor, layers: Sequence[int], *, norm: bool, final: bool
 ) -> tuple[list[Any], torch.Tensor | None]:
-    prefix = {"return_prefix_tokens": True} if getattr(net, "num_prefix_tokens", 0) else {}
+    if not hasattr(net, "forward_intermediates"):
+        raise TeacherError(
+            f"{type(net).__name__} gives its features at several scales and no map of one; wrap it "
+            "in a teacher of your own (module:package.module:function)."
+        )
+    prefix = {}
+    accepted = inspect.signature(net.forward_intermediates).parameters
+    if getattr(net, "num_prefix_tokens", 0) and "return_prefix_tokens" in accepted:
+        prefix["return_prefix_tokens"] = True
     result = net.forward_intermediates(
         images,
         indices=list(layers),
@@ -129,6 +148,10 @@ def _of_intermediate(net: Any, value: Any) -> Tokens:
 
 def _of_last(net: Any, last: Any, images: torch.Tensor) -> Tokens | None:
     """Tokens of the model's last features; None when they are no plain grid."""
+    import torch
+
+    if not isinstance(last, torch.Tensor):  # several scales
+        return None
     return (_map(net, last), None) if last.ndim == 4 else _split(net, last, images)
 
 

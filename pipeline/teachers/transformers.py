@@ -19,7 +19,7 @@ from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
 from .image_processor import pair, preprocessing_of
-from .options import boolean, integer, size_of, take_options
+from .options import boolean, integer, require_whole_patches, size_of, take_options
 from .weights import cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ class TransformersTeacher(Teacher):
         self._layer, self._summary, self._registers = layer, summary, registers
         self._bgr = bgr
         self.licence = licence
-        self._more = _more_arguments(self.model, preprocessing.size)
+        own = getattr(_config(self.model), "image_size", None)
+        self._resized = own is not None and pair(own) != preprocessing.size
+        self._more: dict[str, Any] = {}
+        if self._resized and _takes(self.model, "interpolate_pos_encoding"):
+            self._more["interpolate_pos_encoding"] = True
         self._patch = _patch(self.model)
         if _masks(self.model):
             self.model.config.mask_ratio = 0.0
@@ -91,7 +95,7 @@ class TransformersTeacher(Teacher):
         if self._layer != -1:
             more["output_hidden_states"] = True
         if _masks(self.model):  # in order, and none left out
-            num = (images.shape[2] // self._patch[0]) * (images.shape[3] // self._patch[1])
+            num = _num_patches(images, self._patch)
             more["noise"] = images.new_tensor(range(num)).expand(len(images), num)
         output = self.model(images, **more)
         if hasattr(output, "features") and hasattr(output, "summary"):  # RADIO
@@ -103,6 +107,10 @@ class TransformersTeacher(Teacher):
             patches, prefix = _map(self.model, values), None
         else:
             num_prefix = _num_prefix(values.shape[1], images, self._patch)
+            plain = num_prefix + _num_patches(images, self._patch) == values.shape[1]
+            if plain and self._resized:
+                name = type(self.model).__name__
+                require_whole_patches((images.shape[2], images.shape[3]), self._patch, name)
             patches, prefix = _grid(values, images, num_prefix), values[:, :num_prefix]
         registers = None
         if self._registers and prefix is not None and prefix.shape[1] > 1:
@@ -206,19 +214,15 @@ def _takes(net: Any, argument: str) -> bool:
     return argument in inspect.signature(net.forward).parameters
 
 
-def _more_arguments(net: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Positions are resampled where the input is not of the size that the model was trained at."""
-    own = getattr(_config(net), "image_size", None)
-    if own is None or pair(own) == size or not _takes(net, "interpolate_pos_encoding"):
-        return {}
-    return {"interpolate_pos_encoding": True}
+def _num_patches(images: torch.Tensor, patch: tuple[int, int]) -> int:
+    return (images.shape[2] // patch[0]) * (images.shape[3] // patch[1])
 
 
 def _num_prefix(num_tokens: int, images: torch.Tensor, patch: tuple[int, int]) -> int:
     """Class and register tokens before the patches: what is more than the patches of the first
     layer; of a model whose grid becomes coarser, none, or one where none leaves no grid."""
     height, width = images.shape[2:]
-    rest = num_tokens - (height // patch[0]) * (width // patch[1])
+    rest = num_tokens - _num_patches(images, patch)
     if rest >= 0:
         return rest
     return next((n for n in (0, 1) if _rows(num_tokens - n, height, width)), 0)
