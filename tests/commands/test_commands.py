@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click import BadParameter
 from click.testing import CliRunner
 
 from phistill.cache import Cache
 from phistill.cli import main
-from phistill.commands.arguments import DURATION, NUM_BYTES
-from phistill.compute.signals import StopRequest
 from phistill.errors import counted
 
 CacheFactory = Callable[..., Cache]
@@ -67,29 +62,6 @@ def test_weights_of_caches_and_of_losses_cannot_be_mistaken_for_each_other(tmp_p
     assert code == 2
     assert "No such option" in err
     assert "--cache-weights" in run("train", "--help")[1]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1d12h", 129600), ("7", 7)]
-)
-def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> None:
-    assert DURATION.convert(text, None, None) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "num_bytes"), [("200G", 2 * 10**11), ("1.5TiB", 3 * 2**39), ("500 MB", 5 * 10**8)]
-)
-def test_a_size_is_read_as_people_write_it(text: str, num_bytes: int) -> None:
-    assert NUM_BYTES.convert(text, None, None) == num_bytes
-
-
-@pytest.mark.parametrize("text", ["", "G", "-3G", "nan", "3h4x", "0"])
-def test_what_is_no_size_and_no_duration_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(BadParameter, match="is not like 200G"):
-        NUM_BYTES.convert(text, None, None)
-    if text != "0":
-        with pytest.raises(BadParameter, match="is not like 3h50m"):
-            DURATION.convert(text, None, None)
 
 
 def test_an_unknown_teacher_source_lists_the_known_ones(tmp_path: Path) -> None:
@@ -295,109 +267,3 @@ def test_a_mistake_gets_an_explanation_and_no_traceback(
     places["LIST"].write_text("nothing.png\n")
     found, _, err = run(*(places.get(argument, argument) for argument in arguments))
     assert (found, words in err) == (code, True), err
-
-
-INTERRUPTED_AT_AN_IMPORT = """
-import os, signal, sys
-from phistill.__main__ import main
-
-class Interrupt:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this test was started with
-sys.meta_path.insert(0, Interrupt())
-sys.argv = ["phistill", *{arguments!r}]
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("click", "Interrupted. Nothing had begun."),
-        ("phistill.commands", "Interrupted. Nothing had begun."),
-        ("torch", "Stopping ..."),
-        ("timm", "Stopping ..."),
-    ],
-)
-def test_ctrl_c_is_answered_while_libraries_are_loaded(
-    make_cache: CacheFactory, tmp_path: Path, module: str, words: str
-) -> None:
-    cache = make_cache()
-    assert run("fit-stats", cache.path)[0] == 0
-    arguments = ["train", str(cache.path), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    code = INTERRUPTED_AT_AN_IMPORT.format(module=module, arguments=arguments)
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 130, ended.stderr
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
-def test_ctrl_c_during_a_long_step_is_answered_before_the_step_ends(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert "Stopping after this step" in capfd.readouterr().err
-    assert stop.number == signal.SIGINT
-
-
-WITHOUT_TORCH = """
-import sys
-from phistill.__main__ import main
-sys.argv = ["phistill", *{arguments!r}]
-try:
-    main()
-finally:
-    print(sorted({{"torch", "timm"}} & set(sys.modules)))
-"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("train CACHES --out NEW", "is not a cache: nothing is there. Did you mean cache?"),
-        ("train CACHE --out NEW --teachers aa", "it has: a, b. Did you mean a?"),
-        ("train CACHE --out NEW --normalizer phis", "Did you mean phi-s?"),
-        ("train CACHE --out NEW --set epoch=3", "Did you mean epochs?"),
-        ("train CACHE --out NEW --set learning_rate=1", "Did you mean lr or"),
-        ("train CACHE --out NEW --set summary_loss=cosin", "Did you mean cosine?"),
-        ("train CACHE --out NEW --epoch 3", "Did you mean '--epochs'?"),
-        ("train CACHE --out NEW --student vit_tinyy_patch16_224", "mean vit_tiny_patch16_224"),
-        ("train CACHE --out NEW --device cudaa", "write auto, cpu, cuda, cuda:1 or mps"),
-        ("extract IMAGEZ --cache NEW --teacher demo:clip", "do not exist"),
-        ("extract IMAGES --cache NEW --teacher demo:clp", "Did you mean clip?"),
-        ("extract IMAGES --cache NEW --teacher tim:vit_small_patch16_224", "Did you mean timm?"),
-        ("extract IMAGES --cache NEW --teacher timm:vit_smal_patch16_224", "vit_small_patch16_224"),
-        ("extract IMAGES --cache NEW --teacher demo:clip --view resise", "Did you mean resize?"),
-        ("check-teacher timm:vit_smal_patch16_224", "vit_small_patch16_224"),
-        ("evaluate RUNS", "no checkpoint: nothing is there. Did you mean run?"),
-        ("export RUNS NEW", "no checkpoint: nothing is there"),
-        ("report CACHE RUNS", "no checkpoint: nothing is there"),
-        ("fit-stats CACHES", "Did you mean cache?"),
-        ("trian CACHE", "Did you mean 'train'?"),
-    ],
-)  # fmt: skip
-def test_what_is_misspelt_is_refused_before_torch_is_loaded(
-    make_cache: CacheFactory, tmp_path: Path, arguments: str, words: str
-) -> None:
-    cache = make_cache().path.rename(tmp_path / "cache")
-    for folder in ("images", "run"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "images" / "x.png").write_bytes(b"x")
-    places = {
-        name: tmp_path / name.lower() for name in ("CACHES", "NEW", "IMAGES", "IMAGEZ", "RUNS")
-    }
-    places["CACHE"] = cache
-    typed = [str(places.get(word, word)) for word in arguments.split()]
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH.format(arguments=typed)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2, ended.stderr
-    assert words in ended.stderr
-    assert ended.stdout.splitlines()[-1] == "[]"
