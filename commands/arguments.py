@@ -164,7 +164,7 @@ device_option = click.option(
 autocast_option = click.option(
     "--autocast",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Arithmetic of the teachers.  [default: bfloat16 on CUDA, else float32]",
+    help="Arithmetic of the teachers.  [default: bfloat16 on GPUs that have it, else float32]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 

@@ -153,7 +153,8 @@ class ExtractOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     autocast: str | None = None
-    """Arithmetic of a new teacher: float32, bfloat16, float16; default bfloat16 on CUDA."""
+    """Arithmetic of a new teacher: float32, bfloat16, float16; bfloat16 on GPUs that
+    have it unless said, else float32."""
     rows_per_forward: int | Literal["auto"] | None = None
     """Rows in one forward pass of a new teacher, stored with it; ``auto`` measures which number is
     fastest here, None follows a rule."""

@@ -205,7 +205,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1,
         description="Seed of the weights, of dropout and of the student's own augmentation.")] = 0
     device: Annotated[str, Meta(
-        description="auto takes CUDA when there is one; or cpu, cuda, cuda:1, ...")] = "auto"
+        description="auto takes CUDA or Apple's GPU when there is one; or cpu, cuda, cuda:1, ..."
+    )] = "auto"
     compile: Annotated[bool, Meta(description="Run the student through `torch.compile`.")] = False
     deterministic: Annotated[bool, Meta(
         description="Take only kernels that give the same bits every time: a run on a GPU can then "
