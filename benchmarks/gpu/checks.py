@@ -22,7 +22,7 @@ IMAGES = ROOT / "demo" / "images.parquet"
 STUDENT = (
     'student = "vit_tiny_patch16_224"\n'
     "student_options = { patch_size = 10, embed_dim = 192, depth = 4, num_heads = 3 }\n"
-    "head_width = 256\nbatch_size = 48\ntensorboard = false\n"
+    "head_width = 256\ntensorboard = false\n"
 )
 
 
@@ -78,7 +78,8 @@ def demo_cache(sizes: Sizes, folder: Path) -> Path:
 
 def settings(folder: Path, num_steps: int, **more: object) -> Path:
     """A TOML file of a small student."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in more.items()]
+    values = {"batch_size": 48, **more}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     path = folder / "run.toml"
     path.write_text(STUDENT + f"num_steps = {num_steps}\n" + "\n".join(lines) + "\n", "utf-8")
     return path
@@ -89,7 +90,8 @@ def commands(sizes: Sizes, folder: Path) -> list[str]:
     cache, runs, device = folder / "demo.cache", folder / "runs", sizes.device
     toml, grid = settings(folder, sizes.demo_steps), folder / "grid.toml"
     grid.write_text(
-        toml.read_text() + f'device = "{device}"\n[grid]\nnormalizer = ["phi-s", "none"]\n', "utf-8"
+        f'[base]\n{toml.read_text()}device = "{device}"\n[grid]\nnormalizer = ["phi-s", "none"]\n',
+        "utf-8",
     )
     teachers = ("--teacher", "demo:clip", "--teacher", "demo:mask")
     steps = {
