@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from phistill.cache.storage.limits import is_out_of_files, out_of_files_text
 from phistill.cache.storage.positional import open_to_read, pread
 from phistill.errors import SourceError
 
@@ -29,9 +30,10 @@ def retried(action: Callable[[], T], path: Path) -> T:
         except OSError as error:  # pyarrow raises a plain one for damaged tables too
             failure = error
             time.sleep(0.1 * 4**attempt)
+    advice = out_of_files_text() if is_out_of_files(failure) else "Mend the disk."
     raise SourceError(
         f"{path} cannot be read ({failure.strerror or failure}), tried {NUM_TRIES} times. "
-        "Nothing was recorded for it; mend the disk and run the same command again."
+        f"{advice} Nothing was recorded for it; run the same command again."
     )
 
 

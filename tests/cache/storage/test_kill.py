@@ -20,7 +20,7 @@ import pytest
 from phistill.cache import Cache
 from tests.conftest import FULL
 
-SCRIPT = Path(__file__).with_name("writing_script.py")
+SCRIPT = Path(__file__).parents[1] / "writing_script.py"
 SAMPLE = None if FULL else 5
 RANDOM_KILLS = 200 if FULL else 25
 needs_strace = pytest.mark.skipif(

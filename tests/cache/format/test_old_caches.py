@@ -12,7 +12,7 @@ import pytest
 from phistill.cache import Cache
 from phistill.cache.upkeep.verify import verify
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.mark.guarantee("G23", "format 1 opens")
@@ -30,7 +30,7 @@ def test_a_version_1_cache_opens_and_gives_its_values() -> None:
 
 def test_what_is_written_today_is_still_version_1_to_the_byte(tmp_path: Path) -> None:
     """A change of the format needs a new number; this notices one that slipped in."""
-    script = Path(__file__).with_name("writing_script.py")
+    script = Path(__file__).parents[1] / "writing_script.py"
     subprocess.run([sys.executable, str(script), str(tmp_path / "c")], check=True)
     for path in sorted((DATA / "cache-v1").rglob("*")):
         # pyarrow names its own version inside the index, and with it the digest in the root.
