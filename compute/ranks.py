@@ -90,6 +90,12 @@ def joined(device: str) -> Iterator[Ranks]:
                 f"device={device!r} is one device, and {launch} is not alone. Take cuda: every "
                 "process then takes the one of its number."
             )
+        # A launcher that shows each process one device alone leaves nothing to count.
+        if place.type == "cuda" and launch.num_local > (count := torch.cuda.device_count()) > 1:
+            raise UsageError(
+                f"{launch.num_local} processes of {launch.launcher} on this machine, and torch "
+                f"sees {count} CUDA devices: ranks cannot share one. Start {count} processes."
+            )
         begun_here = not dist.is_initialized()
         if begun_here:
             _join(launch, place)

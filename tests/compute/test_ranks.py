@@ -86,6 +86,22 @@ def test_gpus_are_joined_by_nccl_with_their_device_and_a_time_limit(
     assert asked["timeout"] >= timedelta(minutes=10)
 
 
+def test_more_processes_than_gpus_are_refused_with_both_numbers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nccl would say that a device is there twice."""
+    machine(cuda=2)
+    for name, value in {**TORCHRUN, "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "_exchange_device", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", lambda device: device)
+    with (
+        pytest.raises(UsageError, match=r"4 processes of torchrun .* sees 2 CUDA devices"),
+        joined("auto"),
+    ):
+        pass
+
+
 def test_several_processes_do_not_share_one_gpu_by_its_index(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
