@@ -71,28 +71,19 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
     click.echo(render(report, opened))
     if report.findings:
         sys.exit(1)
-    if live is not None and not _agrees_live(cache, str(images), live, device):
+    if live is None:
+        return
+    from phistill.pipeline.recheck import recheck
+
+    for name in opened.teachers:
+        if opened.teacher(name).is_imported:
+            click.echo(f"{name}: imported, so there is nothing to run again.")
+    agree = True
+    for compared in recheck(opened, str(images), live, device):
+        click.echo(str(compared))
+        agree = agree and compared.agrees
+    if not agree:
         sys.exit(1)
-
-
-def _agrees_live(cache: str, images: str, num_rows: int, device: str) -> bool:
-    """Print how far each teacher is from what is stored; False when one is another teacher."""
-    from phistill import cache as store
-    from phistill.pipeline.images.open_source import opened
-    from phistill.pipeline.recheck import compare_live, sample_rows
-    from phistill.pipeline.runners import stored_runner
-
-    stored, agree = store.open(cache), True
-    with opened(images) as source:
-        for name in stored.teachers:
-            if stored.teacher(name).is_imported:
-                click.echo(f"{name}: imported, so there is nothing to run again.")
-                continue
-            rows = sample_rows(stored, name, num_rows)
-            report = compare_live(stored, source, stored_runner(stored, name, device), rows)
-            click.echo(str(report))
-            agree = agree and report.agrees
-    return agree
 
 
 @click.command()

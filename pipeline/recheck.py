@@ -6,8 +6,9 @@ must not mix them unnoticed, so a few stored rows are computed again and compare
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from phistill.errors import CacheMismatch
 from .decode.rgb import DecodeRules
 from .decode.shards import decode_shards
 from .decode.views import View
+from .images.open_source import opened
 from .images.source import ImageSource
 from .index import shard_rows
+from .runners import stored_runner
 from .teachers.runner import TeacherRunner
 
 NUM_ROWS = 8
@@ -76,6 +79,17 @@ def compare_live(
         differences[kind] = float(np.max(error / np.maximum(scale, np.finfo(np.float64).tiny)))
     tolerance = TOLERANCE[str(stored.identity.get("autocast", "float32"))]
     return LiveReport(name, tuple(rows.tolist()), differences, tolerance)
+
+
+def recheck(
+    cache: Cache, images: str | Path, num_rows: int, device: str = "auto"
+) -> Iterator[LiveReport]:
+    """A report for each teacher that was not imported, on ``num_rows`` random rows."""
+    with opened(images) as source:
+        for name in cache.teachers:
+            if not cache.teacher(name).is_imported:
+                rows = sample_rows(cache, name, num_rows)
+                yield compare_live(cache, source, stored_runner(cache, name, device), rows)
 
 
 def sample_rows(cache: Cache, teacher: str, num_rows: int, seed: int = 0) -> NDArray[np.int64]:
