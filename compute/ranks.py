@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from phistill.errors import UsageError
+from phistill.errors import PhistillError, UsageError
 
 from .devices import choose_device, current_device
 from .launch import Launch, launched, meeting_point
@@ -67,10 +67,49 @@ class Ranks:
         dist.all_gather(received, mine)
         return [one.to(value.device) for one in received]
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        if self.world > 1:
-            dist.barrier()
+    def gathered_objects(self, value: Any) -> list[Any]:
+        """What can be pickled, of every rank, in their order."""
+        if self.world == 1:
+            return [value]
+        received = [None] * self.world
+        dist.all_gather_object(received, value)
+        return received
+
+    def from_first(self, value: Any) -> Any:
+        """The first rank's value on every rank; what can be pickled."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first rank's host tensors on every rank; the others' are not looked at."""
+        if self.world == 1:
+            return dict(tensors)
+        shapes = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        received = {}
+        for name, (shape, dtype) in self.from_first(shapes).items():
+            sent = tensors[name] if self.is_first else torch.empty(shape, dtype=dtype)
+            on_device = sent.to(self.device).contiguous()
+            dist.broadcast(on_device, 0)
+            received[name] = on_device.to("cpu")
+        return received
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """What fails inside on one rank fails on all, rather than leaving the others to wait."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        texts = self.gathered_objects(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, text in enumerate(texts):
+            if text is not None:
+                raise PhistillError(f"process {rank} of {self.world} stopped: {text}")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,10 +16,11 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from phistill import __version__
+from phistill import __version__, plugins
 from phistill.cache.joined import JoinedCaches
 from phistill.compute.precision import FLOAT32_PRODUCTS, resolve_precision
-from phistill.errors import UsageError
+from phistill.compute.ranks import Ranks
+from phistill.errors import RunMismatch, UsageError
 from phistill.stats import METHODS, Normalizer
 from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
 
@@ -107,6 +112,57 @@ class ResolvedRun:
             image_size=int(facts["image_size"]),
             precision=str(facts["precision"]),
         )
+
+
+LOCAL_KEYS = frozenset(
+    {"device", "loader_workers", "read_ahead", "memory_bytes", "tensorboard", "wandb"}
+)
+"""Settings in which the processes of one run may differ."""
+
+
+def require_agreement(run: ResolvedRun, ranks: Ranks) -> None:
+    """RunMismatch, on every rank and before the first step, where they would not train one student:
+    other settings, another cache, other code."""
+    if ranks.world == 1:
+        return
+    facts = run.facts()
+    config = facts.pop("config")
+    del facts["caches"], facts["num_threads"]  # paths and cores may differ
+    facts |= {f"setting {key}": value for key, value in config.items() if key not in LOCAL_KEYS}
+    facts["code"] = _code_digest(run.config)
+    hosts, all_facts = zip(*ranks.gathered_objects((socket.gethostname(), facts)), strict=True)
+    for rank, other in enumerate(all_facts):
+        differing = [key for key in all_facts[0] if other.get(key) != all_facts[0][key]]
+        if differing:
+            lines = "".join(
+                f"\n  {key}: {_brief(all_facts[0][key])} -> {_brief(other.get(key))}"
+                for key in differing
+            )
+            raise RunMismatch(
+                f"process {rank} on {hosts[rank]} would not train what process 0 on {hosts[0]} "
+                f"does:{lines}\nStart every process with the same command, version and cache, or "
+                "copies of it."
+            )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _code_digest(config: TrainConfig) -> str:
+    """sha256 (hex) of the source of what decides a step, plug-ins included."""
+    root = Path(__file__).parent.parent
+    rooms = ("cache", "compute", "plugins", "stats", "train")
+    files = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
+    for what in ("student", "head", "patch_loss", "summary_loss", "row_filter"):
+        if ":" in (name := getattr(config, what)):
+            plugins.load(name, what)
+            files.append(Path(str(sys.modules[name.partition(":")[0]].__file__)))
+    digest = sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device) -> ResolvedRun:

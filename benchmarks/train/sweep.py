@@ -24,8 +24,9 @@ from phistill.train import Progress, cells
 from phistill.train.data.source import Source
 from phistill.train.data.stream import Rows
 from phistill.train.resolve import resolve_run
+from phistill.train.run import Run
 from phistill.train.sweeps.cells import Cell
-from phistill.train.trainer import Run, train_runs
+from phistill.train.trainer import train_runs
 
 
 class ThrottledSource(Source):

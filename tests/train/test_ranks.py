@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+import phistill.cache as store
 from phistill.cache import Cache
+from phistill.stats import fit_stats
 from phistill.train import TrainConfig, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.metrics import read_metrics
+from tests.conftest import rename_images
 
 Config = Callable[..., TrainConfig]
 
@@ -59,9 +63,11 @@ def start(
     return launch(RANK, [str(cache.path), str(out), settings, str(kill_at)], world)
 
 
-def launch(script: str, arguments: list[str], world: int) -> list[subprocess.Popen[str]]:
-    """The processes torchrun would start."""
-    port, threads = free_port(), {"OMP_NUM_THREADS": "1"}
+def launch(
+    script: str, arguments: list[str], world: int, *, port: str = "", rank: int | None = None
+) -> list[subprocess.Popen[str]]:
+    """The processes torchrun would start, or one of them."""
+    port, threads = port or free_port(), {"OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
@@ -77,7 +83,7 @@ def launch(script: str, arguments: list[str], world: int) -> list[subprocess.Pop
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for rank in (range(world) if rank is None else [rank])
     ]
 
 
@@ -141,6 +147,70 @@ def test_a_batch_with_fewer_rows_than_ranks_is_refused(
     for process in start(fitted_cache, tmp_path / "run", make_config(batch_size=1), 2):
         _, errors = process.communicate(timeout=300)
         assert "batch_size=1 has no row for each of 2 processes" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def each(scripted: list[list[str]]) -> list[subprocess.Popen[str]]:
+    """A rank for each list of arguments."""
+    port = free_port()
+    return [
+        launch(RANK, arguments, len(scripted), port=port, rank=rank)[0]
+        for rank, arguments in enumerate(scripted)
+    ]
+
+
+@pytest.mark.guarantee("G27", "ranks with run folders of their own go on from the first rank's")
+def test_ranks_without_a_shared_folder_go_on_from_the_checkpoint_of_the_first(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """Also where the other's folder holds a checkpoint of a run that got farther."""
+    config = make_config(checkpoint_every=5, num_steps=12)
+    train(fitted_cache, tmp_path / "whole", config)
+    train(fitted_cache, tmp_path / "second", config)
+    settings, cache = json.dumps(config.to_dict()), str(fitted_cache.path)
+    outs = [str(tmp_path / name) for name in ("first", "second")]
+    for process in each([[cache, out, settings, "8"] for out in outs]):
+        process.communicate(timeout=300)
+    assert checkpoints.steps(tmp_path / "first") == [5]
+    assert finish(each([[cache, out, settings, "-1"] for out in outs])) == [0, 0]
+    one, two = losses(tmp_path / "whole"), losses(tmp_path / "first")
+    assert len(one) == len(two) == 12
+    for alone, joined in zip(one, two, strict=True):
+        assert alone == pytest.approx(joined, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("what", ["setting lr", "images_digest", "cannot be opened"])
+def test_ranks_that_would_not_train_one_student_are_refused_before_the_first_step(
+    what: str,
+    fitted_cache: Cache,
+    make_cache: Callable[..., Cache],
+    make_config: Config,
+    tmp_path: Path,
+) -> None:
+    config = make_config(num_steps=2)
+    other, second = config, str(fitted_cache.path)
+    if what == "setting lr":
+        other = make_config(num_steps=2, lr=0.5)
+    elif what == "images_digest":
+        copy = tmp_path / "copy.cache"
+        shutil.copytree(fitted_cache.path, copy)
+        rename_images(store.open(copy))
+        fit_stats(store.open(copy))
+        second = str(copy)
+    else:
+        second = str(tmp_path / "nothing.cache")
+    processes = each(
+        [
+            [str(fitted_cache.path), str(tmp_path / "run"), json.dumps(config.to_dict()), "-1"],
+            [second, str(tmp_path / "run"), json.dumps(other.to_dict()), "-1"],
+        ]
+    )
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], errors
+    if what == "cannot be opened":
+        assert "process 1 of 2 stopped" in errors[0]
+    else:
+        assert all(what in text and "process 1 on" in text for text in errors), errors
     assert not (tmp_path / "run").exists()
 
 

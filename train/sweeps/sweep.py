@@ -31,8 +31,9 @@ from ..data.near import stage_caches
 from ..evaluation import EvalRow, evaluate
 from ..progress import Progress
 from ..resolve import resolve_run
+from ..run import Run
 from ..run_folder import is_diverged, refuse_changes, stored_facts
-from ..trainer import Run, source_of, train_runs
+from ..trainer import source_of, train_runs
 from .cells import Cell
 from .tables import publish_tables
 
