@@ -28,13 +28,16 @@ from .format.arrays import array_document, group_attributes, same_array
 from .format.info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .format.json_document import MAX_DOCUMENT_BYTES
 from .format.record import CommitRecord
-from .format.split import Split
+from .format.split import HELDOUT, TRAIN, Split
 from .reader import ArrayReader
 from .rows import eligible_rows
-from .segments import read_index
+from .segments import read_index, read_segment
 from .storage.files import Files
 from .storage.local_files import LocalFiles
 from .storage.open_files import open_files
+
+SPLITS = (None, TRAIN, HELDOUT)
+"""What the index may say of a row's side."""
 
 RESTORE = "Restore it from a copy."
 """What helps with any document."""
@@ -51,6 +54,7 @@ class Contents:
         self.files = files
         self._commits: dict[str, dict[int, CommitRecord]] = {}
         self._teachers: dict[str, TeacherInfo] = {}
+        self._splits: dict[str, NDArray[np.int8]] = {}
         self._index: tuple[tuple[Segment, ...], pa.Table] | None = None
         self._version: Any = None
 
@@ -137,6 +141,27 @@ class Contents:
             table = read_index(self.files, self.info.segments)
             self._index = (self.info.segments, table)
         return self._index[1]
+
+    def given_split(self, shard: int) -> list[str | None]:
+        """The split that came with each row of a shard; None where none did."""
+        start, stop = self.info.shard_range(shard)
+        number, segment = next(
+            (number, segment)
+            for number, segment in enumerate(self.info.segments)
+            if segment.start <= start < segment.start + segment.num_rows
+        )
+        if segment.index_sha256 not in self._splits:  # a byte for each row, for every shard to come
+            table: Any = read_segment(self.files, number, segment)
+            given = table["split"].to_pylist() if "split" in table.column_names else [None]
+            if unknown := set(given) - set(SPLITS):
+                raise CorruptCache(
+                    f"{self.files.where(names.index(number))} says split={unknown.pop()!r}; "
+                    f"{TRAIN} and {HELDOUT} are known. Make the cache again."
+                )
+            codes = np.array([SPLITS.index(split) for split in given], np.int8)
+            self._splits[segment.index_sha256] = np.broadcast_to(codes, segment.num_rows)
+        codes = self._splits[segment.index_sha256]
+        return [SPLITS[code] for code in codes[start - segment.start : stop - segment.start]]
 
     def commits(self, owner: str) -> dict[int, CommitRecord]:
         """Commit records by shard. Records already read are kept while their files are there; new

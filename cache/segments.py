@@ -16,12 +16,15 @@ from .storage.files import Files
 
 def read_index(files: Files, segments: Sequence[Segment]) -> pa.Table:
     """The tables of all segments, one after another; CorruptCache for a changed one."""
-    tables = []
-    with remedy("Restore it from a copy, or extract into a new cache.", CorruptCache):
-        for number, segment in enumerate(segments):
-            path = names.index(number)
-            tables.append(decode_index(files.read(path), segment, files.where(path)))
+    tables = [read_segment(files, number, segment) for number, segment in enumerate(segments)]
     return pa.concat_tables(tables, promote_options="default")
+
+
+def read_segment(files: Files, number: int, segment: Segment) -> pa.Table:
+    """The table of one segment; CorruptCache for a changed one."""
+    path = names.index(number)
+    with remedy("Restore it from a copy, or extract into a new cache.", CorruptCache):
+        return decode_index(files.read(path), segment, files.where(path))
 
 
 def publish_index(

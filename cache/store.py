@@ -106,13 +106,8 @@ class Cache(Contents):
                 images = replace(images, heldout=record.images.heldout)
         if images.heldout:
             return images
-        index: Any = self.index()
-        start, stop = self.info.shard_range(shard)
-        split: list[str | None] = [None] * (stop - start)
-        if "split" in index.column_names:
-            first = int(index["row"].to_numpy().searchsorted(start))
-            split = index["split"].slice(first, stop - start).to_pylist()
-        return replace(images, heldout=decide_sides(images.sha256, split, self.info))
+        sides = decide_sides(images.sha256, self.given_split(shard), self.info)
+        return replace(images, heldout=sides)
 
     def _encode(self, owner: str, kind: str, values: NDArray[Any]) -> list[memoryview]:
         if not self.info.compression:
