@@ -132,6 +132,12 @@ from .mistakes import refuse_teacher_mistakes
     show_default=True,
     help="Tars from afar whose images are mixed in a new cache; twice as many are on the disk.",
 )
+@click.option(
+    "--member",
+    default="",
+    help="Image of a tar's samples: what follows the key, jpg or left.png; one of each by default.",
+)
+@click.option("--allow-cut-tars", is_flag=True, help="Take what is there of a tar that was cut.")
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option(
     "--add-views", is_flag=True, help="Add what the cache lacks of the list of every --view."

@@ -7,7 +7,7 @@ processes may extract one cache, each its own shards (``worker``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class ExtractReport:
     """(id, reason) of every rejected row of the cache."""
     num_new_images: int
     """Images of the source that the cache does not have; one worker of several does not look."""
+    left_out: Mapping[str, int]
+    """What lies beside the images of the source, by kind; empty where they were not listed."""
     out_of_time: bool
     """The time limit ended the run; the same call goes on."""
     missing_shards: tuple[int, ...]
@@ -135,6 +137,7 @@ def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -
         elapsed_s=time.monotonic() - started,
         rejects=rejects(cache),
         num_new_images=prepared.num_new_images,
+        left_out=prepared.left_out,
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
     )

@@ -41,6 +41,8 @@ class PrepareReport:
     """Shards that were damaged and are to be extracted again."""
     num_new_images: int = 0
     """Images of the source that the cache does not have."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What lies beside the images, by kind, where they were listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
         add_or_require(cache, runner.info, ANOTHER_NAME)
-    return Prepared(cache, runners, report=PrepareReport(num_repaired, len(new)))
+    return Prepared(
+        cache, runners, report=PrepareReport(num_repaired, len(new), dict(request.source.left_out))
+    )
 
 
 def _repair(cache: Cache) -> int:

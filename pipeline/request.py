@@ -22,7 +22,8 @@ from phistill.errors import UsageError
 from .add_views import missing_views
 from .images.annotations import hold_out, label
 from .images.open_source import open_source
-from .images.source import ImageRecord, ImageSource
+from .images.source import ImageRecord, ImageSource, left_out_text
+from .images.tar import TarRules
 from .settings import CacheSettings, ExtractOptions
 from .teachers.spec import TeacherSpec
 
@@ -62,6 +63,8 @@ class Request:
     def records(self) -> list[ImageRecord]:
         """The images of the source, some of them held out by name."""
         records = self.source.records()
+        if left_out := left_out_text(self.source.left_out):
+            self.on_notice(left_out)
         if self.options.holdout_file is not None:
             records = hold_out(records, self.options.holdout_file)
         if self.options.labels_file is not None:
@@ -108,7 +111,9 @@ def make_request(
             raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
         keep_out_of_the_way(files)
     return Request(
-        source=open_source(images, options.window_tars)
+        source=open_source(
+            images, options.window_tars, TarRules(options.member, options.allow_cut_tars)
+        )
         if isinstance(images, str | Path)
         else images,
         files=files,

@@ -183,6 +183,10 @@ class ExtractOptions:
     """Which image, folder or class number is which class; for images that are new to the cache."""
     window_tars: int = 8
     """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
+    member: str = ""
+    """Which image of a tar's samples: what follows the key, as ``jpg`` or ``left.png``."""
+    allow_cut_tars: bool = False
+    """A tar that ends without its end mark is read as far as it goes."""
     repair: bool = False
     """Check every byte first and extract damaged shards again."""
     worker: WorkerShards | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from phistill.cache.storage.lock import Holder
 from phistill.errors import counted
 from phistill.pipeline import ExtractProgress, ExtractReport
+from phistill.pipeline.images.source import left_out_text
 from phistill.pipeline.settings import WorkerShards
 
 from .terminal import bytes_text, duration_text, licences_text
@@ -86,6 +87,8 @@ def _summary(
         yield rejects_text(report.rejects[:10])
     if len(report.rejects) > 10:
         yield f"  and {len(report.rejects) - 10} more: phistill inspect {location} --rejects"
+    if left_out := left_out_text(report.left_out):
+        yield left_out.capitalize()
     if report.num_repaired:
         yield f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}."
     if report.num_new_images:

@@ -33,7 +33,7 @@ def hold_out(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
     UsageError when a line names nothing that the source has.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--holdout {path} cannot be read as a text file of ids, one per line."
@@ -111,7 +111,7 @@ def _label(record: ImageRecord, labels: dict[str, str]) -> str | None:
 def _json(path: Path) -> Iterable[tuple[Any, Any]]:
     """An object; or a list, whose positions are class numbers. A list as a value, as in ImageNet's
     class index, ends in the name."""
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(path.read_text("utf-8-sig"))
     if isinstance(content, list):
         return list(enumerate(content))
     if not isinstance(content, dict):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
 from phistill.errors import UsageError
 
@@ -14,9 +16,14 @@ from .source import (
     TRAIN_NAMES,
     ImageRecord,
     ImageSource,
+    is_hidden,
+    is_text,
+    left_out_text,
     refuse_duplicates,
     splits_of_names,
 )
+
+FOLDER, IMAGE = "folder", "image"
 
 
 class FolderSource(ImageSource):
@@ -29,16 +36,12 @@ class FolderSource(ImageSource):
         self._root = root
 
     def records(self) -> list[ImageRecord]:
-        paths = [
-            Path(folder, name).relative_to(self._root)
-            for folder, _, names in os.walk(self._root)
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not _is_broken_link(folder, name)
-        ]
+        self.left_out = left_out = Counter[str]()
+        paths = list(_walk(self._root, PurePath(), (), left_out))
         if not paths:
             raise UsageError(
                 f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
-                "Give another folder, or a parquet file."
+                f"Give another folder, or a parquet file. {left_out_text(self.left_out)}".rstrip()
             )
         paths.sort()
         splits = self._splits(paths)
@@ -57,7 +60,7 @@ class FolderSource(ImageSource):
             for path, folder, split in zip(paths, folders, splits, strict=True)
         ]
 
-    def _splits(self, paths: list[Path]) -> list[str | None]:
+    def _splits(self, paths: list[PurePath]) -> list[str | None]:
         """From ``train/`` and ``val/`` at the top, where all images lie in such folders."""
         tops = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
         if not all(top.lower() in (*TRAIN_NAMES, *HELDOUT_NAMES) for top in tops):
@@ -68,15 +71,55 @@ class FolderSource(ImageSource):
         return read_file(self._root / uri)
 
 
-def _is_broken_link(folder: str, name: str) -> bool:
-    path = os.path.join(folder, name)
-    return os.path.islink(path) and not os.path.exists(path)
+def _walk(
+    folder: Path,
+    below: PurePath,
+    above: tuple[tuple[int, int], ...],
+    left_out: Counter[str],
+) -> Iterator[PurePath]:
+    """Images below the root, links followed; ``above`` are the folders that led here, by device
+    and inode: a link back to one of them is a loop."""
+    facts = folder.stat()
+    here = (facts.st_dev, facts.st_ino)
+    if here in above:
+        left_out["links that lead back"] += 1
+        return
+    with os.scandir(folder) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
+        kind = _kind(entry)
+        if kind == FOLDER:
+            yield from _walk(folder / entry.name, below / entry.name, (*above, here), left_out)
+        elif kind == IMAGE:
+            yield below / entry.name
+        else:
+            left_out[kind] += 1
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """FOLDER, IMAGE, or what is left out."""
+    if is_hidden(entry.name):
+        return "hidden files and folders"
+    if not is_text(entry.name):
+        return "names that are not UTF-8"
+    try:
+        if entry.is_dir():
+            return FOLDER
+        if not entry.is_file():
+            broken = entry.is_symlink() and not os.path.exists(entry.path)
+            return "broken links" if broken else "pipes, sockets and devices"
+    except OSError:  # a link to itself
+        return "broken links"
+    suffix = PurePath(entry.name).suffix.lower()
+    if suffix in SUFFIXES:
+        return IMAGE
+    return f"{suffix} files" if suffix else "files without a suffix"
 
 
 def listed_lines(path: Path) -> list[str]:
     """The lines of a text file that are neither empty nor comments; UsageError without any."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is neither an image folder, a parquet file, a tar nor a text file of paths."

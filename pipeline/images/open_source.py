@@ -17,10 +17,10 @@ from phistill.errors import PhistillError, SourceError, UsageError
 
 from .arrow import ArrowSource, is_saved_dataset
 from .folder import FolderSource, ListSource, listed_lines
-from .parquet import ParquetSource
+from .parquet import ParquetSource, holds_images
 from .remote_tar import WINDOW_TARS, RemoteTarSource, check_urls, is_remote
-from .source import SUFFIXES, ImageSource, refuse_duplicates
-from .tar import TarSource
+from .source import SUFFIXES, ImageSource, is_hidden, refuse_duplicates
+from .tar import WHOLE_TARS, TarRules, TarSource
 
 MAX_NAMES = 1_000_000
 """That braces may stand for."""
@@ -28,7 +28,9 @@ _GROUP = re.compile(r"\{([^{}]*)\}")
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource:
+def open_source(
+    path: str | Path, window_tars: int = WINDOW_TARS, tars: TarRules = WHOLE_TARS
+) -> ImageSource:
     """A source by what ``path`` is.
 
     A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet`` or
@@ -38,14 +40,14 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource
     registers NAME.
     """
     if isinstance(path, str) and is_remote(path):
-        return RemoteTarSource(check_urls(expand(path)), window_tars)
+        return RemoteTarSource(check_urls(expand(path)), window_tars, rules=tars)
     if isinstance(path, str) and is_plugin(path):
         return _open_plugin(path)
     if has_braces(str(path)) and not Path(path).exists():
-        return _local_tars([Path(name) for name in expand(str(path))])
+        return _local_tars([Path(name) for name in expand(str(path))], tars)
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, tars)
     if not path.is_file():
         raise UsageError(
             f"images {str(path)!r} do not exist. Give a folder, a parquet file, a tar, or a text "
@@ -54,7 +56,7 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource
     if path.suffix == ".parquet":
         return ParquetSource(path.parent, [path])
     if path.suffix == ".tar":
-        return TarSource(path.parent, [path])
+        return TarSource(path.parent, [path], tars)
     if path.name.endswith(COMPRESSED):
         raise UsageError(
             f"{path} is compressed, and its members cannot be read in place. Decompress it: images "
@@ -66,8 +68,8 @@ def open_source(path: str | Path, window_tars: int = WINDOW_TARS) -> ImageSource
     if all(line.partition("?")[0].endswith(".tar") for line in lines):
         names = [name for line in lines for name in expand(line)]
         if any(is_remote(name) for name in names):
-            return RemoteTarSource(check_urls(names), window_tars)
-        return _local_tars([path.parent / name for name in names])
+            return RemoteTarSource(check_urls(names), window_tars, rules=tars)
+        return _local_tars([path.parent / name for name in names], tars)
     return ListSource(path)
 
 
@@ -103,7 +105,7 @@ def _open_plugin(text: str) -> ImageSource:
     return source
 
 
-def _local_tars(tars: list[Path]) -> TarSource:
+def _local_tars(tars: list[Path], rules: TarRules) -> TarSource:
     for tar in tars:
         if not tar.is_file():
             raise UsageError(f"images {str(tar)!r} do not exist; {len(tars)} tars were asked for.")
@@ -111,18 +113,44 @@ def _local_tars(tars: list[Path]) -> TarSource:
             raise UsageError(f"{tar} is no tar; braces stand for several tars.")
     refuse_duplicates([str(tar) for tar in tars], "the list of tars")
     root = Path(os.path.commonpath([tar.absolute().parent for tar in tars]))
-    return TarSource(root, [tar.absolute() for tar in tars])
+    return TarSource(root, [tar.absolute() for tar in tars], rules)
 
 
-def _open_folder(path: Path) -> ImageSource:
+def _open_folder(path: Path, rules: TarRules) -> ImageSource:
+    """By what holds images: tables with encoded images, else tars, else image files, else tables of
+    paths. Tables and tars may lie below, as a snapshot of a dataset repository has them."""
     if is_saved_dataset(path):
         return ArrowSource(path)
-    # A snapshot of a dataset repository keeps its tables one folder down.
-    if tables := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
+    tables = _below(path, ".parquet")
+    if with_images := [table for table in tables if holds_images(table)]:
+        return ParquetSource(path, with_images)
+    if tars := _below(path, ".tar"):
+        return TarSource(path, tars, rules)
+    if packed := [name for suffix in COMPRESSED for name in _below(path, suffix)]:
+        raise UsageError(
+            f"{packed[0]} is compressed, and its members cannot be read in place. Decompress it: "
+            "images hardly shrink."
+        )
+    if tables and next(_image_files(path), None) is None:
         return ParquetSource(path, tables)
-    if tars := sorted(path.glob("*.tar")):
-        return TarSource(path, tars)
     return FolderSource(path)
+
+
+def _below(path: Path, suffix: str) -> list[Path]:
+    """Files with this suffix in a folder, or else in the folders below; none that is hidden."""
+    for pattern in (f"*{suffix}", f"**/*{suffix}"):
+        files = [
+            file
+            for file in path.glob(pattern)
+            if file.is_file() and not any(map(is_hidden, file.relative_to(path).parts))
+        ]
+        if files:
+            return sorted(files)
+    return []
+
+
+def _image_files(path: Path) -> Iterator[Path]:
+    return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 @contextmanager

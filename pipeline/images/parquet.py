@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from phistill.cache.storage.parquet import read_row_group, read_table
-from phistill.errors import SourceError
+from phistill.errors import SourceError, UsageError
 
 from .columns import Columns, image_bytes
 from .local_files import read_bytes_at, read_file, retried
@@ -187,3 +187,11 @@ def _image_bytes(table: Path) -> int:
         for column in range(meta.num_columns)
     )
     return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == name)
+
+
+def holds_images(table: Path) -> bool:
+    """Whether a table has a column of encoded images, and not only paths, or urls."""
+    try:
+        return not Columns.of(pq.read_schema(table), table).is_path
+    except (UsageError, pa.ArrowException, OSError):
+        return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, cast
@@ -28,7 +29,7 @@ from .remote_files import (
     shown,
 )
 from .source import SUFFIXES, ImageRecord, ImageSource, refuse_duplicates
-from .tar import members_of, records_of
+from .tar import WHOLE_TARS, TarRules, members_of, records_of
 
 WINDOW_TARS = 8
 """Tars whose images are mixed; twice as many are on the disk at most."""
@@ -45,18 +46,20 @@ class RemoteTarSource(ImageSource):
         urls: Sequence[str],
         window_tars: int = WINDOW_TARS,
         files: Callable[[str], RemoteFiles] = remote_files,
+        rules: TarRules = WHOLE_TARS,
     ) -> None:
         if window_tars < 1:
             raise UsageError(f"--window {window_tars} must be positive.")
         names = _names(urls)
         refuse_duplicates(names, "the list of tars")
         self._urls = dict(zip(names, urls, strict=True))
-        self.window = window_tars
+        self.window, self._rules = window_tars, rules
         self._files = files(urls[0])
         self._limit = 2 * window_tars
         self._buffer = DownloadBuffer(self._fetch, self._limit)
 
     def records(self) -> list[ImageRecord]:
+        self.left_out = left_out = Counter[str]()
         pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="list")
         try:
             listed = list(pool.map(self._list, self._urls))
@@ -65,7 +68,9 @@ class RemoteTarSource(ImageSource):
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        records = [record for tar in listed for record in tar]
+        records = [record for tar, _ in listed for record in tar]
+        for _, beside in listed:
+            left_out.update(beside)
         if not records:
             raise UsageError(f"the tars hold no image ({', '.join(sorted(SUFFIXES))}).")
         return records
@@ -94,17 +99,22 @@ class RemoteTarSource(ImageSource):
         self.stop()
         self._buffer.close()
 
-    def _list(self, uri: str) -> list[ImageRecord]:
+    def _list(self, uri: str) -> tuple[list[ImageRecord], Counter[str]]:
         file = self._fetch(uri)
         try:
             size = os.fstat(file.fileno()).st_size
-            members = list(members_of(file, size, shown(self._url(uri))))
+            members = list(members_of(file, size, shown(self._url(uri)), self._rules))
+            left_out = Counter[str]()
             records = records_of(
-                uri, members, lambda m: read_bytes_at(file.fileno(), m.offset, m.length)
+                uri,
+                members,
+                lambda m: read_bytes_at(file.fileno(), m.offset, m.length),
+                self._rules,
+                left_out,
             )
             if len(self._urls) <= self._limit and self._buffer.adopt(uri, file):
                 file = cast(BinaryIO, None)  # all fit: nothing is downloaded twice
-            return records
+            return records, left_out
         finally:
             if file is not None:
                 file.close()

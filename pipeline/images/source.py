@@ -8,21 +8,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from phistill.errors import UsageError
 
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
-        *("avif", "bmp", "gif", "heic", "jfif", "jp2", "jpeg", "jpg"),
-        *("pgm", "png", "ppm", "tif", "tiff", "webp"),
+        *("apng", "avif", "avifs", "bmp", "bw", "dib", "gif", "heic", "heif", "hif", "ico", "icb"),
+        *("j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "mpo", "pbm"),
+        *("pcx", "pgm", "png", "pnm", "ppm", "qoi", "rgb", "rgba", "sgi", "tga", "tif", "tiff"),
+        *("vda", "vst", "webp"),
     )
 )
+"""Of what is decoded (``decode.rgb``), as files are named."""
+HIDDEN_NAMES = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found"})
+"""Folders of copies that systems make by themselves, beside all that begin with a dot."""
 TRAIN_NAMES = ("train", "training")
-HELDOUT_NAMES = ("heldout", "held-out", "held_out", "val", "valid", "validation", "test", "holdout")
+HELDOUT_NAMES = (
+    "heldout",
+    "held-out",
+    "held_out",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "test",
+    "holdout",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,9 @@ class ImageSource(ABC):
     window: int | None = None
     """Rows of a new cache are in random order of the files, and of the images of so many files;
     None: of all images."""
+
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What lies beside the images that ``records`` listed last, by kind."""
 
     @abstractmethod
     def records(self) -> list[ImageRecord]:
@@ -105,3 +124,20 @@ def refuse_duplicates(ids: Sequence[str], where: str) -> None:
         raise UsageError(
             f"{where} lists {twice!r} {count} times; every image needs an id of its own."
         )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path names a hidden file, or a folder of copies that a system made."""
+    return name in HIDDEN_NAMES or (name.startswith(".") and name not in (".", ".."))
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be an id: one with bytes that are no UTF-8 cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def left_out_text(left_out: Mapping[str, int], num_named: int = 6) -> str:
+    """``left out: 12 hidden files, 2 named pipes``; empty where nothing was."""
+    kinds = [f"{count:,} {kind}" for kind, count in Counter(left_out).most_common()]
+    more = f", and {len(kinds) - num_named} kinds more" if kinds[num_named:] else ""
+    return f"left out: {', '.join(kinds[:num_named])}{more}." if kinds else ""

@@ -1,0 +1,186 @@
+"""What lies beside the images is left out, counted and named; nothing vanishes without a word."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from phistill.errors import SourceError, UsageError
+from phistill.pipeline import CacheSettings, ExtractOptions, extract
+from phistill.pipeline.images.open_source import open_source
+from phistill.pipeline.images.source import left_out_text
+from phistill.pipeline.images.tar import TarRules
+
+
+def picture() -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def tar(path: Path, *names: str) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(picture())
+            file.addfile(member, io.BytesIO(picture()))
+    return path
+
+
+def names(path: Path, rules: TarRules | None = None) -> list[str]:
+    source = open_source(path, tars=rules or TarRules())
+    return [record.id.partition(".tar/")[2] or record.id for record in source.records()]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder with two images and one of each thing that is none."""
+    folder = tmp_path / "odd"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "1.jpg").write_bytes(picture())
+    (folder / "x.jpg").mkdir()
+    (folder / "x.jpg" / "2.JPE").write_bytes(picture())
+    (folder / "._1.jpg").write_bytes(b"\0")
+    (folder / ".Trash").mkdir()
+    (folder / "@eaDir").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "self.jpg").symlink_to("self.jpg")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "a" / "back").symlink_to("..")
+    (folder / "notes.txt").write_text("x")
+    (folder / "1.jpg.1").write_bytes(picture())
+    (folder / "README").write_text("x")
+    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(picture())
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "s.jpg"))
+    server.close()
+    return folder
+
+
+def test_every_kind_of_thing_that_is_no_image_is_counted(odd: Path) -> None:
+    source = open_source(odd)
+    assert [record.id for record in source.records()] == ["a/1.jpg", "x.jpg/2.JPE"]
+    assert source.left_out == {
+        "hidden files and folders": 3,
+        "pipes, sockets and devices": 2,
+        "broken links": 2,
+        "links that lead back": 1,
+        ".txt files": 1,
+        ".1 files": 1,
+        "files without a suffix": 1,
+        "names that are not UTF-8": 1,
+    }
+
+
+def test_what_was_left_out_is_told_at_once_and_in_the_end(
+    odd: Path, tiny: str, tmp_path: Path
+) -> None:
+    notices: list[str] = []
+    report = extract(
+        odd, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0),
+        on_notice=notices.append,
+    )  # fmt: skip
+    assert report.cache.num_rows == 2
+    assert report.left_out["broken links"] == 2
+    assert any(text.startswith("left out: 3 hidden files and folders, ") for text in notices)
+    assert left_out_text({}) == ""
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "1.jpg").write_bytes(picture())
+    (tmp_path / "d").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "d" / name).symlink_to("../store")
+    assert names(tmp_path / "d") == ["cat/1.jpg", "dog/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("members", "taken", "member"),
+    [
+        (["0.jpg", "0.seg.png", "1.jpg", "1.seg.png"], ["0.jpg", "1.jpg"], ""),
+        (["0.jpg", "0.seg.png", "1.jpg", "1.seg.png"], ["0.seg.png", "1.seg.png"], "seg.png"),
+        (["0.left.jpg", "0.right.jpg", "1.left.jpg", "1.right.jpg"],
+         ["0.left.jpg", "1.left.jpg"], ""),
+        (["0.left.jpg", "0.right.jpg", "1.left.jpg", "1.right.jpg"],
+         ["0.right.jpg", "1.right.jpg"], ".RIGHT.jpg"),
+        (["photo.001.jpg", "photo.002.jpg", "other.jpg"],
+         ["photo.001.jpg", "photo.002.jpg", "other.jpg"], ""),
+        (["0.png", "0.jpg", "1.jpg", "2.jpg"], ["0.jpg", "1.jpg", "2.jpg"], ""),
+        (["a.jpg", "._a.jpg", "__MACOSX/a.jpg"], ["a.jpg"], ""),
+    ],
+)  # fmt: skip
+def test_one_image_of_a_sample_is_taken_and_the_others_are_counted(
+    members: list[str], taken: list[str], member: str, tmp_path: Path
+) -> None:
+    path = tar(tmp_path / "x.tar", *members)
+    assert names(path, TarRules(member)) == taken
+    source = open_source(path, tars=TarRules(member))
+    source.records()
+    assert sum(source.left_out.values()) == len(members) - len(taken)
+
+
+@pytest.mark.parametrize("cut", [300, 0])
+def test_a_cut_tar_is_an_error_unless_allowed(cut: int, tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", "0.jpg", "1.jpg")
+    one = 512 + -(-len(picture()) // 512) * 512
+    os.truncate(path, one + cut)
+    with pytest.raises(SourceError, match=r"may have been cut.*--allow-cut-tars"):
+        names(path)
+    assert names(path, TarRules(allow_cut=True)) == ["0.jpg"]
+
+
+def test_tars_behind_one_another_are_read_to_the_end(tmp_path: Path) -> None:
+    whole = (
+        tar(tmp_path / "a.tar", "0.jpg").read_bytes()
+        + tar(tmp_path / "b.tar", "1.jpg").read_bytes()
+    )
+    (tmp_path / "both.tar").write_bytes(whole + b"garbage behind the end" * 100)
+    assert names(tmp_path / "both.tar") == ["0.jpg", "1.jpg"]
+
+
+def test_the_rules_reach_an_extraction(tiny: str, tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", "0.jpg", "0.seg.png", "1.jpg", "1.seg.png")
+    options = ExtractOptions(member="seg.png")
+    settings = CacheSettings(pixel_size=0)
+    cache = extract(path, tmp_path / "c", [f"t={tiny}"], settings=settings, options=options).cache
+    assert sorted(cache.index()["id"].to_pylist()) == ["x.tar/0.seg.png", "x.tar/1.seg.png"]
+
+
+def test_a_folder_is_read_by_what_holds_images(tmp_path: Path) -> None:
+    urls = pa.table({"url": ["https://example.org/0.jpg"], "status": ["success"]})
+    (tmp_path / "shards").mkdir()
+    tar(tmp_path / "shards" / "00000.tar", "0.jpg")
+    pq.write_table(urls, tmp_path / "shards" / "00000.parquet")
+    assert open_source(tmp_path / "shards").kind == "tar"
+    assert open_source(tmp_path).kind == "tar"  # one folder down
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "0.jpg").write_bytes(picture())
+    pq.write_table(urls, tmp_path / "files" / "about.parquet")
+    assert open_source(tmp_path / "files").kind == "folder"
+    (tmp_path / "hive" / "split=train").mkdir(parents=True)
+    pq.write_table(
+        pa.table({"image": [picture()]}), tmp_path / "hive" / "split=train" / "0.parquet"
+    )
+    assert open_source(tmp_path / "hive").kind == "parquet"
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "0.tar.gz").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"0\.tar\.gz is compressed"):
+        open_source(tmp_path / "packed")
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_hold_odd_letters(tmp_path: Path) -> None:
+    name = "a\u2028b+c%.jpg"
+    (tmp_path / name).write_bytes(picture())
+    (tmp_path / "list.txt").write_text(f"\ufeff{name}\n", "utf-8")
+    assert names(tmp_path / "list.txt") == [name]
