@@ -3,6 +3,8 @@
 STEP.safetensors holds every tensor (weights, optimizer, random state, normalizer matrices);
 STEP.json, written after it, holds the rest, the sha256 of the tensors and a digest of itself. A
 checkpoint without its JSON does not exist.
+
+torch is imported where tensors are written or read: a run that is none is refused without it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from phistill import cache as store
 from phistill.cache.format.json_document import decode, parse, with_digest
 from phistill.cache.storage import publish
 from phistill.errors import CorruptCache, CorruptCheckpoint, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the layout, raised when its tensors or fields change their meaning."""
@@ -46,10 +48,12 @@ def path_of(run: Path, step: int) -> Path:
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
     """Publish a checkpoint below a run folder; returns the path of its tensors."""
+    from safetensors.torch import save as encode
+
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()
     }
-    data = safetensors.torch.save(tensors)
+    data = encode(tensors)
     path = path_of(run, checkpoint.step)
     publish.publish_bytes(path, data)
     record = with_digest(
@@ -80,6 +84,8 @@ def steps(run: Path) -> list[int]:
 
 def load(run: Path, step: int) -> Checkpoint:
     """One checkpoint; CorruptCheckpoint when a byte of it is not what was written."""
+    from safetensors.torch import load as decode_tensors
+
     path = path_of(run, step)
     record = _record(path.with_suffix(".json"))
     try:
@@ -92,7 +98,7 @@ def load(run: Path, step: int) -> Checkpoint:
         raise UsageError(
             f"{path} has checkpoint format {record['format']}, this version reads {FORMAT}."
         )
-    return Checkpoint(int(record["step"]), safetensors.torch.load(data), record["facts"])
+    return Checkpoint(int(record["step"]), decode_tensors(data), record["facts"])
 
 
 def load_latest(run: Path) -> Checkpoint | None:
