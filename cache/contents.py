@@ -152,13 +152,13 @@ class Contents:
         )
         if segment.index_sha256 not in self._splits:  # a byte for each row, for every shard to come
             table: Any = read_segment(self.files, number, segment)
-            given = table["split"].to_pylist() if "split" in table.column_names else [None]
-            if unknown := set(given) - set(SPLITS):
+            splits = table["split"].to_pylist() if "split" in table.column_names else [None]
+            if unknown := set(splits) - set(SPLITS):
                 raise CorruptCache(
                     f"{self.files.where(names.index(number))} says split={unknown.pop()!r}; "
                     f"{TRAIN} and {HELDOUT} are known. Make the cache again."
                 )
-            codes = np.array([SPLITS.index(split) for split in given], np.int8)
+            codes = np.array([SPLITS.index(split) for split in splits], np.int8)
             self._splits[segment.index_sha256] = np.broadcast_to(codes, segment.num_rows)
         codes = self._splits[segment.index_sha256]
         return [SPLITS[code] for code in codes[start - segment.start : stop - segment.start]]

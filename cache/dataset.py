@@ -75,5 +75,5 @@ class CacheDataset(Dataset[Batch]):
     @staticmethod
     def collate(batch: Any) -> Batch:
         """The batch as it was read."""
-        found: Batch = batch
-        return found
+        rows: Batch = batch
+        return rows

@@ -61,45 +61,45 @@ def group_document(attributes: object = None) -> bytes:
     return msgspec.json.format(canonical(document), indent=2)
 
 
-def group_attributes(data: bytes, cls: type[T], what: str) -> T:
+def group_attributes(data: bytes, cls: type[T], where: str) -> T:
     """The ``phistill`` attributes of a group's zarr.json, which are those of a ``cls``."""
-    document = parse(data, what)
+    document = parse(data, where)
     attributes = document.get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict) or "phistill" not in attributes:
-        raise CorruptCache(f"{what} is not a phistill cache: it has no 'phistill' attributes.")
-    same_group(data, what)
-    return decode(attributes["phistill"], cls, what)
+        raise CorruptCache(f"{where} is not a phistill cache: it has no 'phistill' attributes.")
+    same_group(data, where)
+    return decode(attributes["phistill"], cls, where)
 
 
-def same_group(data: bytes, what: str) -> None:
+def same_group(data: bytes, where: str) -> None:
     """Raise CorruptCache when a group's zarr.json holds anything but what we write."""
-    document = parse(data, what)
+    document = parse(data, where)
     attributes = document.pop("attributes", None) if isinstance(document, dict) else None
     if (
         document != {"zarr_format": 3, "node_type": "group"}
         or not isinstance(attributes, dict)
         or set(attributes) - {"phistill"}
     ):
-        raise CorruptCache(f"{what} is not a group that phistill wrote, or was edited.")
+        raise CorruptCache(f"{where} is not a group that phistill wrote, or was edited.")
 
 
-def same_array(data: bytes, expected: bytes, what: str, *, exactly: bool = False) -> None:
+def same_array(data: bytes, expected: bytes, where: str, *, exactly: bool = False) -> None:
     """Raise CorruptCache when an array's zarr.json says something else than it must.
 
     Unless ``exactly``, the array may be longer than expected: a segment's arrays grow before the
     root names it.
     """
-    found, wanted = parse(data, what), parse(expected, what)
-    shape = found.get("shape") if isinstance(found, dict) else None
+    stored, expected_document = parse(data, where), parse(expected, where)
+    shape = stored.get("shape") if isinstance(stored, dict) else None
     if isinstance(shape, list) and shape and isinstance(shape[0], int):
-        length, shape[0] = shape[0], min(shape[0], wanted["shape"][0])
+        length, shape[0] = shape[0], min(shape[0], expected_document["shape"][0])
         if exactly and length > shape[0]:
             raise CorruptCache(
-                f"{what} says {length:,} rows, the cache has {shape[0]:,}: it was edited, or adding"
-                " rows was stopped. Add them again, or set it right with `extract --repair`."
+                f"{where} says {length:,} rows, the cache has {shape[0]:,}: it was edited, or "
+                "adding rows was stopped. Add them again, or set it right with `extract --repair`."
             )
-    if canonical(found) != canonical(wanted):
+    if canonical(stored) != canonical(expected_document):
         raise CorruptCache(
-            f"{what} does not describe the array that the cache's settings ask for: it was edited "
+            f"{where} does not describe the array that the cache's settings ask for: it was edited "
             "or belongs to another cache."
         )

@@ -31,10 +31,10 @@ def encode_index(index: pa.Table, *, start: int, shard_rows: int) -> tuple[bytes
     return data, Segment(start=start, num_rows=index.num_rows, index_sha256=sha256)
 
 
-def decode_index(data: bytes, segment: Segment, what: str) -> pa.Table:
-    """The table of a segment; CorruptCache naming ``what`` when it is not the one described."""
+def decode_index(data: bytes, segment: Segment, where: str) -> pa.Table:
+    """The table of a segment; CorruptCache naming ``where`` when it is not the one described."""
     if hashlib.sha256(data).hexdigest() != segment.index_sha256:
-        raise CorruptCache(f"{what} is not the index the cache was made with.")
+        raise CorruptCache(f"{where} is not the index the cache was made with.")
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as table:
         return table.read(use_threads=False)  # why no threads: storage/parquet.py
 

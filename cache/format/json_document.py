@@ -50,39 +50,39 @@ def with_digest(content: object) -> dict[str, Any]:
     return {**builtins, "digest": digest_of(builtins)}
 
 
-def decode(document: object, cls: type[T], what: str) -> T:
+def decode(document: object, cls: type[T], where: str) -> T:
     """The content of a parsed document as ``cls``.
 
-    CorruptCache naming ``what`` when the digest differs, and with the path of a field that ``cls``
+    CorruptCache naming ``where`` when the digest differs, and with the path of a field that ``cls``
     does not have, or has with another type.
     """
     if not isinstance(document, dict):
-        raise CorruptCache(f"{what} is {type(document).__name__}, not a JSON object.")
+        raise CorruptCache(f"{where} is {type(document).__name__}, not a JSON object.")
     content = {key: value for key, value in document.items() if key != "digest"}
     if document.get("digest") != digest_of(content):
         raise CorruptCache(
-            f"{what} does not match its own digest: it was changed after it was written."
+            f"{where} does not match its own digest: it was changed after it was written."
         )
     try:
         return msgspec.convert(content, cls, str_keys=True)
     except msgspec.ValidationError as error:
         raise CorruptCache(
-            f"{what}: {error}. It was written by another version of phistill, or is damaged."
+            f"{where}: {error}. It was written by another version of phistill, or is damaged."
         ) from error
 
 
-def parse(data: bytes, what: str) -> Any:
-    """Parse JSON of limited size and depth; CorruptCache names ``what``."""
+def parse(data: bytes, where: str) -> Any:
+    """Parse JSON of limited size and depth; CorruptCache names ``where``."""
     if len(data) > MAX_DOCUMENT_BYTES:
         raise CorruptCache(
-            f"{what} has {len(data):,} bytes; more than {MAX_DOCUMENT_BYTES:,} is not ours."
+            f"{where} has {len(data):,} bytes; more than {MAX_DOCUMENT_BYTES:,} is not ours."
         )
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptCache(f"{what} is not JSON: {error}.") from error
+        raise CorruptCache(f"{where} is not JSON: {error}.") from error
     if _deeper_than(value, MAX_DEPTH):
-        raise CorruptCache(f"{what} is nested deeper than {MAX_DEPTH} levels.")
+        raise CorruptCache(f"{where} is nested deeper than {MAX_DEPTH} levels.")
     return value
 
 

@@ -65,12 +65,12 @@ class CommitRecord(
     """Versions and device that computed the values."""
 
     def __post_init__(self) -> None:
-        facts, what = self.images, f"commit record of {self.owner}, shard {self.shard}"
+        facts, where = self.images, f"commit record of {self.owner}, shard {self.shard}"
         lengths = {len(facts.sha256), len(facts.size), len(facts.box), len(facts.heldout)}
         if lengths != {self.num_rows}:
-            raise CorruptCache(f"{what}: image facts do not have {self.num_rows} entries.")
+            raise CorruptCache(f"{where}: image facts do not have {self.num_rows} entries.")
         if not all(0 <= row < self.num_rows for row in self.reasons):
-            raise CorruptCache(f"{what}: a rejected row lies outside the shard.")
+            raise CorruptCache(f"{where}: a rejected row lies outside the shard.")
 
     @cached_property
     def accepted(self) -> NDArray[np.bool_]:
@@ -112,6 +112,6 @@ class CommitRecord(
         return canonical(with_digest(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, what: str) -> Self:
-        """Parse and check a record; CorruptCache names ``what``."""
-        return decode(parse(data, what), cls, what)
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """Parse and check a record; CorruptCache names ``where``."""
+        return decode(parse(data, where), cls, where)

@@ -61,18 +61,18 @@ def decode_rows(
     shard_rows: int,
     file_bytes: int,
     row_bytes: int,
-    what: str,
+    where: str,
 ) -> NDArray[np.int64]:
     """Offsets (shard_rows,) of the rows, -1 where a row is not stored.
 
     ``tail`` is the last ``index_bytes(shard_rows)`` bytes of a file of ``file_bytes``. Raises
-    CorruptCache naming ``what`` when the checksum is wrong or an entry points outside the file.
+    CorruptCache naming ``where`` when the checksum is wrong or an entry points outside the file.
     """
     if tail.size != index_bytes(shard_rows):
-        raise CorruptCache(f"{what} has {file_bytes:,} bytes, too few for its index.")
+        raise CorruptCache(f"{where} has {file_bytes:,} bytes, too few for its index.")
     stored = int(tail[-CRC_BYTES:].view("<u4")[0])
     if crc32c(tail[:-CRC_BYTES]) != stored:
-        raise CorruptCache(f"{what}: the shard index does not match its checksum.")
+        raise CorruptCache(f"{where}: the shard index does not match its checksum.")
     entries = tail[:-CRC_BYTES].view("<u8").reshape(shard_rows, 2)
     present = entries[:, 0] != ABSENT
     end = file_bytes - index_bytes(shard_rows)
@@ -81,7 +81,7 @@ def decode_rows(
         | (entries[:, 0] > np.uint64(max(end - row_bytes - CRC_BYTES, 0)))
     )
     if bad.any():
-        raise CorruptCache(f"{what}: the shard index points outside the file.")
+        raise CorruptCache(f"{where}: the shard index points outside the file.")
     return np.where(present, entries[:, 0], np.uint64(0)).astype(np.int64) - (~present).astype(
         np.int64
     )

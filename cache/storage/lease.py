@@ -97,15 +97,15 @@ class Claim:
 
 def spans_of(shards: Sequence[int]) -> tuple[Span, ...]:
     """The shards as few ranges: each takes as many as its first two allow."""
-    left, found = sorted(set(shards)), []
+    left, spans = sorted(set(shards)), []
     while left:
         step = left[1] - left[0] if len(left) > 1 else 1
         num = 1
         while num < len(left) and left[num] == left[0] + num * step:
             num += 1
-        found.append((left[0], left[num - 1] + 1, step))
+        spans.append((left[0], left[num - 1] + 1, step))
         left = left[num:]
-    return tuple(found)
+    return tuple(spans)
 
 
 class Lease:
@@ -209,10 +209,10 @@ class Lease:
             return Claim.from_bytes(answer.bytes().to_bytes()), answer.meta
 
         try:
-            found, meta = attempt("read", self._where, get)
+            claim, meta = attempt("read", self._where, get)
         except FileNotFoundError:
             return None
-        return meta if found is not None and found.beat >= self._acknowledged else None
+        return meta if claim is not None and claim.beat >= self._acknowledged else None
 
     @property
     def _path(self) -> str:
@@ -224,11 +224,11 @@ class Lease:
 
     def _rivals(self) -> list[tuple[Claim, bool]]:
         """Other writers that claim some of our shards, and whether each is long dead."""
-        found = claims(self._store, self._location)
-        own = found.get(self._claim.nonce)
+        writers = claims(self._store, self._location)
+        own = writers.get(self._claim.nonce)
         return [
             (claim, own is not None and own[1] - at > OLD)
-            for nonce, (claim, at) in found.items()
+            for nonce, (claim, at) in writers.items()
             if nonce != self._claim.nonce and self._claim.common_shard(claim) is not None
         ]
 
@@ -249,14 +249,14 @@ def claims(store: ObjectStore, location: str) -> dict[str, tuple[Claim, datetime
         entries = obstore.list(store, LEASES).collect()
         return sorted((entry["path"], entry["last_modified"]) for entry in entries)
 
-    found = {}
+    writers = {}
     for path, at in attempt("listed", f"{location}/{LEASES}", listing):
         get = partial(_content, store, path)
         with suppress(FileNotFoundError):
             claim = Claim.from_bytes(attempt("read", f"{location}/{path}", get))
             if claim is not None and path == f"{LEASES}/{claim.nonce}.json":
-                found[claim.nonce] = (claim, at)
-    return found
+                writers[claim.nonce] = (claim, at)
+    return writers
 
 
 def _content(store: ObjectStore, path: str) -> bytes:
@@ -267,14 +267,14 @@ def _content(store: ObjectStore, path: str) -> bytes:
 
 def holders(store: ObjectStore, location: str) -> tuple[Holder, ...]:
     """The writers whose objects are there; one that was just killed may be among them."""
-    found = []
+    living = []
     for claim, _ in claims(store, location).values():
         shards = None
         if claim.shards is not None:
             numbers = [shard for span in claim.shards for shard in range(*span)]
             shards = range(*progression(numbers))
-        found.append(Holder(claim.pid, claim.host, shards))
-    return tuple(found)
+        living.append(Holder(claim.pid, claim.host, shards))
+    return tuple(living)
 
 
 @contextmanager

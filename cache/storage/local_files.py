@@ -95,10 +95,10 @@ class LocalFiles:
             fsync_folder(path.parent)
 
     def sweep(self) -> int:
-        found = list(leftovers(self.root))
-        for path in found:
+        partial = list(leftovers(self.root))
+        for path in partial:
             path.unlink(missing_ok=True)
-        return len(found)
+        return len(partial)
 
     def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
         return lock.writing(self.root, shards)

@@ -138,8 +138,8 @@ def _lock(descriptor: int, path: Path, start: int, num_bytes: int) -> bool:
     """Lock bytes of the file if nobody else has any of them."""
     try:
         if _BYTE_LOCKS:
-            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, num_bytes, 0)
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+            request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, num_bytes, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -161,8 +161,8 @@ def _first_held(descriptor: int, start: int, num_bytes: int) -> int | None:
             return start
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return None
-    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, num_bytes, 0)
-    kind, _, first, _, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, num_bytes, 0)
+    kind, _, first, _, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, request))
     return None if kind == fcntl.F_UNLCK else max(first, start)
 
 
@@ -195,23 +195,25 @@ def _write_line(descriptor: int, slot: int, text: str) -> None:
 def _holders(descriptor: int) -> tuple[Holder, ...]:
     """Of the slots that other descriptions of this file have locked."""
     num_lines = -(-os.fstat(descriptor).st_size // LINE_BYTES)
-    found = []
+    living = []
     for slot in range(min(num_lines, MAX_WRITERS)):
         if _first_held(descriptor, FIRST_SLOT + slot, 1) is None:
             continue
         try:
             line = json.loads(os.pread(descriptor, LINE_BYTES, slot * LINE_BYTES))
             shards = None if line["shards"] is None else range(*line["shards"])
-            found.append(Holder(int(line["pid"]), str(line["host"]), shards))
+            living.append(Holder(int(line["pid"]), str(line["host"]), shards))
         except (ValueError, KeyError, TypeError):
             continue  # it has just been locked, and is not filled in yet
-    return tuple(found)
+    return tuple(living)
 
 
 def _refusal(descriptor: int, root: Path, shard: int | None) -> str:
     """What LockHeld says: who has everything, or ``shard``."""
-    found = [str(h) for h in _holders(descriptor) if shard is None or h.may_hold(shard)]
-    who = " and ".join([*found[:3], *(["others"] if len(found) > 3 else [])]) or "another process"
+    writers = [str(h) for h in _holders(descriptor) if shard is None or h.may_hold(shard)]
+    who = (
+        " and ".join([*writers[:3], *(["others"] if len(writers) > 3 else [])]) or "another process"
+    )
     if shard is None:
         return f"{root} is being written by {who}. Wait for it, stop it, or choose another place."
     return (

@@ -54,10 +54,10 @@ def require_new(folder: Path) -> None:
     """UsageError for what ``filling`` would refuse."""
     if folder.is_file():
         raise UsageError(f"{folder} is a file. Choose a folder that does not exist yet.")
-    found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    if found and MARK not in found and set(found) != {names.LOCK}:
+    inside = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if inside and MARK not in inside and set(inside) != {names.LOCK}:
         raise UsageError(
-            f"{folder} is not an empty folder: it holds other things ({', '.join(found[:3])}). "
+            f"{folder} is not an empty folder: it holds other things ({', '.join(inside[:3])}). "
             "Choose a path that does not exist yet."
         )
 

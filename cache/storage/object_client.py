@@ -76,14 +76,14 @@ def open_store(url: str, *, quick: bool = False) -> ObjectStore:
 
 def _client_settings() -> dict[str, Any]:
     """AWS_ALLOW_HTTP and its like: obstore reads them only when it is given no client options."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for prefix in ("AWS_", "GOOGLE_", "AZURE_"):
         for name in (*_SWITCHES, *_TEXTS):
             value = os.environ.get(prefix + name.upper())
             if value:
                 yes = value.lower() in ("1", "true", "yes", "on")
-                found[name] = yes if name in _SWITCHES else value
-    return found
+                settings[name] = yes if name in _SWITCHES else value
+    return settings
 
 
 def _profile_credentials(url: str) -> Any:
@@ -101,10 +101,10 @@ def _profile_credentials(url: str) -> Any:
     return Boto3CredentialProvider()
 
 
-def attempt(what: str, where: str, call: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
+def attempt(verb: str, where: str, call: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
     """``call()``, tried again while the failure may pass.
 
-    ``what`` is the verb for messages ("read"). Raises FileNotFoundError, obstore's
+    ``verb`` is its participle for messages ("read"). Raises FileNotFoundError, obstore's
     AlreadyExistsError and PreconditionError as they come, and StoreError naming ``where`` and what
     to do for everything else.
     """
@@ -117,13 +117,13 @@ def attempt(what: str, where: str, call: Callable[[], T], *, attempts: int = ATT
             return call()
         except FileNotFoundError as error:
             if _NO_BUCKET.search(str(error)):
-                raise _explain(what, where, error, started, number) from None
+                raise _explain(verb, where, error, started, number) from None
             raise FileNotFoundError(errno.ENOENT, "no such object", where) from None
         except (known.AlreadyExistsError, known.PreconditionError):
             raise
         except (known.BaseError, TooShort) as error:
             if number == attempts or _is_final(error):
-                raise _explain(what, where, error, started, number) from error
+                raise _explain(verb, where, error, started, number) from error
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait *= 4
     raise AssertionError("the last attempt returns or raises")
@@ -140,10 +140,10 @@ def _require_same_process(where: str) -> None:
 
 
 def _status(error: BaseException) -> int | None:
-    found = re.search(r"status code: (\d{3})", str(error))
-    if found is None:
+    status = re.search(r"status code: (\d{3})", str(error))
+    if status is None:
         return 404 if _NO_BUCKET.search(str(error)) else None
-    return int(found[1])
+    return int(status[1])
 
 
 def _is_final(error: BaseException) -> bool:
@@ -175,7 +175,7 @@ _SETTINGS = (
 
 
 def _explain(
-    what: str, where: str, error: BaseException, started: float, number: int
+    verb: str, where: str, error: BaseException, started: float, number: int
 ) -> StoreError:
     from obstore import exceptions as known
 
@@ -195,4 +195,4 @@ def _explain(
         tried = f"{number} attempts in {seconds:.0f} s"
         advice = f"({tried}.) Check the network and the store, then run the same command again: "
         advice += "it goes on where it stopped."
-    return StoreError(f"{where} could not be {what}: {text}. {advice}")
+    return StoreError(f"{where} could not be {verb}: {text}. {advice}")

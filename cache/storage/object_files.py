@@ -190,10 +190,10 @@ class ObjectFiles:
         except (AlreadyExistsError, PreconditionError):
             pass
         try:
-            found, version = self.read_version(relative)
+            there, version = self.read_version(relative)
         except FileNotFoundError:
-            found, version = b"", None
-        if found == data:  # ours arrived, and its acknowledgement was lost
+            there, version = b"", None
+        if there == data:  # ours arrived, and its acknowledgement was lost
             return version
         raise CacheMismatch(
             f"{self.where(relative)} was changed by another writer in the meantime. Run the same "
@@ -204,8 +204,8 @@ class ObjectFiles:
         import obstore
 
         listing = partial(obstore.list_with_delimiter, self._store, folder or None)
-        found = attempt("listed", self.where(folder), listing)
-        paths = [entry["path"] for entry in found["objects"]] + list(found["common_prefixes"])
+        entries = attempt("listed", self.where(folder), listing)
+        paths = [entry["path"] for entry in entries["objects"]] + list(entries["common_prefixes"])
         return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
     def walk(self) -> list[str]:

@@ -117,16 +117,16 @@ class ObjectShard:
 
     def _whole(self) -> NDArray[np.uint8]:
         """Every row with its checksum, (n, stride), once the shard's index agrees."""
-        what = self._files.where(self._relative)
+        where = self._files.where(self._relative)
         try:
             data = self._files.read_whole(self._relative, self._num_bytes)
         except FileNotFoundError as error:
             raise self._missing() from error
         tail = data[-index_bytes(self._shard_rows) :]
-        offsets = decode_rows(tail, self._shard_rows, data.size, self._row_bytes, what)
+        offsets = decode_rows(tail, self._shard_rows, data.size, self._row_bytes, where)
         num_rows = int((offsets >= 0).sum())
         if not np.array_equal(offsets[:num_rows], np.arange(num_rows) * self._stride):
-            raise CorruptCache(f"{what} lacks rows it committed.")
+            raise CorruptCache(f"{where} lacks rows it committed.")
         return data[: num_rows * self._stride].reshape(num_rows, self._stride)
 
     def _missing(self) -> CorruptCache:

@@ -52,13 +52,13 @@ def _starts(target: Cache, source: Cache) -> dict[int, int]:
     """First rows of the source's segments, to where the target has the same lines already."""
     ours, theirs = target.index(), source.index()
     have = [(segment, _lines(ours, segment)) for segment in target.info.segments]
-    found = {}
+    starts = {}
     for segment in source.info.segments:
         lines = _lines(theirs, segment)
         for other, others in have:
             if other.num_rows == segment.num_rows and lines.equals(others):
-                found[segment.start] = other.start
-    return found
+                starts[segment.start] = other.start
+    return starts
 
 
 def _lines(index: Any, segment: Segment) -> Any:
@@ -114,12 +114,12 @@ def _refuse_differences(target: Cache, source: Cache) -> None:
 def _differences(ours: TeacherInfo, theirs: TeacherInfo) -> dict[str, tuple[Any, Any]]:
     """In what a teacher is, in how it was run (a shard must come out the same again), and in what
     its licence says where both say something."""
-    found = ours.differences(theirs.fingerprint)
+    differences = ours.differences(theirs.fingerprint)
     if ours.rows_per_forward != theirs.rows_per_forward:
-        found["rows_per_forward"] = (ours.rows_per_forward, theirs.rows_per_forward)
+        differences["rows_per_forward"] = (ours.rows_per_forward, theirs.rows_per_forward)
     if ours.licence and theirs.licence and ours.licence != theirs.licence:
-        found["licence"] = (ours.licence, theirs.licence)
-    return found
+        differences["licence"] = (ours.licence, theirs.licence)
+    return differences
 
 
 def _take_over_licences(target: Cache, source: Cache) -> None:

@@ -170,11 +170,11 @@ def _grown(source: Cache, there: Cache, info: CacheInfo, layout: Sequence[Part])
         if ours != theirs:
             raise CacheMismatch(f"{other}: {field} is {theirs!r} there, {ours!r} here.")
     rows = [(segment.start, segment.num_rows) for segment in there.info.segments]
-    wanted = [(part.start, len(part.rows)) for part in layout]
-    if rows != wanted[: len(rows)]:
+    planned = [(part.start, len(part.rows)) for part in layout]
+    if rows != planned[: len(rows)]:
         raise CacheMismatch(
             f"{there.location} holds {counted(sum(n for _, n in rows), 'row')}, and "
-            f"{sum(n for _, n in wanted):,}, or others, are asked for now."
+            f"{sum(n for _, n in planned):,}, or others, are asked for now."
         )
     refuse_other_content(source, there, layout)
     kept = {*there.teachers, *info.teachers}
