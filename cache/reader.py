@@ -212,11 +212,11 @@ class ArrayReader:
         return out
 
     def _shard(self, shard: int) -> OpenShard:
-        with self._lock:
-            if (whole := self._whole.get(shard)) is not None:
-                return whole
-        with remedy(repair_text(self._files.location), CorruptCache):
-            return POOL.get(self._key, shard, lambda: self._open(shard))
+        opened = self._whole.get(shard) or POOL.find(self._key, shard)
+        if opened is None:
+            with remedy(repair_text(self._files.location), CorruptCache):
+                opened = POOL.open(self._key, shard, lambda: self._open(shard))
+        return opened
 
     def _open(self, shard: int) -> OpenShard:
         relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))

@@ -42,23 +42,26 @@ class ShardPool:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def get(self, reader: Hashable, shard: int, open_shard: Callable[[], OpenShard]) -> OpenShard:
-        """The reader's shard, opened unless it is there. StoreError when no file can be opened."""
+    def find(self, reader: Hashable, shard: int) -> OpenShard | None:
+        """The reader's shard if it is open."""
         key = (reader, shard)
         with self._lock:
             opened = self._shards.get(key)
             if opened is not None:
                 self._shards.move_to_end(key)
-                return opened
-        opened = self._open(open_shard)
+            return opened
+
+    def open(self, reader: Hashable, shard: int, open_shard: Callable[[], OpenShard]) -> OpenShard:
+        """Hold a shard that ``find`` did not; StoreError when no file can be opened."""
+        opened = self._opened(open_shard)
         with self._lock:
             self._drop_retired()
-            self._shards[key] = opened
+            self._shards[reader, shard] = opened
             while len(self._shards) > self.size:
                 self._shards.popitem(last=False)
         return opened
 
-    def _open(self, open_shard: Callable[[], OpenShard]) -> OpenShard:
+    def _opened(self, open_shard: Callable[[], OpenShard]) -> OpenShard:
         try:
             return open_shard()
         except OSError as error:

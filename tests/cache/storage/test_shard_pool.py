@@ -40,7 +40,7 @@ def test_all_readers_share_one_budget_and_the_least_used_goes_first() -> None:
             opened.append(Shard())
             return opened[-1]
 
-        return pool.get(reader, shard, open_shard)
+        return pool.find(reader, shard) or pool.open(reader, shard, open_shard)
 
     first = get("x", 0)
     get("x", 1)

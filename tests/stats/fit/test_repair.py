@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from phistill.cache import Cache
+from phistill.cache.format import tensor_file
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.cli import main
 from phistill.errors import CorruptCache
@@ -97,3 +98,15 @@ def test_the_command_names_file_and_cure(cache: Cache) -> None:
     assert "extract" not in result.output
     assert CliRunner().invoke(main, ["fit-stats", str(cache.path), "--repair"]).exit_code == 0
     assert CliRunner().invoke(main, ["verify", str(cache.path)]).exit_code == 0
+
+
+def test_statistics_with_an_option_that_is_not_known_are_made_again(cache: Cache) -> None:
+    before = statistics(cache)
+    for path in [path for path in before if path.endswith("merged.safetensors")]:
+        arrays, header = tensor_file.decode(before[path])
+        header["facts"]["options"]["of_a_later_version"] = 1
+        cache.files.publish(path, [tensor_file.encode(arrays, header)])
+    with pytest.raises(CorruptCache, match="of_a_later_version"):
+        load_normalizer(cache, "a", "patches")
+    fit_stats(cache)
+    assert statistics(cache) == before
