@@ -83,6 +83,7 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [line["losses"] for line in read_metrics(run, "train")]
 
 
+@pytest.mark.guarantee("G27", "two namespaces with separate folders: the curve of one, to 1e-6")
 def test_two_machines_that_share_no_folder_learn_what_one_learns(
     machines: Machines, fitted_cache: Cache, make_config: Config, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_two_machines_that_share_no_folder_learn_what_one_learns(
         assert alone == pytest.approx(joined, rel=1e-6, abs=1e-6), step
 
 
+@pytest.mark.guarantee("G27", "a rank killed, all started again: the uninterrupted curve, bitwise")
 def test_a_rank_killed_in_the_middle_and_everything_started_again_gives_the_same_curve(
     machines: Machines, fitted_cache: Cache, make_config: Config, tmp_path: Path
 ) -> None:
