@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import warnings
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, PngImagePlugin
 
 from phistill.errors import UsageError
 
@@ -31,6 +33,20 @@ FORMATS = (
 """What is tried, whatever a file is named. Pillow knows more, among them EPS, for which it runs
 another program."""
 
+FLOAT_MARGIN = 0.01
+"""Beyond [0, 1], as a filter leaves it."""
+MAX_TEXT_BYTES = 64 * 2**20
+"""Of one text or profile in a PNG, unpacked."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -72,7 +88,7 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(image.size, rules)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), rules)
+            return _to_rgb(image, rules)
     except Reject:
         raise
     except Image.DecompressionBombError as error:
@@ -85,8 +101,15 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow, or a plug-in that is loaded, can open."""
+    """Those of FORMATS that this Pillow, or its plug-in for HEIF where it is installed, can open.
+
+    Long texts and colour profiles in a PNG are no reason to reject it.
+    """
     Image.init()
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_TEXT_BYTES)
+    PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 2 * MAX_TEXT_BYTES)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -106,8 +129,11 @@ def _check_size(size: tuple[int, int], rules: DecodeRules) -> None:
 
 
 def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
+    orientation = _orientation(image)
     if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
         image = _to_eight_bit(image)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
         colour = image.convert("RGBA")
         canvas = Image.new("RGBA", colour.size, (*rules.background, 255))
@@ -115,18 +141,31 @@ def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit values by their full range; I and F by theirs, [0, 1] or [0, 255] or 16 bits.
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where the image states none, or nothing that can be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata raises nearly anything, and says nothing about the pixels
+        return 1
 
-    Pillow's own convert clips them, which turns a 16-bit photograph white.
-    """
+
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    """By what the file declares, and never by the largest value in it: 16 bits by their full range,
+    floats as [0, 1]. Pillow's own convert clips both, which turns a photograph white."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise Reject("pixels that are NaN or infinite")
-    if image.mode in SIXTEEN_BIT or values.max(initial=0.0) > 255.0:
-        values = values / 257.0
-    elif image.mode == "F" and values.max(initial=0.0) <= 1.0:
+    if image.mode == "F":
+        if values.min(initial=0.0) < -FLOAT_MARGIN or values.max(initial=0.0) > 1 + FLOAT_MARGIN:
+            raise Reject("floats beyond [0, 1], whose range the file does not state")
         values = values * 255.0
+    elif image.mode in SIXTEEN_BIT or image.format in (
+        "PPM",
+        "PNG",
+    ):  # Pillow scales a PGM's maxval
+        values = values / 257.0
+    else:
+        raise Reject("32-bit integers, whose range the file does not state")
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 

@@ -101,7 +101,7 @@ def check_teacher(spec: str, device: str = "auto", *, autocast: str | None = Non
         device=str(target),
         seconds_per_image=seconds,
         problems=(*_problems(kinds), *_contract(teacher, runner, first, second, pixels)),
-        notes=(*_notes(kinds, teacher.licence), *_edges(runner)),
+        notes=(*teacher.notes, *_notes(kinds, teacher.licence), *_edges(runner)),
     )
 
 

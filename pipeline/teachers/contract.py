@@ -71,6 +71,8 @@ class Teacher(ABC):
 
     licence: str | None = None
     """Of the weights, where it is known."""
+    notes: tuple[str, ...] = ()
+    """Worth knowing of how it was built; ``check-teacher`` shows them."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:

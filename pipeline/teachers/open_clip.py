@@ -15,19 +15,21 @@ from .contract import Features, Preprocessing, Teacher
 from .options import boolean, integer, require_whole_patches, size_of, take_options
 from .token_layout import patch_of, tokens
 from .weights import (
+    RANDOM,
     cast,
     licence_of_card,
     load_weights,
     parameter_dtype,
     read_weights,
     weights_sha256,
+    without_prefix,
 )
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "norm", "space", "weights", "random", "dtype")
+OPTIONS = ("size", "layer", "norm", "space", "weights", "prefix", "key", "random", "dtype")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 SPACES = ("trunk", "joint")
 LOCAL = "local-dir:"
@@ -152,15 +154,18 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
             force_preprocess_cfg={key: trained[key] for key in PREPROCESSING if key in trained},
             force_image_size=size,
         )
+    notes = () if seed is None else (RANDOM,)
     if local is not None:
-        load_weights(net, read_weights(local), str(local))
+        state = read_weights(local, options.get("key", ""))
+        state = without_prefix(state, net.state_dict(), options.get("prefix"))
+        notes = (load_weights(net, state, local.name),)
     preprocessing = preprocessing_of(net)
     visual: Any = net.visual
     patch = patch_of(visual.trunk) if hasattr(visual, "trunk") else None
     patch = patch or getattr(visual, "patch_size", None)
     if size is not None and patch is not None:
         require_whole_patches(preprocessing.size, patch, f"open_clip:{model}")
-    return OpenClipTeacher(
+    teacher = OpenClipTeacher(
         cast(net, options.get("dtype")),
         preprocessing,
         {"source": "open_clip", "model": model},
@@ -169,6 +174,8 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
         norm=boolean(options, "norm", default=True),
         licence=licence_of_card(Path(model[len(LOCAL) :])) if model.startswith(LOCAL) else None,
     )
+    teacher.notes = notes
+    return teacher
 
 
 def preprocessing_of(net: nn.Module) -> Preprocessing:

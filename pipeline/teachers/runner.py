@@ -246,7 +246,10 @@ def environment(
     device: torch.device | None, *, compiled: bool = False, channels_last: bool = False
 ) -> dict[str, str]:
     """Versions, device and kernels that the values may depend on in their last bits."""
-    packages = ("phistill", "numpy", "pillow", "torch", "timm", "open_clip_torch")
+    packages = (
+        *("phistill", "numpy", "pillow", "torch"),
+        *("torchvision", "timm", "open_clip_torch", "transformers"),
+    )
     facts = {"python": platform.python_version(), "machine": platform.machine()}
     for package in packages if device is not None else packages[:3]:
         try:

@@ -16,12 +16,14 @@ from .contract import Features, Preprocessing, Teacher
 from .options import boolean, integer, require_whole_patches, size_of, take_options
 from .token_layout import depth_of, patch_of, tokens_of_layers
 from .weights import (
+    RANDOM,
     cast,
     file_state,
     load_weights,
     parameter_dtype,
     read_weights,
     weights_sha256,
+    without_prefix,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     *("size", "layer", "norm", "neck", "summary", "registers"),
-    *("weights", "random", "revision", "dtype"),
+    *("weights", "prefix", "key", "random", "revision", "dtype"),
 )
 SUMMARIES = ("head", "mean", "none")
 _BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
@@ -144,12 +146,18 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         raise UsageError("options weights and random exclude each other; give one.")
     if "revision" in options:
         model = f"{model}@{options['revision']}"
-    key = (model, size, seed, file_state(local), options.get("dtype"))
+    key = (
+        *(model, size, seed, file_state(local)),
+        *(options.get(name) for name in ("dtype", "prefix", "key")),
+    )
+    notes = () if seed is None else (RANDOM,)
     net = _BUILT.get(key)
     if net is None:
         net = _create(model, size, seed, pretrained=seed is None and local is None)
         if local is not None:
-            load_weights(net, fitted_state(net, read_weights(local)), str(local))
+            state = read_weights(local, options.get("key", ""))
+            state = fitted_state(net, state, options.get("prefix"))
+            notes = (load_weights(net, state, local.name),)
         _BUILT[key] = net = cast(net, options.get("dtype"))
     preprocessing = preprocessing_of(net, size)
     # A size of the model's own may leave pixels out too (SigLIP's 384 by patches of 14).
@@ -160,7 +168,7 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         raise UsageError(
             f"timm:{model}: norm is for models with a final norm, neck for SAM's image encoder."
         )
-    return TimmTeacher(
+    teacher = TimmTeacher(
         net,
         preprocessing,
         {"source": "timm", "model": model},
@@ -169,6 +177,8 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         registers=boolean(options, "registers", default=False),
         summary=options.get("summary", "none" if dense else "head"),
     )
+    teacher.notes = notes
+    return teacher
 
 
 def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretrained: bool) -> Any:
@@ -193,12 +203,17 @@ def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretr
         raise
 
 
-def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict as the model wants it: other layouts by timm's own rules, no classifier."""
+def fitted_state(
+    net: nn.Module, state: dict[str, torch.Tensor], prefix: str | None = None
+) -> dict[str, torch.Tensor]:
+    """A state dict as the model wants it: no prefix, other layouts and sizes by timm's own rules,
+    no classifier."""
     import sys
 
-    wanted = set(net.state_dict())
-    if not wanted <= set(state):
+    wanted = net.state_dict()
+    state = without_prefix(state, wanted, prefix)
+    fits = all(name in state and state[name].shape == value.shape for name, value in wanted.items())
+    if not fits:
         convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
         state = state if convert is None else convert(state, net)
     config = getattr(net, "pretrained_cfg", None) or {}

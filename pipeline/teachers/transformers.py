@@ -20,7 +20,7 @@ from phistill.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing, Teacher
 from .image_processor import pair, preprocessing_of
 from .options import boolean, integer, require_whole_patches, size_of, take_options
-from .weights import cast, licence_of_card, parameter_dtype, weights_sha256
+from .weights import RANDOM, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
         identity["channels"] = "bgr"
     if revision is not None:
         identity["revision"] = revision
-    return TransformersTeacher(
+    teacher = TransformersTeacher(
         cast(net, options.get("dtype")),
         preprocessing,
         identity,
@@ -178,6 +178,9 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
         bgr=bgr,
         licence=licence_of_card(Path(model)),
     )
+    if seed is not None:
+        teacher.notes = (RANDOM,)
+    return teacher
 
 
 def _tower(model: nn.Module) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phistill.errors import TeacherError, UsageError
 
@@ -14,9 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_CARD_BYTES = 2**20
+RANDOM = "the weights are random."
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
-WRAPPERS = ("module.", "_orig_mod.")
-"""What data parallelism and torch.compile put before every name of a saved model."""
+NESTED = (
+    *("state_dict", "model", "teacher", "model_state_dict", "state_dict_ema", "model_ema", "ema"),
+    *("ema_state_dict", "module", "student", "net", "network", "backbone", "encoder", "params"),
+)
+"""Keys under which training programs keep the weights, in the order in which they are tried."""
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -31,22 +37,64 @@ def weights_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a safetensors file or a weights-only torch file."""
+def read_weights(path: Path, key: str = "") -> dict[str, torch.Tensor]:
+    """A state dict from a safetensors file or a weights-only torch file.
+
+    ``key`` names the dictionary inside, ``a.b`` for one inside another; by default the first of
+    NESTED that is there. TeacherError where there is none, or where the file holds code.
+    """
+    import argparse
+    import pickle
+
     import torch
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise UsageError(f"weights file {path} does not exist.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise TeacherError(f"{path} holds no state dict of tensors.")
-    return {_plain(name): value for name, value in state.items()}
+    with path.open("rb") as file:
+        begins = file.read(9)
+    if path.suffix == ".safetensors" or begins[8:] == b"{":
+        state: Any = load_file(path)
+    else:
+        try:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise TeacherError(
+                f"{path} cannot be loaded as weights alone ({_first_line(error)}). If you trust "
+                "it, convert it once: torch.save(torch.load(FILE, weights_only=False)['model'], "
+                "'weights.pth'), with the key that holds the weights."
+            ) from error
+    for part in key.split(".") if key else ():
+        if not isinstance(state, dict) or part not in state:
+            inside = ", ".join(map(str, state)) if isinstance(state, dict) else "no dictionary"
+            raise UsageError(f"{path} has no key {part!r}; it holds {inside[:300]}.")
+        state = state[part]
+    while not key and isinstance(state, dict):
+        inner = next((state[name] for name in NESTED if isinstance(state.get(name), dict)), None)
+        if inner is None:
+            break
+        state = inner
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not isinstance(state, dict) or not state:
+        raise TeacherError(f"{path} holds no state dict of tensors. Name one with key=.")
+    return state
+
+
+def without_prefix(
+    state: dict[str, torch.Tensor], wanted: Collection[str], prefix: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors under a prefix, named without it: ``prefix``, or the one under which most of the
+    ``wanted`` names are. The state itself where none is."""
+    if prefix is None:
+        found: Counter[str] = Counter()
+        for name in state:
+            for start in (0, *(at + 1 for at, letter in enumerate(name) if letter == ".")):
+                if name[start:] in wanted:
+                    found[name[:start]] += 1
+        prefix = max(found, key=lambda one: (found[one], -len(one)), default="")
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def file_state(path: Path | None) -> tuple[object, ...] | None:
@@ -59,14 +107,30 @@ def file_state(path: Path | None) -> tuple[object, ...] | None:
     return path.absolute(), facts.st_size, facts.st_mtime_ns
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load every tensor; TeacherError names what is missing or unexpected."""
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> str:
+    """Load every tensor of the model; what was used and what was left, in words.
+
+    What only training needs (``mask_token``, heads) is left. TeacherError names what is missing,
+    what belongs to a part of the model and is not in it, and what has another shape.
+    """
+    wanted = model.state_dict()
+    parts = {name.partition(".")[0] for name in wanted}
+    missing = [name for name in wanted if name not in state]
+    left = [name for name in state if name not in wanted]
+    unexpected = [name for name in left if name.partition(".")[0] in parts]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or unexpected or shapes:
         raise TeacherError(
-            f"{where} does not fit the model: it lacks {_some(missing)} and holds the unknown "
-            f"{_some(unexpected)}."
+            f"{where} does not fit the model: it lacks {_some(missing)}, holds the unknown "
+            f"{_some(unexpected)}, and has other shapes: {_some(shapes)}. Options prefix= and key= "
+            "say where the weights are in the file."
         )
+    model.load_state_dict({name: state[name] for name in wanted})
+    return f"weights of {where}: {len(wanted)} keys used, left {_some(left)}."
 
 
 def cast(model: nn.Module, dtype: str | None) -> nn.Module:
@@ -88,10 +152,9 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _plain(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0][:200]
 
 
 def _some(names: list[str]) -> str:

@@ -80,6 +80,7 @@ class TeacherWrapper(Teacher):
     def __init__(self, teacher: Teacher, options: WrapperOptions) -> None:
         self._teacher, self._options = teacher, options
         self.licence = options.licence or teacher.licence
+        self.notes = teacher.notes
         own = teacher.preprocessing()
         self._full_size = own.size
         inner = options.pad_from

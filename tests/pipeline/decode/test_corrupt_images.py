@@ -154,7 +154,14 @@ CURATED: dict[str, tuple[Callable[[], bytes], str | tuple[int, int]]] = {
         lambda: encoded(Image.new("F", (5, 4), float("nan")), "TIFF"),
         "pixels that are NaN or infinite",
     ),
-    "32-bit integers": (lambda: encoded(Image.new("I", (5, 4), 70_000), "TIFF"), (5, 4)),
+    "32-bit integers": (
+        lambda: encoded(Image.new("I", (5, 4), 70_000), "TIFF"),
+        "32-bit integers, whose range the file does not state",
+    ),
+    "floats of unknown range": (
+        lambda: encoded(Image.new("F", (5, 4), 200.0), "TIFF"),
+        "floats beyond [0, 1], whose range the file does not state",
+    ),
     "palette with alpha": (
         lambda: encoded(seed_image().convert("P"), "PNG", transparency=bytes(range(256))),
         (32, 32),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from phistill.pipeline.decode.rgb import DecodeRules, Reject, decode
 
@@ -69,6 +69,42 @@ def test_sixteen_bits_are_scaled_where_pillow_alone_turns_them_white() -> None:
         assert np.asarray(naive.convert("RGB"))[0, 1, 0] == 255
     found = np.asarray(decode(data, RULES))
     np.testing.assert_array_equal(found[0, :, 0], [0, 100, 255])
+
+
+@pytest.mark.parametrize("largest", [1023, 65535])
+def test_the_scale_of_a_pgm_is_what_it_declares_and_not_its_brightest_pixel(largest: int) -> None:
+    def mean(value: int) -> float:
+        pixels = np.full((8, 8), value, ">u2").tobytes()
+        return float(np.asarray(decode(f"P5 8 8 {largest}\n".encode() + pixels, RULES)).mean())
+
+    assert [mean(value) for value in (0, 255, 256, largest)] == pytest.approx(
+        [0, 255 * 255 / largest, 255 * 256 / largest, 255], abs=1
+    )
+
+
+def test_long_text_in_a_png_is_no_reason_to_reject_it() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2**21, zip=True)
+    image = Image.new("RGB", (8, 8), (1, 2, 3))
+    assert np.asarray(decode(encoded(image, pnginfo=text), RULES))[0, 0].tolist() == [1, 2, 3]
+
+
+def test_metadata_of_an_odd_type_leaves_the_picture_as_it_is() -> None:
+    image = Image.new("RGB", (8, 4), (1, 2, 3))
+    # An orientation that is a text of three letters.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
+    assert decode(encoded(image, exif=exif), RULES).size == (8, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_what_pillow_makes_of_it(orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    data = encoded(image, exif=image.getexif())
+    with Image.open(io.BytesIO(data)) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(np.asarray(decode(data, RULES)), expected)
 
 
 def test_cmyk_becomes_rgb() -> None:

@@ -145,6 +145,6 @@ def test_a_table_that_is_none_and_a_tar_without_samples_are_refused(tmp_path: Pa
     with pytest.raises(UsageError, match="is not a readable parquet table"):
         import_features(folder, tmp_path / "c", source="s")
     (tmp_path / "tars").mkdir()
-    (tmp_path / "tars" / "a.tar").touch()
+    (tmp_path / "tars" / "a.tar").write_bytes(bytes(1024))
     with pytest.raises(UsageError, match="the features have no rows"):
         import_features(tmp_path / "tars", tmp_path / "c", source="s")

@@ -177,7 +177,7 @@ def test_a_state_dict_in_another_layout_loads_by_timms_own_rules() -> None:
     state = dict(other.state_dict())
     state["head.weight"], state["head.bias"] = torch.zeros(10, 192), torch.zeros(10)
     del state["norm.bias"]
-    with pytest.raises(TeacherError, match=r"lacks norm\.bias and holds the unknown none"):
+    with pytest.raises(TeacherError, match=r"lacks norm\.bias, holds the unknown none"):
         load_weights(net, fitted_state(net, state), "file")
     state["norm.bias"] = torch.zeros(192)
     state["pos_embed"] = torch.randn(1, 5, 192)
