@@ -1,1 +1,5 @@
 """Affine maps fitted from moments: PHI-S, its rivals, and their rotations."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

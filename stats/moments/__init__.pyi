@@ -1,0 +1,5 @@
+from .moments import Moments
+
+__all__ = [
+    "Moments",
+]
