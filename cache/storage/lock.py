@@ -41,7 +41,7 @@ LINE_BYTES = 512
 AVAILABLE = fcntl is not None
 """Whether this system has locks at all."""
 
-_BYTE_LOCKS = sys.platform == "linux"
+_BYTE_LOCKS = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 _FLOCK = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid of Linux's struct flock
 
 

@@ -10,6 +10,7 @@ WITHOUT = {
         "os": ("posix_fadvise", "preadv", "sched_getaffinity", "memfd_create"),
         "resource": ("RLIMIT_AS",),
         "select": ("epoll",),
+        "fcntl": ("F_OFD_SETLK", "F_OFD_GETLK"),  # macOS has them, laid out differently
     },
     "windows": {
         "modules": ("fcntl", "resource"),
@@ -24,7 +25,7 @@ WITHOUT = {
 system = WITHOUT[os.environ["PHISTILL_TEST_SYSTEM"]]
 for name in system["modules"]:
     sys.modules[name] = None  # type: ignore[assignment]
-for module in ("os", "resource", "select"):
+for module in ("os", "resource", "select", "fcntl"):
     for name in system.get(module, ()):
         loaded = __import__(module)
         if hasattr(loaded, name):
