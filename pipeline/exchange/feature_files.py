@@ -162,6 +162,18 @@ class NpyValues:
 
 def grid_of(shape: tuple[int, ...], stated: tuple[int, int] | None, array: str) -> tuple[int, int]:
     """The grid (h, w) of patches with row shape (T, C) or (h, w, C); UsageError when unclear."""
+    channels_first = f"{array} has rows of shape {shape}, which look like "
+    if stated is None and len(shape) == 3 and shape[0] > shape[2]:
+        raise UsageError(
+            f"{channels_first}(C, h, w). Save them as (h, w, C), with array.transpose(0, 2, 3, 1); "
+            "if they are, state the grid with --grid NAME=H,W."
+        )
+    no_grid = len(shape) == 2 and math.isqrt(shape[0]) ** 2 != shape[0]
+    if stated is None and no_grid and shape[0] > shape[1] == math.isqrt(shape[1]) ** 2:
+        raise UsageError(
+            f"{channels_first}(C, T). Save them as (T, C), with array.transpose(0, 2, 1); if they "
+            "are, state the grid with --grid NAME=H,W."
+        )
     if len(shape) == 3 and (stated is None or stated == shape[:2]):
         return shape[0], shape[1]
     if len(shape) == 2:

@@ -200,8 +200,13 @@ def _check_array(features: FeatureFiles, name: str, kind: str, shape: tuple[int,
         raise UsageError(f"{name}.{kind} has rows of shape {shape}; wanted {wanted}.")
     if dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
         raise UsageError(
-            f"{name}.{kind} is {dtype}; wanted float16 or float32, little-endian. Convert it with "
-            "array.astype('float32')."
+            f"{name}.{kind} is {dtype}; wanted float16 or float32, little-endian. "
+            + (
+                "These may be the bits of bfloat16, which NumPy does not know: save "
+                "tensor.float().numpy() instead."
+                if dtype in (np.dtype(np.uint16), np.dtype("V2"))
+                else "Convert it with array.astype('float32')."
+            )
         )
 
 

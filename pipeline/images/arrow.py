@@ -67,7 +67,8 @@ class ArrowSource(ImageSource):
             )
         number = bisect_right(file.starts, offset) - 1
         column = file.batches[number].column(file.columns.image)
-        return image_bytes(column[offset - file.starts[number]].as_py())
+        value = column[offset - file.starts[number]].as_py()
+        return image_bytes(value, self._root / uri)
 
     def _file(self, uri: str) -> _File:
         with self._lock:

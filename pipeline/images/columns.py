@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from phistill.errors import UsageError
+from phistill.errors import SourceError, UsageError
 
+from .local_files import read_file
 from .source import ImageRecord, refuse_duplicates, split_of
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "pixel_values")
@@ -65,6 +66,9 @@ class Columns:
         values = {name: table[name].to_pylist() for name in table.column_names}
         ids = [str(v) for v in values[self.id]] if self.id else _numbered(uri, num_rows)
         refuse_duplicates(ids, str(where))
+        if self.is_path and None in values[self.image]:
+            row = values[self.image].index(None)
+            raise UsageError(f"{where}: row {row} of column {self.image!r} names no file.")
         labels = values[self.label] if self.label else nothing
         splits = values[self.split] if self.split else nothing
         return [
@@ -86,9 +90,20 @@ class Columns:
         return str(value)
 
 
-def image_bytes(value: object) -> bytes:
-    """The encoded image in a cell: bytes, or Hugging Face's struct of them; nothing is b""."""
+def image_bytes(value: object, table: Path) -> bytes:
+    """The encoded image in a cell: bytes, or Hugging Face's struct of them; nothing is b"".
+
+    A struct without bytes may name a file, relative to its table; SourceError when it is not there.
+    """
     if isinstance(value, dict):
+        path = value.get("path")
+        if value.get("bytes") is None and path:
+            if (table.parent / path).is_file():
+                return read_file(table.parent / path)
+            raise SourceError(
+                f"{table} names the file {path!r} and does not hold its bytes. Put the file beside "
+                "the table, or write the table with the images embedded."
+            )
         value = value.get("bytes")
     return value if isinstance(value, bytes) else b""
 
@@ -97,8 +112,8 @@ def _image(schema: pa.Schema, where: Path) -> tuple[str, bool]:
     for name in IMAGE_COLUMNS:
         if name in schema.names and _holds_bytes(schema.field(name).type):
             return name, False
-    for name in PATH_COLUMNS:
-        if name in schema.names and pa.types.is_string(schema.field(name).type):
+    for name in (*PATH_COLUMNS, *IMAGE_COLUMNS):
+        if name in schema.names and _is_text(schema.field(name).type):
             return name, True
     raise UsageError(
         f"{where} has the columns {', '.join(schema.names)}; none holds images "
@@ -109,7 +124,24 @@ def _image(schema: pa.Schema, where: Path) -> tuple[str, bool]:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    kind = _unpacked(kind)
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = _unpacked(kind)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _unpacked(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _label_names(schema: pa.Schema, label: str) -> tuple[str, ...]:

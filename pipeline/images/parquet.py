@@ -117,7 +117,11 @@ class ParquetSource(ImageSource):
                         f"{table}: row group {group} cannot be read: {error}. "
                         "Get the file again; nothing was recorded for its images."
                     ) from error
-                unpacked = _InMemory(values) if self._buffer is None else self._buffer.add(values)
+                unpacked = (
+                    _InMemory(values, table)
+                    if self._buffer is None
+                    else self._buffer.add(values, table)
+                )
                 self._groups[key] = unpacked
             return self._groups[key]
 
@@ -127,11 +131,11 @@ class _Group(Protocol):
 
 
 class _InMemory:
-    def __init__(self, values: pa.ChunkedArray) -> None:
-        self._values = values
+    def __init__(self, values: pa.ChunkedArray, table: Path) -> None:
+        self._values, self._table = values, table
 
     def read(self, row: int) -> bytes:
-        return image_bytes(self._values[row].as_py())
+        return image_bytes(self._values[row].as_py(), self._table)
 
 
 class _DiskBuffer:
@@ -144,13 +148,13 @@ class _DiskBuffer:
         self._end = 0
         self._lock = threading.Lock()
 
-    def add(self, values: pa.ChunkedArray) -> _OnDisk:
+    def add(self, values: pa.ChunkedArray, table: Path) -> _OnDisk:
         offsets = np.zeros(len(values) + 1, np.int64)
         with self._lock:
             offsets[0] = self._end
             try:
                 for row, value in enumerate(values):
-                    data = image_bytes(value.as_py())
+                    data = image_bytes(value.as_py(), table)
                     start, view = int(offsets[row]), memoryview(data)
                     while view:
                         done = os.pwrite(self._descriptor, view, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from phistill.errors import SourceError, UsageError
 from phistill.pipeline.images.annotations import hold_out
@@ -155,3 +157,46 @@ def test_a_damaged_row_group_stops_the_run_and_is_no_reject(tmp_path: Path) -> N
     path.write_bytes(data)
     with pytest.raises(SourceError, match="cannot be read"):
         source.read(entries[0].uri, 0, -1)
+
+
+def picture() -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"path": pa.array(["a.png"], pa.large_string())},
+        {"path": pa.array(["a.png"]).dictionary_encode()},
+        {"path": pa.array(["a.png"], pa.string_view())},
+        {"image": pa.array([picture()], pa.binary_view())},
+        {"image": pa.array([picture()], pa.large_binary())},
+        {"image": pa.array([picture()]).dictionary_encode()},
+        {"image": pa.array(["a.png"])},
+        {"image": pa.array([{"bytes": None, "path": "a.png"}], STRUCT)},
+        {"image": pa.array([{"bytes": picture(), "path": "gone.png"}], STRUCT)},
+    ],
+)
+def test_any_string_or_binary_type_holds_an_image(columns: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    (record,) = source.records()
+    assert source.read(record.uri, record.offset, record.length) == picture()
+
+
+def test_a_row_without_an_image_or_a_path_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="row 1 of column 'path' names no file"):
+        open_source(tmp_path / "x.parquet").records()
+    image = pa.array([{"bytes": None, "path": "gone.png"}], STRUCT)
+    pq.write_table(pa.table({"image": image}), tmp_path / "y.parquet")
+    source = open_source(tmp_path / "y.parquet")
+    (record,) = source.records()
+    with pytest.raises(SourceError, match=r"names the file 'gone\.png' and does not hold"):
+        source.read(record.uri, record.offset, record.length)
