@@ -84,6 +84,10 @@ class Diverged(PhistillError):
     """Training produced NaN or infinity."""
 
 
+class OutOfMemory(PhistillError):
+    """A device has not enough memory; the message names the setting that needs less."""
+
+
 class OutOfTime(PhistillError):
     """A run's time limit came before there was anything to finish; the same call goes on."""
 

@@ -30,6 +30,7 @@ SAFE_KEYS = frozenset(
     {
         "device",
         "compile",
+        "accumulate",
         "deterministic",
         "loader_workers",
         "read_ahead",
@@ -45,7 +46,8 @@ SAFE_KEYS = frozenset(
     }
 )
 """Fields a resumed run may change: they move bytes or write logs, they do not decide the weights.
-``device``, ``compile`` and ``deterministic`` keep the meaning of the run but not its last bits."""
+``device``, ``compile``, ``accumulate`` and ``deterministic`` keep the meaning of the run but not
+its last bits."""
 
 
 def _or_plugin(names: tuple[str, ...], description: str) -> Meta:
@@ -177,8 +179,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         description="Optimizer steps; 0 derives them from `epochs`.")] = 0
     batch_size: Annotated[int, Meta(ge=1, le=2**24,
         description="Rows per optimizer step, summed over ranks and accumulated parts.")] = 128
-    accumulate: Annotated[int, Meta(ge=1, le=2**16,
-        description="Parts the batch of one rank is cut into; gradients are added over them.")] = 1
+    accumulate: Annotated[int, Meta(ge=0, le=2**16,
+        description="Parts the batch of one rank is cut into; gradients are added over them. 0: as "
+        "many as free memory asks for, which is then said.")] = 0
     optimizer: Annotated[str, Meta(
         description="adamw, lamb (the paper's), sgd, lion, ...: any of timm.optim's names."
     )] = "adamw"

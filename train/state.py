@@ -8,6 +8,8 @@ each keeps its own random state, so that none can tell whether it is alone.
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from phistill.compute.compiler import explaining_compiler
+from phistill.compute.memory import free_bytes, is_out_of_memory
 from phistill.compute.precision import products_in
 from phistill.compute.ranks import Ranks
 from phistill.compute.seeds import RandomState, state_name
-from phistill.errors import Diverged
+from phistill.errors import Diverged, OutOfMemory, counted
 
 from .checkpoint import tensors_below
 from .data.batch import Batch
@@ -36,8 +40,8 @@ from .student.backbone import (
     StudentOutput,
     build_student,
     to_images,
-    unused_parameters,
 )
+from .student.probe import probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +99,14 @@ class TrainState:
         self.num_steps, self.done = run.num_steps, 0
         self.student: Student = build_student(config, run.targets, run.image_size)
         self.student.to(ranks.device)
-        # Ranks would wait for their gradients for ever, and decay would shrink them.
-        unused = unused_parameters(self.student)
-        for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(name not in unused)
         self.bf16 = run.precision == "bf16"
+        with self._products():
+            known = probe(self.student)
+        # Ranks would wait for their gradients for ever, and decay would shrink them.
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name not in known.unused)
+        self.num_parts = config.accumulate or self._parts_that_fit(known.row_bytes)
+        """How many parts this rank cuts its share of a batch into."""
         if self.bf16 and ranks.device.type == "cpu":
             self.student.unfuse_attention()
         self.objective = Objective(config, run.targets, run.normalizers, run.dispersions)
@@ -131,7 +138,7 @@ class TrainState:
         lr = learning_rate(self.config, self.done, self.num_steps)
         factors = self.balance.factors()
         self.student.train()
-        with self.random.in_place(), explaining_compiler():
+        with self.random.in_place(), explaining_compiler(), self._explaining_memory():
             sums = self._backward(batch, factors.tolist(), measure=measure)
         limit = self.config.clip_norm or float("inf")
         gradient_norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
@@ -158,7 +165,7 @@ class TrainState:
         values = torch.zeros(len(self.targets), device=self.ranks.device)
         squares, per_row = torch.zeros_like(values), []
         # Every part has a row; a rank with fewer rows than parts has fewer parts.
-        num_parts = min(self.config.accumulate, len(batch.rows))
+        num_parts = min(self.num_parts, len(batch.rows))
         for number in range(num_parts):
             part = batch.part(number, num_parts)
             last = number == num_parts - 1
@@ -188,10 +195,51 @@ class TrainState:
                 target.teacher: torch.from_numpy(part.positions(target.key)).to(self.ranks.device)
                 for target in self.targets
             }
-        with products_in("bfloat16" if self.bf16 else "float32", self.ranks.device.type):
+        with self._products():
             output = self.forward(images, rows_of)
         wanted = self.objective.normalised(part)
         return output, self.objective.terms(output.predictions, wanted, crop)
+
+    def _products(self) -> contextlib.AbstractContextManager[Any]:
+        """Matrix products in the run's precision."""
+        return products_in("bfloat16" if self.bf16 else "float32", self.ranks.device.type)
+
+    def _parts_that_fit(self, row_bytes: int) -> int:
+        """Parts of a batch for which half of the free memory is enough; what they change is said.
+
+        A student with batch norm would learn something else from parts, so its batch stays whole.
+        """
+        ranks = self.ranks
+        free = free_bytes(ranks.device)
+        rows = -(-self.config.batch_size // ranks.world)
+        if free is None or any(isinstance(m, _BatchNorm) for m in self.student.modules()):
+            return 1
+        if ranks.device.type == "cpu":
+            free //= ranks.world  # they may all be on this machine
+        num_parts = min(rows, max(1, math.ceil(rows * row_bytes / max(free / 2, 1))))
+        if num_parts > 1 and ranks.is_first:
+            warnings.warn(
+                f"A step of {rows:,} rows takes about {rows * row_bytes / 2**30:,.1f} GiB, and "
+                f"{free / 2**30:,.1f} GiB of {ranks.device} are free: it is taken in {num_parts} "
+                f"parts, with the same losses. Say accumulate={num_parts} to have it so always.",
+                stacklevel=2,
+            )
+        return num_parts
+
+    @contextlib.contextmanager
+    def _explaining_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{self.ranks.device} has not enough memory for a step of "
+                f"batch_size={self.config.batch_size} in {counted(self.num_parts, 'part')} "
+                f"({str(error).strip().splitlines()[0][:200]}). Take --set "
+                f"accumulate={2 * self.num_parts}, which gives the same losses, a smaller "
+                "batch_size or a smaller student."
+            ) from error
 
     def _require_finite(
         self,
@@ -264,7 +312,12 @@ class TrainState:
     def facts(self) -> dict[str, Any]:
         """What is not a tensor, as JSON values."""
         plain = {name: v for name, v in self._optimizer_state() if not isinstance(v, Tensor)}
-        return {"done": self.done, "balance": self.balance.state(), "optimizer": plain}
+        return {
+            "done": self.done,
+            "balance": self.balance.state(),
+            "optimizer": plain,
+            "num_parts": self.num_parts,
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's ``tensors`` and ``facts``."""
@@ -280,6 +333,8 @@ class TrainState:
             owner[key] = value
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.balance.restore(facts["balance"])
+        if not self.config.accumulate:
+            self.num_parts = max(self.num_parts, facts["num_parts"])
         self.done = int(facts["done"])
         self.random.restore(
             tensors, seed=self.config.seed, rank=self.ranks.rank, num_done=self.done

@@ -178,21 +178,6 @@ class Student(nn.Module):
             )
 
 
-def unused_parameters(student: Student) -> set[str]:
-    """Names of the parameters that no prediction depends on, as of a norm before a pooled head that
-    timm's ``forward_features`` stops in front of."""
-    side = student.image_size
-    was_training = student.training
-    device = student.pixel_mean.device
-    with torch.enable_grad():
-        output = student.eval()(torch.zeros(1, 3, side, side, device=device))
-        total = torch.stack([value.float().sum() for value in output.predictions.values()]).sum()
-        named = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    student.train(was_training)
-    return {name for name, g in zip(named, gradients, strict=True) if g is None}
-
-
 def build_student(config: TrainConfig, targets: Sequence[Target], image_size: int) -> Student:
     """The student at its first step: the same weights for the same config, on any device."""
     with seeded(config.seed):

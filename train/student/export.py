@@ -26,8 +26,9 @@ from phistill.stats import Normalizer
 
 from ..config import TrainConfig
 from ..targets import Target
-from .backbone import build_student, unused_parameters
+from .backbone import build_student
 from .predict import TrainedStudent, load_run
+from .probe import probe
 
 FORMAT = 1
 NET = "backbone.net."
@@ -73,7 +74,7 @@ def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
     facts = student.facts
     fold_heads(student)
     heads = _weights(student.student.heads.state_dict())
-    unused = {name.removeprefix(NET) for name in unused_parameters(student.student)}
+    unused = {name.removeprefix(NET) for name in probe(student.student).unused}
     trained = {
         name: value
         for name, value in student.student.backbone.net.state_dict().items()
