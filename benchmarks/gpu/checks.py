@@ -195,7 +195,7 @@ def ranks(sizes: Sizes, folder: Path) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
         train = ["-m", "phistill", "train", cache, "--out", out, "--config", toml]
         precision = ["--set", 'precision="float32"', "--device", device]
-        run([*torchrun, "--master-port", "0", *map(str, train), *precision], OMP_NUM_THREADS="1")
+        run([*torchrun, "--standalone", *map(str, train), *precision], OMP_NUM_THREADS="1")
         losses[count] = {line["step"]: line["losses"] for line in read_metrics(out, "train")}
     backend = "nccl" if several else "gloo"
     lines = [

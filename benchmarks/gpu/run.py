@@ -42,7 +42,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes, Path], list[str]], int]] = {
     "tests": ("Tests that need a CUDA device", checks.tests, 300),
     "commands": ("The commands, on the bundled images", checks.commands, 420),
     "resume": ("Killed and run again", checks.resume, 300),
-    "ranks": ("Several processes", checks.ranks, 180),
+    "ranks": ("Several processes", checks.ranks, 300),
     "extraction": ("extract against the bare forward loop", speed.extraction, 420),
     "training": ("Training from the cache against from memory", speed.training, 240),
     "sweep": ("One sweep against as many runs", speed.sweep_against_runs, 240),
