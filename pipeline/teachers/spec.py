@@ -48,7 +48,8 @@ class TeacherSpec:
     def parse(cls, text: str) -> Self:
         """Parse ``[NAME=]SOURCE:MODEL[?key=value&...]``; UsageError shows the grammar.
 
-        NAME defaults to the last part of MODEL with unusual letters replaced.
+        NAME defaults to the last part of MODEL with unusual letters replaced; open_clip's
+        ARCHITECTURE/TAG to both.
         """
         body, options = plugins.split_options(text)
         name, equals, rest = body.partition("=")
@@ -60,6 +61,8 @@ class TeacherSpec:
             )
         if not equals:
             last = re.split(r"[/:]", model.rstrip("/"))[-1]
+            if source == "open_clip" and ":" not in model:
+                last = model.replace("/", "-")  # tags are shared by architectures
             name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-") or source
         return cls(check_teacher_name(name), source, model, tuple(sorted(options.items())))
 

@@ -23,7 +23,7 @@ PREPROCESSING = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5
     [
         ("timm:vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_dinov2.lvd142m", None, ()),
         ("d=timm:vit_tiny?size=64&random=1", "d", "vit_tiny", (("random", "1"), ("size", "64"))),
-        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "laion2b_s34b_b79k", None, ()),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "ViT-B-32-laion2b_s34b_b79k", None, ()),
         ("demo:ssl", "ssl", "ssl", ()),
         ("module:pkg.mod:build", "build", "pkg.mod:build", ()),
         ("timm:hf-hub:org/repo", "repo", "hf-hub:org/repo", ()),
@@ -43,6 +43,11 @@ def test_a_teacher_is_parsed_and_written_back(
 def test_what_is_no_teacher_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         TeacherSpec.parse(text)
+
+
+def test_two_architectures_of_one_tag_have_two_names() -> None:
+    names = [TeacherSpec.parse(f"open_clip:{a}/openai").name for a in ("ViT-B-32", "RN50")]
+    assert names == ["ViT-B-32-openai", "RN50-openai"]
 
 
 def test_an_unknown_source_lists_the_known_ones() -> None:
