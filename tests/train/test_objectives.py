@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import torch
 from phistill.cache import Cache
 from phistill.cache.joined import open_caches
 from phistill.compute.ranks import Ranks
-from phistill.errors import Diverged, UsageError
+from phistill.errors import Diverged
 from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train.config import PATCH_LOSSES, SUMMARY_LOSSES
@@ -219,12 +223,30 @@ def test_a_compiled_student_has_the_gradients_of_an_eager_one(
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
 
 
+WITHOUT_COMPILER = """
+import json, sys
+from phistill.train import TrainConfig, train
+train(sys.argv[1], sys.argv[2], TrainConfig.from_dict(json.loads(sys.argv[3])))
+"""
+
+
 def test_a_machine_without_a_compiler_is_told_so_in_one_line(
-    fitted_cache: Cache, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    """In a process of its own: torch keeps what an earlier test compiled."""
     config = make_config(compile=True, num_steps=1, teachers=("b",))
-    with pytest.raises(UsageError, match=r"^compile=true, but torch.compile fails: .*g\+\+[^\n]*$"):
-        train(fitted_cache, tmp_path / "run", config)
+    arguments = [str(fitted_cache.path), str(tmp_path / "run"), json.dumps(config.to_dict())]
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER, *arguments],
+        env={
+            **os.environ,
+            "CXX": "no-such-compiler",
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    last = found.stderr.strip().splitlines()[-1]
+    assert re.match(
+        r"phistill\.errors\.UsageError: compile=true, but torch.compile fails: .*g\+\+", last
+    ), found.stderr

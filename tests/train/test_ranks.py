@@ -107,6 +107,7 @@ cache, out, configs = sys.argv[1:]
 dist.init_process_group("gloo")
 for name, settings in json.loads(configs).items():
     train(cache, os.path.join(out, name), TrainConfig.from_dict(settings))
+dist.destroy_process_group()  # its threads must not outlive the interpreter
 """
 """Several runs, one after the other, by the same ranks."""
 
