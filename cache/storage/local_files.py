@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from phistill.errors import CorruptCache
 
 from . import lock
 from .local_shard import LocalShard
-from .positional import fsync_folder
-from .publish import Buffer, leftovers, publish_chunks
+from .publish import Buffer, leftovers, publish_chunks, remove
 
 T = TypeVar("T")
 
@@ -86,13 +84,7 @@ class LocalFiles:
         )
 
     def delete(self, relative: str) -> None:
-        path = self.path(relative)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        if path.parent.exists():
-            fsync_folder(path.parent)
+        remove(self.path(relative))
 
     def sweep(self) -> int:
         partial = list(leftovers(self.root))

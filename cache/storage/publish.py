@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -63,6 +64,24 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         raise PublishError(
             f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
             f"{_advice(error)}"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that lies in it, for good; nothing there is no error.
+
+    Raises PublishError naming the path.
+    """
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.exists():
+            fsync_folder(path.parent)
+    except OSError as error:
+        raise PublishError(
+            f"{path} could not be removed: {error.strerror or error}. {_advice(error)}"
         ) from error
 
 
