@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data.imagenet_info import ImageNetInfo
 
 from phistill import cache as store
+from phistill.errors import TeacherError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -19,7 +25,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def beside(tmp_path: Path) -> Path:
     """A working folder with the examples and two books of three pages."""
-    for name in ("bookshelf_images.py", "edges_teacher.py"):
+    for name in ("bookshelf_images.py", "edges_teacher.py", "lite0_teacher.py"):
         (tmp_path / name).write_text((EXAMPLES / name).read_text("utf-8"), "utf-8")
     (tmp_path / "books").mkdir()
     random = np.random.default_rng(0)
@@ -51,3 +57,43 @@ def test_a_teacher_and_an_image_source_from_one_file_each(beside: Path) -> None:
     assert sorted(cache.index()["label"].to_pylist()) == ["a"] * 3 + ["b"] * 3
     # Finished by the same command, which finds the same images.
     assert "nothing to do" in phistill(beside, "extract", source, "--cache", "my.cache")
+
+
+def loaded(example: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(example, EXAMPLES / f"{example}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cached_features_of_a_trained_model_know_a_bell_cote_and_a_daisy(beside: Path) -> None:
+    """The real weights: the model's own classifier on the summaries that the cache holds."""
+    (beside / "photos").mkdir()
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        Image.fromarray(pixels).save(beside / "photos" / f"{name}.png")
+    teacher = "lite0=module:lite0_teacher:build"
+    assert "Ready to be used." in phistill(beside, "check-teacher", teacher)
+    phistill(beside, "extract", "photos", "--cache", "my.cache", "--teacher", teacher)
+    cache = store.open(beside / "my.cache")
+    assert cache.teacher("lite0").grid == (7, 7)
+    rows = cache.rows(split="all")
+    summaries = torch.from_numpy(cache.reader("lite0", "summary").read(rows))
+    classifier = loaded("lite0_teacher").trained().classifier
+    with torch.inference_mode():
+        classes = classifier(summaries).argmax(1).tolist()
+    named = dict(zip(cache.index()["id"].to_pylist(), classes, strict=True))
+    words = {name: ImageNetInfo().index_to_description(index) for name, index in named.items()}
+    assert words == {"china.png": "bell cote, bell cot", "flower.png": "daisy"}
+
+
+def test_weights_in_another_order_of_modules_are_not_loaded() -> None:
+    example = loaded("lite0_teacher")
+    wanted = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2)}
+    swapped = {"_a.bias": torch.zeros(2), "_a.weight": torch.zeros(2)}
+    with pytest.raises(TeacherError, match=r"_a\.bias \(2,\) is not a\.weight"):
+        example.in_order(swapped, wanted)
+    wider = {"_a.weight": torch.zeros(3), "_a.bias": torch.zeros(2)}
+    with pytest.raises(TeacherError, match="not in the same order"):
+        example.in_order(wider, wanted)
