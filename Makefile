@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test torture lint constraints wheels gpu clean
+.PHONY: setup demo test newest torture lint constraints release wheels gpu clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[demo,distributed,s3,transformers]' --group dev
+	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev
 	touch $@
 
 demo: setup
@@ -19,6 +19,10 @@ demo: setup
 # more than they bring.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The light tests with the newest versions instead of the pinned ones, on the newest Python there is.
+newest: setup
+	tests/newest_versions.sh
 
 # The full sizes of the kill, fault and fuzz tests, without a network, and a table of what passed;
 # a quarter of an hour on two quiet cores. The table in docs/guarantees.md is its output.
@@ -35,6 +39,10 @@ lint: setup
 constraints: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 	  --no-header --no-annotate --no-emit-index-url --upgrade pyproject.toml -o constraints.txt
+
+# The wheel and the source archive of what is committed, each shown to work; in dist/.
+release: setup
+	tests/release.sh
 
 # What a machine with a GPU and without a package index lacks beside torch, timm and transformers:
 # run this where there is an index, and take .whl along. WITHOUT names what it has, one of
@@ -68,4 +76,4 @@ gpu: .gpu/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .gpu build dist *.egg-info demo-out
+	rm -rf .venv .newest .gpu build dist *.egg-info demo-out

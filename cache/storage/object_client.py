@@ -53,7 +53,7 @@ def open_store(url: str, *, quick: bool = False) -> ObjectStore:
         from obstore.store import from_url
     except ImportError as error:
         raise UsageError(
-            f"{url} lies on an object store, which needs obstore. Install phistill[s3]."
+            f"{url} lies on an object store, which needs obstore. Install phistill[object-stores]."
         ) from error
     retry: Any = {
         "max_retries": 1 if quick else RETRIES,

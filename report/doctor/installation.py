@@ -23,7 +23,7 @@ EXTRAS = {
     "tensorboard": ("TensorBoard events", "tensorboard"),
     "distributed": ("dask clusters", "distributed"),
     "transformers": ("teachers from transformers", "transformers"),
-    "obstore": ("caches on object stores", "s3"),
+    "obstore": ("caches on object stores", "object-stores"),
 }
 HUB_TIMEOUT_S = 10.0
 
