@@ -19,7 +19,7 @@ grep -q "^## $version" "$clean/tree/CHANGELOG.md"
 
 rm -rf dist
 .venv/bin/uv build --quiet --python .venv/bin/python --out-dir dist "$clean/tree" # the wheel from the archive
-.venv/bin/twine check --strict dist/*
+.venv/bin/uv tool run --quiet twine check --strict dist/*
 
 .venv/bin/uv venv --quiet --python .venv/bin/python "$clean/venv"
 .venv/bin/uv pip install --quiet --python "$clean/venv/bin/python" -c constraints.txt dist/*.whl

@@ -49,6 +49,7 @@ def test_every_package_folder_is_listed_for_the_wheel() -> None:
     assert listed == {"phistill", *folders}
 
 
+@pytest.mark.skipif(not (ROOT / ".typing").exists(), reason="a source archive holds no links")
 def test_type_checkers_find_every_room_through_a_link() -> None:
     links = ROOT / ".typing" / "phistill"
     assert {path.name for path in links.iterdir()} == {
