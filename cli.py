@@ -113,7 +113,7 @@ def main() -> None:
     phistill train my.cache --out runs/phi-s
     phistill evaluate runs/phi-s
 
-    A cache is a folder, or a URL on an object store: s3://bucket/my.cache (phistill[object-stores]).
+    A cache is a folder, or a URL of an object store: s3://bucket/my.cache.
     """
 
 
