@@ -1,0 +1,1 @@
+"""Bundled images and teachers, and all three stages over them; `phistill demo`."""

@@ -112,7 +112,7 @@ def _graph(root: Path, packages: Sequence[str], *, typed: bool) -> grimp.ImportG
             sys.path.remove(folder)
             if loaded is not None:
                 sys.modules["phistill"] = loaded
-    for package in packages:
+    for package in packages[1:]:  # the root's is the front door: for guests (see the test below)
         stub = _folder(root, package) / "__init__.pyi"
         for node in ast.parse(stub.read_text("utf-8")).body if stub.exists() else ():
             if isinstance(node, ast.ImportFrom) and node.level == 1:
@@ -177,6 +177,21 @@ def _num_floors(modules: Sequence[str], arrows: set[tuple[str, str]]) -> int | N
 @pytest.fixture(scope="module")
 def house() -> House:
     return measure(ROOT)
+
+
+def test_no_room_walks_through_the_front_door(house: House) -> None:
+    """From ``phistill`` itself modules take rooms and the version, not what others made public."""
+    allowed = {module.split(".")[1] for module in house.lines if "." in module} | {"__version__"}
+    taken = {
+        (path.relative_to(ROOT).as_posix(), alias.name)
+        for folder in house.folders
+        for path in _folder(ROOT, folder.name).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "phistill"
+        for alias in node.names
+    }
+    assert taken
+    assert not {(path, name) for path, name in taken if name not in allowed}
 
 
 def test_no_module_imports_another_that_imports_it(house: House) -> None:

@@ -27,11 +27,35 @@ ROOMS = (
 )
 
 
-def test_the_root_imports_nothing_and_states_a_version() -> None:
-    tree = ast.parse((ROOT / "__init__.py").read_text())
-    docstring, *rest = tree.body
-    assert isinstance(docstring, ast.Expr)
-    assert [type(node) for node in rest] == [ast.Assign]
+def test_importing_phistill_loads_none_of_its_rooms_and_no_library_of_weight() -> None:
+    code = "import phistill, sys; print(phistill.__version__, *sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert printed[0].count(".") == 2
+    assert not {"numpy", "torch", "zarr", "timm", "pyarrow"} & set(printed)
+    assert not [name for name in printed if name.startswith("phistill.")]
+
+
+def test_every_name_at_the_top_is_there_and_typed_by_the_stub() -> None:
+    import phistill
+
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+    (names,) = [node.value for node in stub.body if isinstance(node, ast.Assign)]
+    exported = ast.literal_eval(names)
+    assert {"open", "extract", "fit_stats", "train", "evaluate"} <= set(exported)
+    for name in exported:
+        assert callable(getattr(phistill, name)) or getattr(phistill, name).__doc__
+
+
+def test_train_is_a_function_and_a_room_whichever_is_asked_for_first() -> None:
+    for first in ("phistill.train", "phistill.train.config", "phistill"):
+        code = (
+            f"import {first}, phistill; room = phistill.train; assert callable(room); "
+            "from phistill.train import TrainConfig; import phistill.train; "
+            "assert phistill.train is room and room.TrainConfig is TrainConfig"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_only_three_python_files_lie_at_the_root() -> None:
@@ -53,7 +77,7 @@ def test_every_package_folder_is_listed_for_the_wheel() -> None:
 def test_type_checkers_find_every_room_through_a_link() -> None:
     links = ROOT / ".typing" / "phistill"
     assert {path.name for path in links.iterdir()} == {
-        *ROOMS, "__init__.py", "__main__.py", "cli.py", "py.typed"
+        *ROOMS, "__init__.py", "__init__.pyi", "__main__.py", "cli.py", "py.typed"
     }  # fmt: skip
     assert all(path.is_symlink() and path.exists() for path in links.iterdir())
 

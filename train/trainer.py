@@ -35,7 +35,7 @@ from .state import NotFinite
 def train(
     cache: CacheArgument,
     out: Path | str,
-    config: TrainConfig,
+    config: TrainConfig | None = None,
     *,
     stage: Path | str | None = None,
     progress: ProgressCallback | None = None,
@@ -49,7 +49,7 @@ def train(
     cache, RunMismatch when ``out`` holds another run, Diverged on a value that is not finite, and
     Interrupted, with everything saved, on Ctrl-C or SIGTERM.
     """
-    failure = None
+    failure, config = None, config or TrainConfig()
     try:
         near = caches = open_caches(cache)
         if stage is not None and not is_finished(Path(out)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -41,7 +42,7 @@ from .pieces import (
 
 
 def fit_stats(
-    cache: Cache,
+    cache: Cache | Path | str,
     *,
     teachers: Sequence[str] | None = None,
     exact: bool = False,
@@ -54,14 +55,15 @@ def fit_stats(
 ) -> list[Description]:
     """Moments and PHI-S of every array of the named teachers (None: all), one description each.
 
-    Only training rows that were accepted count. A run that was killed goes on with the partials it
-    left, a cache that grew costs its new shards, and nothing is done where nothing changed. exact
-    takes float64 products. tokens_per_image and max_images subsample by seed. It runs in threads of
-    this process, or on the dask.distributed cluster whose scheduler has this address. repair reads
-    every stored file first and makes damaged ones again. Raises IncompleteCache while shards are
-    missing, DegenerateMoments naming teacher and shard for NaN or features without spread; what was
-    stored before is then left as it was.
+    ``cache`` may be the path or URL of one. Only training rows that were accepted count. A run that
+    was killed goes on with the partials it left, a cache that grew costs its new shards, and
+    nothing is done where nothing changed. exact takes float64 products. tokens_per_image and
+    max_images subsample by seed. It runs in threads of this process, or on the dask.distributed
+    cluster whose scheduler has this address. repair reads every stored file first and makes damaged
+    ones again. Raises IncompleteCache while shards are missing, DegenerateMoments naming teacher
+    and shard for NaN or features without spread; what was stored before is then left as it was.
     """
+    cache = cache if isinstance(cache, Cache) else store.open(cache)
     options = PassOptions(
         exact=exact, tokens_per_image=tokens_per_image, max_images=max_images, seed=seed
     )

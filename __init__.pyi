@@ -1,0 +1,30 @@
+from . import cache, demo, errors, pipeline, report, stats
+from .cache import Cache, open
+from .errors import PhistillError
+from .pipeline import CacheSettings, ExtractOptions, extract
+from .stats import fit_stats
+from .train import TrainConfig, evaluate, export, load_run, sweep, train
+
+__version__: str
+
+__all__ = [
+    "Cache",
+    "CacheSettings",
+    "ExtractOptions",
+    "PhistillError",
+    "TrainConfig",
+    "cache",
+    "demo",
+    "errors",
+    "evaluate",
+    "export",
+    "extract",
+    "fit_stats",
+    "load_run",
+    "open",
+    "pipeline",
+    "report",
+    "stats",
+    "sweep",
+    "train",
+]
