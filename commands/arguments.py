@@ -93,6 +93,12 @@ def _named_grid(text: str) -> tuple[str, tuple[int, int]]:
     return name, (int(height), int(width))
 
 
+def _named_layout(text: str) -> tuple[str, str]:
+    """The teacher, "" for all of them, and the layout."""
+    name, _, layout = text.rpartition("=")
+    return name, layout.lower()
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     """The value is read as TOML; what is not TOML is a string."""
     import tomllib
@@ -138,6 +144,7 @@ NUMBERS = Parsed("numbers", _numbers)
 FRACTION_OR_FILE = Parsed("fraction or file", _fraction_or_file)
 COUNT_OR_AUTO = Parsed("count or auto", _count_or_auto)
 NAMED_GRID = Parsed("grid", _named_grid)
+NAMED_LAYOUT = Parsed("layout", _named_layout)
 ASSIGNMENT = Parsed("assignment", _assignment)
 TOML = Parsed("toml", _toml)
 PATH = click.Path(path_type=Path)

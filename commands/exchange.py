@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from .arguments import (
     LOCATION,
     NAMED_GRID,
+    NAMED_LAYOUT,
     NUM_BYTES,
     PATH,
     cache_argument,
@@ -116,6 +117,15 @@ def _has_statistics(cache: Cache) -> bool:
     metavar="NAME=H,W",
     help="Of a teacher's patches.",
 )
+@click.option(
+    "--layout",
+    "layouts",
+    type=NAMED_LAYOUT,
+    multiple=True,
+    metavar="[NAME=]LAYOUT",
+    help="Axes of patches: ntc, nct, nhwc or nchw.  [default: where only one makes sense]",
+)
+@click.option("--bfloat16", is_flag=True, help="Arrays of uint16 are the bits of bfloat16.")
 @click.option("--view", "views", multiple=True, help="What the features see.  [default: resize]")
 @click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
 @click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
@@ -131,6 +141,8 @@ def import_features(
     ids: Path | None,
     images: Path | None,
     grids: tuple[tuple[str, tuple[int, int]], ...],
+    layouts: tuple[tuple[str, str], ...],
+    bfloat16: bool,
     views: tuple[str, ...],
     max_reject_frac: float | None,
     repair: bool,
@@ -160,6 +172,8 @@ def import_features(
             source=source,
             ids=ids,
             grids=dict(grids),
+            layouts=dict(layouts),
+            bfloat16=bfloat16,
             images=images,
             settings=CacheSettings(views=parsed, **settings),
             max_reject_frac=max_reject_frac,
@@ -173,6 +187,14 @@ def import_features(
     else:
         click.echo(f"{cache} is complete: nothing to do.")
     click.echo(f"{counted(report.num_rows, 'row')}, teachers {', '.join(report.cache.teachers)}.")
+    for teacher in map(report.cache.teacher, report.teachers):
+        height, width = teacher.grid
+        click.echo(
+            f"{teacher.name}: patches on a grid of {height} x {width}, {teacher.width('patches')} "
+            "channels."
+        )
+    for coarse in report.coarse:
+        click.echo(coarse)
     if report.num_unknown:
         click.echo(f"{report.num_unknown:,} of the rows given are of images it does not have.")
     if report.num_rejects:

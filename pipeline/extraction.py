@@ -15,6 +15,7 @@ from typing import Protocol
 
 from phistill.cache import Cache
 from phistill.cache.storage.files import Files
+from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from .add_views import require_same_images
 from .images.source import ImageSource
@@ -50,6 +51,8 @@ class ExtractReport:
     """The time limit ended the run; the same call goes on."""
     missing_shards: tuple[int, ...]
     """Shards that somebody still has to extract, for whatever teacher."""
+    coarse: tuple[CoarseArray, ...]
+    """What float16 holds badly of the teachers that were extracted."""
 
 
 def extract(
@@ -140,4 +143,5 @@ def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -
         left_out=prepared.left_out,
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
+        coarse=coarse_arrays(cache, cache.teachers) if work.num_shards else (),
     )

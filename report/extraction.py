@@ -89,6 +89,7 @@ def _summary(
         yield f"  and {len(report.rejects) - 10} more: phistill inspect {location} --rejects"
     if left_out := left_out_text(report.left_out):
         yield left_out.capitalize()
+    yield from map(str, report.coarse)
     if report.num_repaired:
         yield f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}."
     if report.num_new_images:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phistill.errors import UsageError
+from phistill.stats.coarse import CoarseArray
 from phistill.stats.description import STABLE, Description
 from phistill.stats.moments.squared_norms import TOP_FRACTION
 
@@ -102,4 +103,6 @@ def _notes(row: Description) -> list[str]:
             f"{name}: warning: the top {TOP_FRACTION:.1%} of tokens hold "
             f"{row.outlier_share:.0%} of the variance and set phi and the leading axes."
         )
+    if row.coarse is not None:
+        notes.append(str(CoarseArray(row.teacher, row.kind, row.width, row.coarse)))
     return notes

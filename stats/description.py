@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from phistill.cache import ArrayReader
 
+from .coarse import CoarseChannels
 from .moments.pass_result import PassResult, Sketch
 from .moments.squared_norms import WARNING_SHARE, WARNING_VECTORS
 
@@ -53,6 +54,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     dispersion: float | None = None
     """E[arccos(cos(y, E y))^2] of a summary, for the balanced angle loss; None for tokens."""
     convergence: tuple[ConvergenceStep, ...] = ()
+    coarse: CoarseChannels | None = None
+    """Channels that the stored dtype holds badly."""
 
     @property
     def has_outliers(self) -> bool:

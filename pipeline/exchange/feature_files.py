@@ -84,6 +84,8 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads(read_part(file, 0, min(file.stat().st_size, MAX_FACTS_BYTES)))
         if not isinstance(facts["teachers"], dict):
             raise TypeError("teachers is not an object")
+        if not all(isinstance(teacher, dict) for teacher in facts["teachers"].values()):
+            raise TypeError("a teacher is not an object")
         return dict(facts)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(
@@ -162,18 +164,6 @@ class NpyValues:
 
 def grid_of(shape: tuple[int, ...], stated: tuple[int, int] | None, array: str) -> tuple[int, int]:
     """The grid (h, w) of patches with row shape (T, C) or (h, w, C); UsageError when unclear."""
-    channels_first = f"{array} has rows of shape {shape}, which look like "
-    if stated is None and len(shape) == 3 and shape[0] > shape[2]:
-        raise UsageError(
-            f"{channels_first}(C, h, w). Save them as (h, w, C), with array.transpose(0, 2, 3, 1); "
-            "if they are, state the grid with --grid NAME=H,W."
-        )
-    no_grid = len(shape) == 2 and math.isqrt(shape[0]) ** 2 != shape[0]
-    if stated is None and no_grid and shape[0] > shape[1] == math.isqrt(shape[1]) ** 2:
-        raise UsageError(
-            f"{channels_first}(C, T). Save them as (T, C), with array.transpose(0, 2, 1); if they "
-            "are, state the grid with --grid NAME=H,W."
-        )
     if len(shape) == 3 and (stated is None or stated == shape[:2]):
         return shape[0], shape[1]
     if len(shape) == 2:

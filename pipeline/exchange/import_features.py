@@ -22,6 +22,7 @@ from phistill.cache.storage.files import Files
 from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, UsageError
+from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from ..decode.views import View
 from ..images.open_source import opened
@@ -33,6 +34,7 @@ from .feature_files import FeatureFiles, grid_of, open_features
 from .feature_lines import ImageLines
 from .fields import PIXELS
 from .import_pass import ImportPass, ImportProgress
+from .layout import BITS, arranged
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,10 @@ class ImportReport:
     """Rows of the features whose images the cache does not have; nothing becomes of them."""
     num_repaired: int
     """Shards that were damaged and were imported again."""
+    teachers: tuple[str, ...]
+    """Those that were imported."""
+    coarse: tuple[CoarseArray, ...]
+    """Of them, arrays that float16 holds badly."""
 
 
 def import_features(
@@ -58,6 +64,8 @@ def import_features(
     source: str = "",
     ids: Path | None = None,
     grids: Mapping[str, tuple[int, int]] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    bfloat16: bool = False,
     images: Path | str | ImageSource | None = None,
     settings: CacheSettings | None = None,
     max_reject_frac: float | None = None,
@@ -68,13 +76,16 @@ def import_features(
 
     ``features`` is what ``feature_files`` describes. ``source`` states what computed them and
     becomes the teachers' identity; an export of phistill states it itself. ``grids`` gives (h, w)
-    by teacher where the shape does not tell. The student's pixels come from ``images``, matched by
-    id, or from pixels.npy; without either the cache holds none. A call that was stopped goes on
-    when repeated; ``repair`` checks every byte first and imports damaged shards again. Raises
-    UsageError for shapes, dtypes and ids that do not fit, CacheMismatch where the cache holds
-    something else, TooManyRejects beyond ``max_reject_frac``.
+    by teacher where the shape does not tell, ``layouts`` one of ``layout.LAYOUTS`` ("" for all)
+    where channels come first or may; ``bfloat16`` reads uint16 as its bits. The student's pixels
+    come from ``images``, matched by id, or from pixels.npy; without either the cache holds none. A
+    call that was stopped goes on when repeated; ``repair`` checks every byte first and imports
+    damaged shards again. Raises UsageError for shapes, dtypes and ids that do not fit,
+    CacheMismatch where the cache holds something else, TooManyRejects beyond ``max_reject_frac``.
     """
-    features_read = open_features(Path(features), ids)
+    features_read = arranged(
+        open_features(Path(features), ids), layouts or {}, grids or {}, bfloat16=bfloat16
+    )
     lines = ImageLines(features_read.table)
     teachers = _teachers(features_read, source, grids or {})
     files = open_files(cache)
@@ -110,6 +121,8 @@ def import_features(
         num_rejects=work.num_rejects,
         num_unknown=work.num_unknown,
         num_repaired=replaced.num_shards,
+        teachers=tuple(imported),
+        coarse=coarse_arrays(target, imported) if work.num_shards else (),
     )
 
 
@@ -202,9 +215,9 @@ def _check_array(features: FeatureFiles, name: str, kind: str, shape: tuple[int,
         raise UsageError(
             f"{name}.{kind} is {dtype}; wanted float16 or float32, little-endian. "
             + (
-                "These may be the bits of bfloat16, which NumPy does not know: save "
-                "tensor.float().numpy() instead."
-                if dtype in (np.dtype(np.uint16), np.dtype("V2"))
+                "These may be the bits of bfloat16, which NumPy does not know: if they are, import "
+                "them with --bfloat16."
+                if dtype in BITS
                 else "Convert it with array.astype('float32')."
             )
         )

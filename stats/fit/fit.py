@@ -14,6 +14,7 @@ import numpy as np
 
 from phistill import cache as store
 from phistill.cache import Cache
+from phistill.cache.format.info import DTYPES
 from phistill.cache.storage.files import Files
 from phistill.cache.upkeep.verify import damaged_statistics
 from phistill.compute.blas import one_blas_thread
@@ -25,6 +26,7 @@ from phistill.errors import (
     UsageError,
 )
 
+from ..coarse import coarse_channels
 from ..description import Description, convergence, dispersion, effective_rank
 from ..moments.pass_result import PassResult, moments_digest
 from ..normalizer.normalizer import Normalizer
@@ -166,4 +168,5 @@ def _describe(
         outlier_share=result.squared_norms.top_share(),
         dispersion=angle,
         convergence=convergence(result),
+        coarse=coarse_channels(moments.mean, std, DTYPES[spec.kind]),
     )

@@ -19,6 +19,7 @@ import phistill.cache as store
 from phistill.errors import CacheMismatch, LockHeld, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.decode.views import View
+from phistill.report.extraction import summary_text
 
 SETTINGS = CacheSettings(pixel_size=16, shard_rows=8, seed=1)
 
@@ -45,6 +46,15 @@ def test_every_row_holds_the_features_of_its_own_image(
 def test_a_corrupt_image_is_a_reject_with_a_reason(folder: Path, tiny: str, tmp_path: Path) -> None:
     report = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS)
     assert report.rejects == (("cats/broken.png", "cannot be decoded: cannot identify image file"),)
+
+
+def test_features_that_float16_holds_badly_are_named_at_the_end(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    report = extract(folder, tmp_path / "c", [f"far={tiny}?mean=-100", f"near={tiny}"])
+    assert [(one.teacher, one.kind) for one in report.coarse] == [("far", "patches")]
+    assert report.coarse[0].channels.num >= 3
+    assert "far patches: warning:" in summary_text(report, str(folder), None, None)
 
 
 def test_a_second_run_does_no_work(folder: Path, tiny: str, tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ from tests.pipeline.exchange.feature_folders import ids_of, normal, write
 
 
 def test_plain_arrays_become_a_cache_whose_rows_follow_the_ids(tmp_path: Path) -> None:
-    patches, summary = normal(40, 4, 3, 6), normal(40, 5)
+    patches, summary = normal(40, 4, 3, 12), normal(40, 5)
     folder = write(tmp_path / "feats", dino__patches=patches, dino__summary=summary)
     settings = CacheSettings(seed=7, holdout=0.25, shard_rows=16)
     report = import_features(folder, tmp_path / "c", source="lab run", settings=settings)
     cache = report.cache
     assert verify(cache).findings == ()
     teacher = cache.teacher("dino")
-    assert (teacher.grid, teacher.widths) == ((4, 3), {"patches": 6, "summary": 5})
+    assert (teacher.grid, teacher.widths) == ((4, 3), {"patches": 12, "summary": 5})
     assert teacher.identity == {"source": "imported", "model": "lab run"}
     assert cache.owners == ("dino",), "no pixels were given"
     rows = cache.rows(split="all")
@@ -39,7 +39,7 @@ def test_plain_arrays_become_a_cache_whose_rows_follow_the_ids(tmp_path: Path) -
     assert order != list(range(40)), "rows are in random order"
     np.testing.assert_array_equal(
         cache.reader("dino", "patches").read(rows),
-        patches.reshape(40, 12, 6)[order].astype(np.float16),
+        patches.reshape(40, 12, 12)[order].astype(np.float16),
     )
     np.testing.assert_array_equal(cache.reader("dino", "summary").read(rows), summary[order])
     assert 0 < cache.rows(split="heldout").size < 20
@@ -56,7 +56,7 @@ def test_a_further_teacher_is_added_by_id_to_a_cache_that_was_extracted(
     feats = tmp_path / "feats"
     feats.mkdir()
     (feats / "ids.txt").write_text("\n".join(sorted(ids)))
-    values = normal(len(ids), 9, 4, dtype=np.float16)
+    values = normal(len(ids), 9, 5, dtype=np.float16)
     np.save(feats / "other.patches.npy", values)
     report = import_features(feats, tmp_path / "c", source="elsewhere")
     assert report.num_rejects == 1, "the broken image has no features"

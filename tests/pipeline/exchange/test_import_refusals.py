@@ -148,20 +148,3 @@ def test_a_table_that_is_none_and_a_tar_without_samples_are_refused(tmp_path: Pa
     (tmp_path / "tars" / "a.tar").write_bytes(bytes(1024))
     with pytest.raises(UsageError, match="the features have no rows"):
         import_features(tmp_path / "tars", tmp_path / "c", source="s")
-
-
-def test_channels_first_are_refused_unless_the_grid_is_stated(tmp_path: Path) -> None:
-    maps = write(tmp_path / "maps", t__patches=normal(40, 12, 3, 3))
-    with pytest.raises(UsageError, match=r"look like \(C, h, w\)"):
-        import_features(maps, tmp_path / "c", source="s")
-    tokens = write(tmp_path / "tokens", t__patches=normal(40, 12, 9))
-    with pytest.raises(UsageError, match=r"look like \(C, T\)"):
-        import_features(tokens, tmp_path / "c", source="s")
-    import_features(tokens, tmp_path / "c", source="s", grids={"t": (3, 4)})
-
-
-def test_bits_of_bfloat16_are_named_as_such(tmp_path: Path) -> None:
-    bits = (normal(40, 4, 8).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    folder = write(tmp_path / "bits", t__patches=bits)
-    with pytest.raises(UsageError, match="bits of bfloat16"):
-        import_features(folder, tmp_path / "c", source="s")
