@@ -88,7 +88,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "random order, so the first ones are a fair sample); 0 keeps all.")] = 0
     partition: Annotated[Literal["all", "one"], Meta(
         description="`all`: every image is learnt from every teacher. `one`: each image from one "
-        "of them, chosen by a hash of its id (the setting of the paper's ablations).")] = "all"
+        "of them, chosen by a hash of its number (the setting of the paper's ablations).")] = "all"
     order: Annotated[Literal["full", "block", "none"], Meta(
         description="The order of an epoch's rows: `full` (a permutation), `block` (shards at "
         "random, rows mixed within a window of them: reads whole shards), `none` (as "

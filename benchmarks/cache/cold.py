@@ -12,18 +12,20 @@ from measuring import ratios, seconds, spread
 from rows import BATCH, SHARD_ROWS, TOKENS, WIDTH, WINDOW, drop_page_cache, shard_files
 
 from phistill.cache import Cache
-from phistill.cache.order import epoch_rows, label_entropy
+from phistill.cache.order import EpochOrder, label_entropy
 from phistill.cache.readahead import ReadAhead
+from phistill.cache.row_set import RowSet
 
 
 def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
     """One epoch in block order from a cold cache, against reading the files sequentially."""
-    rows, paths = cache.rows(), shard_files(cache)
+    rows, paths = RowSet(cache.rows()), shard_files(cache)
     num_bytes = sum(path.stat().st_size for path in paths)
     labels = np.array(cache.index()["label"].to_pylist()).astype(np.int64)
-    order = epoch_rows(
-        rows, seed=0, epoch=0, mode="block", shard_rows=SHARD_ROWS, window_shards=WINDOW
-    )
+    order = EpochOrder(
+        rows=rows, seed=0, epoch=0, mode="block", shard_rows=SHARD_ROWS, window_shards=WINDOW
+    ).between(0, len(rows))
+    full = EpochOrder(rows=rows, seed=0, epoch=0).between(0, len(rows))
     out = np.empty((BATCH, TOKENS, WIDTH), np.float16)
     sequential, block = [], []
     for _ in range(5):
@@ -31,7 +33,7 @@ def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
         sequential.append(seconds(lambda: _read_through(paths)))
         drop_page_cache(paths)
         block.append(seconds(lambda: _read_in_order(cache, order, out)))
-    uniform = label_entropy(labels[epoch_rows(rows, seed=0, epoch=0)], BATCH)
+    uniform = label_entropy(labels[full], BATCH)
     yield (
         f"| block order, cold | {num_bytes / statistics.median(block) / 1e9:.2f} GB/s | "
         f"{spread(ratios(sequential, by=block), '.2f')} | "

@@ -18,9 +18,10 @@ from itertools import groupby
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Int
 
 from phistill.cache import Cache
+from phistill.cache.order import hashed
 from phistill.errors import UsageError
 
 from ..moments.blocks import BLOCK_VECTORS
@@ -230,7 +231,7 @@ def sample_rows(rows: Int[np.ndarray, " n"], options: PassOptions) -> Int[np.nda
     but for the few rows that newcomers displace."""
     if options.max_images is None or options.max_images >= len(rows):
         return rows
-    order = np.argsort(mix(rows.astype(np.uint64), options.seed), kind="stable")
+    order = np.argsort(hashed(rows.astype(np.uint64), options.seed), kind="stable")
     return np.sort(rows[order[: options.max_images]])
 
 
@@ -244,14 +245,5 @@ def sample_tokens(
     number = rows.astype(np.uint64)[:, None] * np.uint64(tokens) + np.arange(
         tokens, dtype=np.uint64
     )
-    order = np.argsort(mix(number, options.seed), axis=1, kind="stable")
+    order = np.argsort(hashed(number, options.seed), axis=1, kind="stable")
     return np.sort(order[:, :k], axis=1)
-
-
-def mix(x: UInt64[np.ndarray, "*shape"], seed: int) -> UInt64[np.ndarray, "*shape"]:
-    """splitmix64 of x + seed * odd constant: a uint64 hash, the same on every machine."""
-    with np.errstate(over="ignore"):
-        z = x + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))

@@ -287,7 +287,7 @@ def test_an_image_that_one_cache_holds_out_is_not_learnt_from_another(
     with pytest.warns(UserWarning, match="another of the caches holds out"):
         plan = make_plan(JoinedCaches([first, second]), make_config())
     for stream in plan.streams:
-        assert not set(stream.rows) & heldout
+        assert not set(stream.rows.to_array()) & heldout
     same = [make_cache(name=name, num_rows=60, teachers=(ONE,)) for name in ("x", "y")]
     make_plan(JoinedCaches(same), make_config())  # agrees, so nothing is said
 

@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +42,13 @@ class RowPlan:
     shares: tuple[float, ...]
     """Share of the rows drawn from each cache; they add up to 1."""
 
-    turns: NDArray[np.uint16]
-    """(num_images,) which cache each position of an epoch takes its row from."""
-
-    places: NDArray[np.int64]
-    """(num_images,) how many positions before it in the epoch were that cache's."""
+    rows_per_epoch: tuple[int, ...]
+    """How many rows of an epoch each cache gives."""
 
     @property
     def num_images(self) -> int:
         """Rows of one epoch: as many as all caches have images."""
-        return len(self.turns)
+        return sum(self.rows_per_epoch)
 
     @property
     def num_steps(self) -> int:
@@ -66,22 +62,22 @@ class RowPlan:
         pairs = zip(self.streams, self.shares, strict=True)
         return min(int(stream.shard_rows / share) for stream, share in pairs)
 
-    @cached_property
-    def rows(self) -> Rows:
-        """All eligible rows (n,), ascending."""
-        pairs = zip(self.starts, self.streams, strict=True)
-        return np.concatenate([start + stream.rows for start, stream in pairs])
+    @property
+    def num_rows(self) -> int:
+        """Eligible rows, those of every view."""
+        return sum(len(stream.rows) for stream in self.streams)
 
-    @cached_property
-    def rows_per_epoch(self) -> tuple[int, ...]:
-        """How many rows of an epoch each cache gives."""
-        return tuple(np.bincount(self.turns, minlength=len(self.streams)).tolist())
+    @property
+    def rows(self) -> Rows:
+        """All eligible rows (n,), ascending, made anew."""
+        pairs = zip(self.starts, self.streams, strict=True)
+        return np.concatenate([start + stream.rows.to_array() for start, stream in pairs])
 
     @property
     def digest(self) -> str:
         """sha256 (hex) that names the sequence of rows; a resumed run must have the same."""
         content = hashlib.sha256(" ".join(stream.digest for stream in self.streams).encode())
-        content.update(np.ascontiguousarray(self.turns, "<u2").tobytes())
+        content.update(repr(self.rows_per_epoch).encode())
         return content.hexdigest()
 
     @property
@@ -106,7 +102,7 @@ class RowPlan:
 
     def _between(self, epoch: int, first: int, last: int) -> Rows:
         """The rows (last - first,) at these positions of one epoch."""
-        turns, places = self.turns[first:last], self.places[first:last]
+        turns, places = turns_between(self.rows_per_epoch, first, last)
         rows = np.empty(len(turns), np.int64)
         for number, (stream, start) in enumerate(zip(self.streams, self.starts, strict=True)):
             mine = turns == number
@@ -117,14 +113,14 @@ class RowPlan:
 
     def teachers_of(self, rows: Rows) -> NDArray[np.int64] | None:
         """The number of the one teacher of each row, or None when every teacher takes all."""
-        if self._slots is None:
+        if self.config.partition == "all":
             return None
-        return self._slots[np.searchsorted(self.rows, rows)]
-
-    @cached_property
-    def _slots(self) -> NDArray[np.int64] | None:
-        slots = [part.teacher_slot for part in self.streams if part.teacher_slot is not None]
-        return np.concatenate(slots) if slots else None
+        cache_of = np.searchsorted(self.starts, rows, side="right") - 1
+        slots = np.empty(len(rows), np.int64)
+        for number, (stream, start) in enumerate(zip(self.streams, self.starts, strict=True)):
+            mine = cache_of == number
+            slots[mine] = stream.teachers_of(rows[mine] - start)
+        return slots
 
 
 def make_plan(caches: JoinedCaches, config: TrainConfig) -> RowPlan:
@@ -156,7 +152,7 @@ def make_plan(caches: JoinedCaches, config: TrainConfig) -> RowPlan:
                 f"the share {share:.2g} of {cache.location} gives it no row in an epoch of "
                 f"{sum(counts)}. Raise its weight, or leave the cache out."
             )
-    return RowPlan(config, teachers, streams, caches.starts, shares, *_turns(drawn))
+    return RowPlan(config, teachers, streams, caches.starts, shares, tuple(drawn))
 
 
 def _shares(
@@ -182,10 +178,23 @@ def _apportion(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _turns(counts: Sequence[int]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """``turns`` and ``places`` of an epoch in which cache k gives ``counts[k]`` rows."""
-    places = np.concatenate([np.arange(count) for count in counts])
-    caches = np.repeat(np.arange(len(counts), dtype=np.uint16), counts)
-    times = (places + 0.5) / np.repeat(np.asarray(counts, np.float64), counts)
-    order = np.argsort(times, kind="stable")
+def turns_between(
+    counts: Sequence[int], first: int, last: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whose turn it is at the positions ``first`` to ``last`` of an epoch in which cache k gives
+    ``counts[k]`` rows, and how many positions before each were that cache's: (last - first,) both.
+
+    Row j of cache k comes at time (j + 1/2) / counts[k]; of equal times the first cache's comes
+    first. Between times 0 and t a cache has had counts[k] t rows, to one half, so that the rows at
+    these positions are found among as many and a margin for each cache.
+    """
+    total, margin = sum(counts), len(counts) + 2
+    starts = [max(0, count * first // total - margin) for count in counts]
+    stops = [min(count, count * last // total + margin + 1) for count in counts]
+    spans = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
+    places = np.concatenate(spans)
+    sizes = [len(span) for span in spans]
+    caches = np.repeat(np.arange(len(counts)), sizes)
+    times = (places + 0.5) / np.repeat(np.asarray(counts, np.float64), sizes)
+    order = np.argsort(times, kind="stable")[first - sum(starts) : last - sum(starts)]
     return caches[order], places[order]

@@ -118,7 +118,7 @@ def open_source(
     """The source of a run's batches: in memory when its rows fit into ``memory_bytes``, which the
     ``world`` processes of the run share."""
     source = Source(caches, targets)
-    if len(plan.rows) * source.row_bytes <= plan.config.memory_bytes // world:
+    if plan.num_rows * source.row_bytes <= plan.config.memory_bytes // world:
         source.keep_in_memory(plan.rows)
     elif text := _advice(source, plan):
         warnings.warn(text, stacklevel=2)
@@ -134,7 +134,7 @@ def _advice(source: Source, plan: RowPlan) -> str:
     if plan.config.order != "block":
         return (
             f"{location} lies on an object store and order={plan.config.order!r} asks for single "
-            f"rows: up to {len(plan.rows) * len(source.readers):,} requests per epoch. Take --set "
+            f"rows: up to {plan.num_rows * len(source.readers):,} requests per epoch. Take --set "
             "order=block, which reads whole shards, or copy it to a disk first with --stage FOLDER."
         )
     rows = sum(MAX_WHOLE_SHARDS * cache.info.shard_rows for cache in caches)

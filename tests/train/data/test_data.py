@@ -192,6 +192,7 @@ def several_views(cache: Cache, num_views: int, monkeypatch: pytest.MonkeyPatch)
     for name, column in changed.items():
         index = index.set_column(index.column_names.index(name), name, column)
     monkeypatch.setattr(Cache, "index", lambda self: index)
+    cache.info = msgspec.structs.replace(cache.info, views=cache.info.views * num_views)
 
 
 def test_an_epoch_takes_one_view_per_image_and_all_views_in_turn(
@@ -208,6 +209,25 @@ def test_an_epoch_takes_one_view_per_image_and_all_views_in_turn(
     assert sorted(epochs[3]) == sorted(epochs[0])
     # Neighbouring images are not all on the same view.
     assert len(set((epochs[0] // 20).tolist())) == 3
+
+
+def test_views_are_taken_in_turn_where_some_were_rejected(
+    make_cache: MakeCache, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(num_rows=60, holdout=0.0, rejects=[3, 25])
+    several_views(cache, 3, monkeypatch)
+    usable = set(cache.rows(None, "train").tolist())
+    plan = make_plan(cache, make_config(order="block", max_rows=10))
+    shown: dict[int, list[int]] = {}
+    for epoch in range(6):
+        rows = plan.epoch(epoch)
+        assert len(rows) == plan.num_images == 10
+        for row in rows.tolist():
+            shown.setdefault(row % 20, []).append(row)
+    for image, seen in shown.items():
+        views = sorted(usable & {image, image + 20, image + 40})
+        assert sorted(seen) == sorted(views * (6 // len(views))), "each view equally often"
+    assert len(shown) == 10
 
 
 def keep_even(index: pa.Table) -> Any:
