@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test newest torture lint constraints release wheels gpu clean
+.PHONY: setup demo test newest torture lint docs constraints release wheels gpu clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev
+	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev --group docs
 	touch $@
 
 demo: setup
@@ -35,9 +35,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages as a site in site/, every link and anchor checked: python -m http.server -d site
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The pinned versions that `make` installs, for every supported Python.
 constraints: setup
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group docs \
 	  --no-header --no-annotate --no-emit-index-url --upgrade pyproject.toml -o constraints.txt
 
 # The wheel and the source archive of what is committed, each shown to work; in dist/.
@@ -76,4 +80,4 @@ gpu: .gpu/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .newest .gpu build dist *.egg-info demo-out
+	rm -rf .venv .newest .gpu build dist site *.egg-info demo-out
