@@ -35,12 +35,8 @@ from .loss.objective import Objective
 from .loss.token_grids import Crop
 from .optim import learning_rate, make_optimizer
 from .resolve import ResolvedRun
-from .student.backbone import (
-    Student,
-    StudentOutput,
-    build_student,
-    to_images,
-)
+from .student.backbone import Student, StudentOutput, build_student
+from .student.pixels import to_images
 from .student.probe import probe
 
 
@@ -113,7 +109,13 @@ class TrainState:
         self.objective.to(ranks.device)
         self.balance = Balance(config, run.targets)
         self.optimizer = make_optimizer(config, self.student)
-        self.ema = [p.detach().clone() for p in self.student.parameters()]
+        self.averageable = {
+            name: value
+            for name, value in self.student.state_dict(keep_vars=True).items()
+            if value.is_floating_point()
+        }
+        """Weights and, with batch norm, the running statistics that belong to them; by name."""
+        self.ema = [value.detach().clone() for value in self.averageable.values()]
         if not config.ema_decay:
             self.ema = []
         if config.compile:
@@ -273,7 +275,7 @@ class TrainState:
             # Early on the average follows the weights, or it would remember the random start.
             decay = min(self.config.ema_decay, self.done / (10 + self.done))
             with torch.no_grad():
-                torch._foreach_lerp_(self.ema, list(self.student.parameters()), 1 - decay)
+                torch._foreach_lerp_(self.ema, list(self.averageable.values()), 1 - decay)
 
     # -- what is kept ----------------------------------------------------------------------------
 
@@ -283,14 +285,14 @@ class TrainState:
         if not self.ema:
             yield self.student
             return
-        parameters: list[Tensor] = list(self.student.parameters())
+        values = list(self.averageable.values())
         with torch.no_grad():
-            own = [p.detach().clone() for p in parameters]
-            torch._foreach_copy_(parameters, self.ema)
+            own = [value.detach().clone() for value in values]
+            torch._foreach_copy_(values, self.ema)
             try:
                 yield self.student
             finally:
-                torch._foreach_copy_(parameters, own)
+                torch._foreach_copy_(values, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, average, optimizer state and every rank's random state, by name.
@@ -298,9 +300,9 @@ class TrainState:
         To be called on all ranks at once.
         """
         tensors = {f"student/{name}": value for name, value in self.student.state_dict().items()}
-        names = [name for name, _ in self.student.named_parameters()]
         if self.ema:
-            tensors |= {f"ema/{n}": value for n, value in zip(names, self.ema, strict=True)}
+            averages = zip(self.averageable, self.ema, strict=True)
+            tensors |= {f"ema/{name}": value for name, value in averages}
         for name, value in self._optimizer_state():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{name}"] = value
@@ -323,7 +325,7 @@ class TrainState:
         """Go on from a checkpoint's ``tensors`` and ``facts``."""
         self.student.load_state_dict(tensors_below(tensors, "student/"))
         averages = tensors_below(tensors, "ema/")
-        for (name, _), average in zip(self.student.named_parameters(), self.ema, strict=False):
+        for name, average in zip(self.averageable, self.ema, strict=False):
             average.copy_(averages[name])
         groups = self.optimizer.state_dict()["param_groups"]
         entries: dict[int, dict[str, Any]] = {}

@@ -8,15 +8,15 @@ b rows, H W pixels, h w token grid, d width of the backbone, p prefix tokens.
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from phistill import plugins
 from phistill.compute.seeds import seeded
@@ -58,10 +58,10 @@ class Backbone(nn.Module):
         if x.ndim == 4:
             if getattr(self.net, "output_fmt", "NCHW") == "NCHW":
                 x = x.permute(0, 2, 3, 1)
-            return x, x.new_zeros(len(x), 0, x.shape[-1])
+            return x, x.new_zeros(x.shape[0], 0, x.shape[-1])
         h, w = self.grid(images.shape[-2], images.shape[-1])
         prefix, patches = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        return patches.reshape(len(x), h, w, -1), prefix
+        return patches.unflatten(1, (h, w)), prefix
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns for an input of that many pixels (token models only)."""
@@ -100,6 +100,12 @@ class Student(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
         self.grid = self._probe()
         self.patch_pixels = image_size // self.grid[0]
+        if config.crop_min < 1 and self.grid[0] != self.grid[1]:
+            raise UsageError(
+                f"crop_min={config.crop_min} cuts square windows of whole patches, but the "
+                f"student's grid is {self.grid[0]} x {self.grid[1]}. Take crop_min=1 or square "
+                "patches."
+            )
 
     def forward(
         self, images: Float[Tensor, "b 3 H W"], rows_of: RowsByTeacher | None = None
@@ -169,11 +175,14 @@ class Student(nn.Module):
         patch = getattr(embed, "patch_size", None)
         if not isinstance(patch, tuple) or getattr(embed, "dynamic_img_pad", False):
             return
-        if left := self.image_size % int(patch[0]):
+        side = math.lcm(*map(int, patch))
+        if any(self.image_size % int(along) for along in patch):
+            left = max(self.image_size % int(along) for along in patch)
+            better = self.image_size // side * side
             warnings.warn(
-                f"patches of {patch[0]} pixels leave {left} of {self.image_size} pixels at the "
-                "right and at the bottom unseen, and the student's grid is a little off the "
-                f"teachers'. Take image_size={self.image_size - left}.",
+                f"patches of {max(patch)} pixels leave {left} of {self.image_size} pixels at the "
+                "right or at the bottom unseen, and the student's grid is a little off the "
+                f"teachers'. Take image_size={better or side}.",
                 stacklevel=2,
             )
 
@@ -182,14 +191,6 @@ def build_student(config: TrainConfig, targets: Sequence[Target], image_size: in
     """The student at its first step: the same weights for the same config, on any device."""
     with seeded(config.seed):
         return Student(config, targets, image_size)
-
-
-def to_images(pixels: UInt8[Tensor, "b S S 3"], size: int) -> Float[Tensor, "b 3 H W"]:
-    """uint8 pixels as float32 images in 0 to 1, at ``size`` (bilinear, antialiased)."""
-    images = pixels.permute(0, 3, 1, 2).float().div_(255)
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
 
 
 def _module_name(target: Target) -> str:

@@ -22,7 +22,8 @@ from ..checkpoint import Checkpoint, tensors_below
 from ..config import TrainConfig
 from ..loss.token_grids import GridRule
 from ..targets import SUMMARY, Target
-from .backbone import Student, build_student, to_images
+from .backbone import Student, build_student
+from .pixels import to_images
 
 Prediction = dict[str, dict[str, Tensor]]
 
@@ -79,7 +80,8 @@ class TrainedStudent(nn.Module):
         means something unless the summary loss was MSE.
         """
         batch = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
+        square = batch.ndim == 4 and batch.shape[1] == batch.shape[2]
+        if batch.dtype != torch.uint8 or not square or batch.shape[-1] != 3:
             raise UsageError(
                 f"pixels are {batch.dtype} {tuple(batch.shape)}; wanted uint8 (b, S, S, 3)."
             )

@@ -15,8 +15,8 @@ from phistill.cache import Cache
 from phistill.cache.storage.new_folder import MARK
 from phistill.errors import UsageError
 from phistill.train import TrainConfig, export, load_export, load_run, train
-from phistill.train.student.backbone import to_images
 from phistill.train.student.export import fold_heads
+from phistill.train.student.pixels import to_images
 
 Config = Callable[..., TrainConfig]
 

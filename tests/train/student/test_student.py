@@ -15,10 +15,10 @@ from torch import nn
 from phistill.cache import Cache
 from phistill.compute.signals import Interrupted
 from phistill.errors import UsageError
-from phistill.train import Progress, TrainConfig, evaluate, load_run, train
+from phistill.train import Progress, TrainConfig, checkpoint, evaluate, load_run, train
 from phistill.train.loss.augment import draw_crop, input_size, photometric
 from phistill.train.optim import learning_rate
-from phistill.train.student.backbone import build_student, to_images
+from phistill.train.student.backbone import build_student
 from phistill.train.targets import Target
 
 Config = Callable[..., TrainConfig]
@@ -163,13 +163,6 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert not torch.equal(whole, photometric(images, config, step=4, first=10))
 
 
-def test_images_are_pixels_over_255() -> None:
-    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
-    images = to_images(pixels, 8)
-    assert torch.equal(images, pixels.permute(0, 3, 1, 2) / 255)
-    assert to_images(pixels, 16).shape == (2, 3, 16, 16)
-
-
 def test_the_learning_rate_rises_linearly_and_falls_by_a_cosine() -> None:
     config = TrainConfig(lr=1.0, min_lr=0.1, warmup=0.1)
     rates = [learning_rate(config, step, 101) for step in range(101)]
@@ -203,3 +196,37 @@ def test_pretrained_weights_are_fetched_once_and_their_absence_is_explained(
         with pytest.raises(Interrupted):
             train(fitted_cache, tmp_path / "run", config, progress=stop)
     assert train(fitted_cache, tmp_path / "run", config).resumed_from == 2
+
+
+def test_patches_need_not_be_square(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    options = make_config().student_options | {"patch_size": (2, 4)}
+    config = make_config(num_steps=2, student_options=options)
+    train(fitted_cache, tmp_path / "run", config)
+    student = load_run(tmp_path / "run")
+    assert student.student.grid == (4, 2)
+    pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    assert student.predict(pixels)["a"]["patches"].shape == (2, 4, 12)
+    with pytest.raises(UsageError, match=r"cuts square windows .* grid is 4 x 2"):
+        train(fitted_cache, tmp_path / "other", make_config(student_options=options, crop_min=0.5))
+    with pytest.raises(UsageError, match=r"wanted uint8 \(b, S, S, 3\)"):
+        student.predict(torch.zeros(2, 8, 16, 3, dtype=torch.uint8))
+
+
+def test_averaged_weights_come_with_averaged_running_statistics(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    config = make_config(
+        student="resnet10t", student_options={}, image_size=32, num_steps=6, ema_decay=0.9
+    )
+    train(fitted_cache, tmp_path / "run", config)
+    stored = checkpoint.load(tmp_path / "run", 6)
+    name = "backbone.net.bn1.running_mean"
+    own, average = stored.tensors[f"student/{name}"], stored.tensors[f"ema/{name}"]
+    assert not torch.equal(own, average)
+    loaded = load_run(tmp_path / "run").student.state_dict()
+    assert torch.equal(loaded[name], average)
+    assert torch.equal(
+        loaded["backbone.net.bn1.weight"], stored.tensors["ema/backbone.net.bn1.weight"]
+    )
