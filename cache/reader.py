@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
@@ -84,6 +85,8 @@ class ArrayReader:
         self._info, self._records = look()
         self._readable: Mask = readable_rows(self._info, self._records)
         self._shard_rows = self._info.shard_rows
+        self._sizes = array("q", bytes(8 * self._info.num_shards))
+        """Bytes of the shards that were found whole by this process, and 0 of all others."""
 
     def refresh(self) -> None:
         """See the shards that were committed, and the rows that came and went, since."""
@@ -98,6 +101,12 @@ class ArrayReader:
             POOL.forget(self._key, written_anew)
             for shard in written_anew & set(self._whole):
                 del self._whole[shard]
+            sizes = array("q", bytes(8 * info.num_shards))
+            kept = min(len(sizes), len(self._sizes))
+            sizes[:kept] = self._sizes[:kept]
+            for shard in written_anew & set(range(kept)):
+                sizes[shard] = 0
+            self._sizes = sizes
             self._info, self._records, self._readable = info, records, readable
 
     def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -214,16 +223,26 @@ class ArrayReader:
     def _shard(self, shard: int) -> OpenShard:
         opened = self._whole.get(shard) or POOL.find(self._key, shard)
         if opened is None:
-            with remedy(repair_text(self._files.location), CorruptCache):
-                opened = POOL.open(self._key, shard, lambda: self._open(shard))
+            try:
+                opened = POOL.open(self._key, shard, self._open)
+            except CorruptCache:
+                with remedy(repair_text(self._files.location), CorruptCache):
+                    raise
         return opened
 
     def _open(self, shard: int) -> OpenShard:
         relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
-        size, _ = self._records[shard].files.get(relative, (-1, ""))
-        return self._files.open_shard(
-            relative, shard_rows=self._shard_rows, row_bytes=self.row_bytes, num_bytes=size
+        known = self._sizes[shard]
+        size = known or self._records[shard].files.get(relative, (-1, ""))[0]
+        opened = self._files.open_shard(
+            relative,
+            shard_rows=self._shard_rows,
+            row_bytes=self.row_bytes,
+            num_bytes=size,
+            checked=bool(known),
         )
+        self._sizes[shard] = size
+        return opened
 
     def _damaged(self, shard: int, slot: int) -> CorruptCache:
         row = shard * self._shard_rows + slot

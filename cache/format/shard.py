@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from awscrt.checksums import crc32c
@@ -40,15 +41,22 @@ def encode_shard(rows: NDArray[np.generic], shard_rows: int) -> list[memoryview]
         raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows}.")
     little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
     flat = little.reshape(num_rows, -1).view(np.uint8)  # (n, b)
-    stride = flat.shape[1] + CRC_BYTES
     buffers: list[memoryview] = []
     for row in flat:
         buffers += [row.data, _checksum(row)]
+    return [*buffers, memoryview(encode_index(num_rows, shard_rows, flat.shape[1]))]
+
+
+@lru_cache(maxsize=64)  # whole shards of an array have one; the last of a segment another
+def encode_index(num_rows: int, shard_rows: int, row_bytes: int) -> bytes:
+    """The index with its checksum, ``index_bytes(shard_rows)``: the rows lie one after another, so
+    it says nothing that these three numbers do not."""
+    stride = row_bytes + CRC_BYTES
     entries = np.full((shard_rows, 2), ABSENT, dtype="<u8")
     entries[:num_rows, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(stride)
     entries[:num_rows, 1] = stride
     index = entries.view(np.uint8).reshape(-1)
-    return [*buffers, index.data, _checksum(index)]
+    return bytes(index.data) + bytes(_checksum(index))
 
 
 def _checksum(data: NDArray[np.uint8]) -> memoryview:

@@ -102,11 +102,12 @@ class Files(Protocol):
         """The processes that hold some of the cache for writing now."""
 
     def open_shard(
-        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
+        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int, checked: bool
     ) -> OpenShard:
         """A committed shard of ``num_bytes``, to read rows of ``row_bytes`` from.
 
-        CorruptCache when it is not there, has another size, or its index is damaged.
+        CorruptCache when it is not there or, unless that was ``checked`` before, has another size
+        or a damaged index.
         """
 
     def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:

@@ -1,4 +1,4 @@
-"""A committed shard opened for reading: its rows' places, and bytes straight into the batch.
+"""A committed shard opened for reading: bytes straight into the batch.
 
 zarr's own indexing reads shuffled rows at a few percent of the disk's speed, so a row of a local
 shard is one ``preadv`` into its place in the batch, its checksum into a scratch buffer beside it.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache, StoreError
 
-from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
+from ..format.shard import CRC_BYTES, decode_rows, encode_index, index_bytes, matches
 from .files import BadRow
 from .limits import is_out_of_files
 from .positional import open_to_read, preadv, will_need
@@ -25,12 +24,17 @@ PREFETCH_BYTES = 128 * 2**10
 
 
 class LocalShard:
-    """An open shard file; closed when nobody uses it any more."""
+    """An open shard file; closed when nobody uses it any more.
 
-    _descriptor = -1
+    Its rows lie one after another (docs/format.md), so a row's place is arithmetic. That the file
+    is as it must be is looked at once, by ``require_whole``; a row carries its own checksum.
+    """
 
-    def __init__(self, path: Path, shard_rows: int, row_bytes: int, committed_bytes: int) -> None:
-        self._row_bytes, self._num_bytes = row_bytes, committed_bytes
+    __slots__ = ("_descriptor", "_num_bytes", "_row_bytes")
+
+    def __init__(self, path: str, row_bytes: int, num_bytes: int) -> None:
+        self._descriptor = -1
+        self._row_bytes, self._num_bytes = row_bytes, num_bytes
         try:
             self._descriptor = open_to_read(path)
         except FileNotFoundError as error:
@@ -39,31 +43,33 @@ class LocalShard:
             if is_out_of_files(error):  # for who can close some
                 raise
             raise StoreError(f"{path} cannot be opened: {error.strerror or error}.") from error
-        size = os.fstat(self._descriptor).st_size
-        if size != committed_bytes:
-            raise CorruptCache(
-                f"{path} has {size:,} bytes, its commit record says {committed_bytes:,}."
-            )
-        tail = np.empty(min(index_bytes(shard_rows), size), np.uint8)
-        read_fully(self._descriptor, tail, size - tail.size)
-        offsets = decode_rows(tail, shard_rows, size, row_bytes, str(path))
-        self._offsets: list[int] = offsets.tolist()
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
+    def require_whole(self, path: str, shard_rows: int) -> None:
+        """CorruptCache naming ``path`` unless size and index are those of the committed rows."""
+        size = os.fstat(self._descriptor).st_size
+        if size != self._num_bytes:
+            raise CorruptCache(
+                f"{path} has {size:,} bytes, its commit record says {self._num_bytes:,}."
+            )
+        tail = np.empty(min(index_bytes(shard_rows), size), np.uint8)
+        read_fully(self._descriptor, tail, size - tail.size)
+        num_rows, rest = divmod(size - tail.size, self._row_bytes + CRC_BYTES)
+        if rest or tail.tobytes() != encode_index(num_rows, shard_rows, self._row_bytes):
+            decode_rows(tail, shard_rows, size, self._row_bytes, path)  # says what is wrong
+            raise CorruptCache(f"{path}: the shard index is not that of its rows.")
+
     def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
-        scratch = np.empty(CRC_BYTES, np.uint8)
-        stored = scratch.view("<u4")
-        descriptor, offsets, whole = self._descriptor, self._offsets, self._row_bytes + CRC_BYTES
+        scratch = memoryview(bytearray(CRC_BYTES))
+        descriptor, whole = self._descriptor, self._row_bytes + CRC_BYTES
         for slot, position in zip(slots, positions, strict=True):
-            row, offset = out[position], offsets[slot]
-            if offset < 0:
-                raise BadRow(slot)
-            if preadv(descriptor, [row.data, scratch.data], offset) != whole:
+            row = out[position]
+            if preadv(descriptor, [row.data, scratch], slot * whole) != whole:
                 self._read_again(row, scratch, slot)
-            if not matches(row, int(stored[0])):
+            if not matches(row, int.from_bytes(scratch, "little")):
                 raise BadRow(slot)
 
     def prefetch(self) -> None:
@@ -73,12 +79,13 @@ class LocalShard:
     def release(self) -> None:
         return  # the page cache is the kernel's
 
-    def _read_again(self, row: NDArray[np.uint8], scratch: NDArray[np.uint8], slot: int) -> None:
+    def _read_again(self, row: NDArray[np.uint8], scratch: memoryview, slot: int) -> None:
         """A read came back short: a signal, a network file system, or a file that was cut."""
-        offset = self._offsets[slot]
+        offset = slot * (self._row_bytes + CRC_BYTES)
         try:
             read_fully(self._descriptor, row, offset)
-            read_fully(self._descriptor, scratch, offset + self._row_bytes)
+            checksum = np.frombuffer(scratch, np.uint8)
+            read_fully(self._descriptor, checksum, offset + self._row_bytes)
         except EOFError as error:
             raise BadRow(slot) from error
 

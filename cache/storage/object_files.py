@@ -249,7 +249,7 @@ class ObjectFiles:
             self._lease.require()
 
     def open_shard(
-        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int
+        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int, checked: bool
     ) -> ObjectShard:
         return ObjectShard(self, relative, shard_rows, row_bytes, num_bytes)
 

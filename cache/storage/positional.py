@@ -14,7 +14,7 @@ _POSITION = threading.Lock()
 """Held while a descriptor's own position is used: threads share it."""
 
 
-def open_to_read(path: Path) -> int:
+def open_to_read(path: Path | str) -> int:
     """A descriptor of the file's bytes as they are."""
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 

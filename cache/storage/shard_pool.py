@@ -17,8 +17,6 @@ from phistill.errors import StoreError
 from .files import OpenShard
 from .limits import is_out_of_files, open_file_limit, out_of_files_text
 
-MAX_OPEN_SHARDS = 2048
-"""Beyond, the places of their rows take more memory than opening them again takes time."""
 PARTS = 2
 """Of so many parts of the limit one is for shards: images, workers and libraries open files too."""
 
@@ -36,7 +34,7 @@ class ShardPool:
     def size(self) -> int:
         """The most shards that are held open."""
         if self._size is None:
-            self._size = max(1, min(MAX_OPEN_SHARDS, open_file_limit() // PARTS))
+            self._size = max(1, open_file_limit() // PARTS)
         return self._size
 
     def __len__(self) -> int:
@@ -51,9 +49,11 @@ class ShardPool:
                 self._shards.move_to_end(key)
             return opened
 
-    def open(self, reader: Hashable, shard: int, open_shard: Callable[[], OpenShard]) -> OpenShard:
+    def open(
+        self, reader: Hashable, shard: int, open_shard: Callable[[int], OpenShard]
+    ) -> OpenShard:
         """Hold a shard that ``find`` did not; StoreError when no file can be opened."""
-        opened = self._opened(open_shard)
+        opened = self._opened(open_shard, shard)
         with self._lock:
             self._drop_retired()
             self._shards[reader, shard] = opened
@@ -61,9 +61,9 @@ class ShardPool:
                 self._shards.popitem(last=False)
         return opened
 
-    def _opened(self, open_shard: Callable[[], OpenShard]) -> OpenShard:
+    def _opened(self, open_shard: Callable[[int], OpenShard], shard: int) -> OpenShard:
         try:
-            return open_shard()
+            return open_shard(shard)
         except OSError as error:
             if not is_out_of_files(error):
                 raise
@@ -72,7 +72,7 @@ class ShardPool:
             while len(self._shards) > self._size:
                 self._shards.popitem(last=False)
         try:
-            return open_shard()
+            return open_shard(shard)
         except OSError as error:
             if not is_out_of_files(error):
                 raise

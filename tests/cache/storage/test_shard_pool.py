@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from awscrt.checksums import crc32c
 
 from phistill.cache import Cache, TeacherInfo
+from phistill.cache.format.shard import index_bytes
 from phistill.cache.storage.limits import open_file_limit
 from phistill.cache.storage.shard_pool import POOL, ShardPool
-from phistill.errors import StoreError
+from phistill.errors import CorruptCache, StoreError
 
 CacheFactory = Callable[..., Cache]
 TEACHERS = tuple(
@@ -36,7 +38,7 @@ def test_all_readers_share_one_budget_and_the_least_used_goes_first() -> None:
     pool, opened = ShardPool(3), list[Shard]()
 
     def get(reader: str, shard: int) -> object:
-        def open_shard() -> Shard:
+        def open_shard(_: int) -> Shard:
             opened.append(Shard())
             return opened[-1]
 
@@ -92,12 +94,53 @@ open({str(Path(__file__))!r}).close()  # some are left
     assert done.returncode == 0, done.stderr
 
 
+def test_a_shard_is_looked_through_once_and_each_row_every_time(
+    make_cache: CacheFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened again for every row, as where there are more shards than files may be open."""
+    cache = make_cache(num_rows=64, shard_rows=8, rejects=())
+    monkeypatch.setattr(POOL, "_size", 1)
+    reader = cache.reader("a", "patches")
+    values = reader.read(np.arange(64))
+    path = cache.path / "teachers/a/patches/c/2/0/0"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10] + bytes(10))  # the index
+    np.testing.assert_array_equal(reader.read(np.array([60, 17])), values[[60, 17]])
+    with pytest.raises(CorruptCache, match="the shard index does not match its checksum"):
+        cache.reader("a", "patches").read(np.array([17]))
+    reader.read(np.array([0]))
+    path.write_bytes(b"?" + whole[1:])
+    with pytest.raises(CorruptCache, match=r"row 16 .*does not match its checksum"):
+        reader.read(np.array([0, 16]))
+    path.write_bytes(whole[:200])
+    reader.read(np.array([0]))
+    with pytest.raises(CorruptCache, match=r"row 18 .*does not match its checksum"):
+        reader.read(np.array([18]))
+    path.unlink()
+    reader.read(np.array([0]))
+    with pytest.raises(CorruptCache, match=r"is committed but missing. Run `phistill verify"):
+        reader.read(np.array([18]))
+
+
+def test_a_shard_whose_index_says_another_order_is_refused(make_cache: CacheFactory) -> None:
+    """Whole and with a right checksum, but its rows do not lie one after another."""
+    cache = make_cache(num_rows=16, shard_rows=8, rejects=())
+    path = cache.path / "teachers/a/patches/c/1/0/0"
+    data = path.read_bytes()
+    size = index_bytes(8)
+    index = np.frombuffer(data[-size:-4], "<u8").reshape(8, 2)[::-1]
+    path.write_bytes(data[:-size] + index.tobytes() + crc32c(index.tobytes()).to_bytes(4, "little"))
+    with pytest.raises(CorruptCache, match="the shard index is not that of its rows"):
+        cache.reader("a", "patches").read(np.array([9]))
+
+
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     program = """
 import resource
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 hard = min(hard, 4096)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+from phistill.cache.format.shard import index_bytes
 from phistill.cache.storage.limits import open_file_limit
 assert open_file_limit() == hard, open_file_limit()
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
@@ -113,7 +156,7 @@ def test_files_taken_by_others_cost_the_pool_its_part_and_then_are_explained(
     program = f"""
 import numpy as np, os, resource
 import phistill.cache
-from phistill.errors import StoreError
+from phistill.errors import CorruptCache, StoreError
 cache = phistill.cache.open({str(cache.path)!r})
 reader = cache.reader("a", "patches")
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
