@@ -15,7 +15,7 @@ host memory that was written again meanwhile.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -75,6 +75,17 @@ class ToDevice:
             self._last.synchronize()
 
 
+def placed(value: Tensor, device: torch.device) -> Tensor:
+    """A small host tensor on a device, for the caller's current stream.
+
+    It is pinned on its way to CUDA: a copy of pageable memory waits for the kernels before it.
+    """
+    if device.type != "cuda":
+        return value.to(device)
+    with current_device(device):
+        return value.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Arriving:
     """Tensors that travel to the host, or have."""
@@ -107,6 +118,22 @@ def to_host(tensors: Sequence[Tensor]) -> Arriving:
             copied = torch.cuda.Event(blocking=True)
             copied.record(stream)
     return Arriving(host, copied)
+
+
+def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host that no later write to ``tensors`` reaches."""
+    import torch
+
+    copies: dict[str, Tensor] = {}
+    for device in {value.device for value in tensors.values()}:
+        mine = {name: value.detach() for name, value in tensors.items() if value.device == device}
+        copied = to_host(list(mine.values())).wait()
+        # Off CUDA a tensor of the host comes back as it is.
+        copies |= {
+            name: torch.clone(host) if device.type == "cpu" else host
+            for name, host in zip(mine, copied, strict=True)
+        }
+    return {name: copies[name] for name in tensors}
 
 
 def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -83,6 +83,12 @@ def _current_index() -> int:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether calls return before their kernels ran, so that looking at a value waits for all of
+    them: CUDA. Apple's GPU does too, but is treated as a CPU, for want of one to try it on."""
+    return device.type == "cuda"
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done everything that was asked of it."""
     import torch

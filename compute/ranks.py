@@ -1,7 +1,7 @@
 """The processes of one run: a single one, or those that ``torchrun`` or ``srun`` started.
 
-gloo joins ranks on CPUs, nccl on GPUs. Every rank takes an equal, contiguous share of each global
-batch, so the order of rows does not depend on their number.
+gloo joins ranks on CPUs and the hosts of GPUs, nccl the GPUs. Every rank takes an equal, contiguous
+share of each global batch, so the order of rows does not depend on their number.
 """
 
 from __future__ import annotations
@@ -57,6 +57,16 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers. It passes from host to host, so that no rank waits
+        for its GPU."""
+        if self.world == 1:
+            return number
+        has_gloo = "cpu:" in dist.get_backend_config()  # a group of the caller's own may not
+        held = torch.tensor([number], device="cpu" if has_gloo else self.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return int(held)
 
     def gathered(self, value: Tensor) -> list[Tensor]:
         """A host tensor of every rank, all of one shape and dtype, in their order."""
@@ -150,7 +160,8 @@ def _join(launch: Launch, device: torch.device) -> None:
     # torchrun's agent serves the store itself, which only env:// knows.
     method = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        # gloo for what the hosts tell each other.
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         init_method=method,
         timeout=TIMEOUT,
         rank=launch.rank,

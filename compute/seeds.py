@@ -8,7 +8,7 @@ rank. The caller's generators are as they were whenever a function here is left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +31,21 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+def normal_like(x: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal numbers in the shape and type of ``x`` (b, ...), drawn on its device.
+
+    ``seeds`` has one for each of the b: what is drawn from it depends on the kind of device alone.
+    """
+    import torch
+
+    drawn = torch.empty_like(x, memory_format=torch.contiguous_format)
+    generator = torch.Generator(x.device)
+    for one, seed in zip(drawn, seeds, strict=True):
+        generator.manual_seed(seed)
+        one.normal_(generator=generator)
+    return drawn
 
 
 class RandomState:

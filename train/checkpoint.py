@@ -155,7 +155,7 @@ def nothing_in(run: Path) -> UsageError:
 def prune(run: Path, keep: int) -> None:
     """Keep the last ``keep`` checkpoints and the best; the JSON goes first, then the tensors.
 
-    Tensors without a JSON are what a kill left behind; they go too.
+    Tensors without a JSON and parts of files are what a kill left behind; they go too.
     """
     there, scored = steps(run), _scores(run)
     kept = set(there[-keep:])
@@ -166,6 +166,13 @@ def prune(run: Path, keep: int) -> None:
     for path in (run / FOLDER).glob("*.safetensors"):
         if not path.with_suffix(".json").exists():
             path.unlink()
+    for path in publish.leftovers(run / FOLDER):
+        path.unlink()
+
+
+def best_score(run: Path) -> float | None:
+    """The lowest validation score of the checkpoints that are there; None where none was scored."""
+    return min(_scores(run).values(), default=None)
 
 
 def _scores(run: Path) -> dict[int, float]:

@@ -39,6 +39,7 @@ SAFE_KEYS = frozenset(
         "gradient_norm_every",
         "validate_every",
         "validate_rows",
+        "checkpoint_minutes",
         "checkpoint_every",
         "keep_checkpoints",
         "tensorboard",
@@ -233,9 +234,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     validate_rows: Annotated[int, Meta(ge=1,
         description="Held-out rows used for those (the final evaluation of the `evaluate` verb "
         "uses all).")] = 512
+    checkpoint_minutes: Annotated[NotNegative, Meta(
+        description="Minutes between checkpoints, beside those of the last step and of every best "
+        "validation so far; 0: no others.")] = 10.0
     checkpoint_every: Annotated[int, Meta(ge=0,
-        description="Steps between checkpoints; the last step always writes one. 0 writes only the "
-        "last.")] = 500
+        description="Further checkpoints after every so many steps, the same steps on any machine; "
+        "0: none.")] = 0
     keep_checkpoints: Annotated[int, Meta(ge=1,
         description="Latest checkpoints kept, beside the best.")] = 2
     tensorboard: Annotated[bool, Meta(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from dataclasses import asdict, replace
@@ -16,12 +17,14 @@ from phistill.compute.ranks import Ranks
 
 from . import checkpoint
 from .checkpoint import Checkpoint
+from .data.batch import Batch
 from .data.source import Source
 from .evaluation import EvalRow, mean_score, measure
 from .progress import Progress, ProgressCallback
 from .resolve import ResolvedRun
 from .run_folder import RunFolder, only_trainer, refuse_another_run
-from .state import NotFinite, StepValues, TrainState
+from .step.state import TrainState
+from .step.values import NotFinite, StepValues
 from .student.predict import TrainedStudent
 
 
@@ -38,8 +41,8 @@ class Run:
         self.path, self.resolved, self.ranks, self.progress = path, resolved, ranks, progress
         self.config = resolved.config
         self.losses: dict[str, float] = {}
-        self.score: float | None = None
-        """Of the last validation, while no step has followed it; lower is better."""
+        self._scored = (-1, math.nan)
+        """Step and score of the last validation; lower is better."""
         self.diverged: NotFinite | None = None
         """Why no further step is possible."""
         self._since = (0.0, 0, 0.0)
@@ -62,6 +65,9 @@ class Run:
             self.state = self._restored(stored) if stored else new or TrainState(resolved, ranks)
             self.first_step = self.state.done
             self._saved = self.first_step if stored else -1
+            self._saved_at = time.monotonic()
+            best = checkpoint.best_score(path) if ranks.is_first else None
+            self._best = math.inf if best is None else best
             self._folder: RunFolder | None = None
             with ranks.all_or_none():
                 if ranks.is_first:
@@ -93,16 +99,23 @@ class Run:
         """Speeds are counted from here."""
         self._since = (time.perf_counter(), self.state.done, 0.0)
 
-    def log_if_due(self, values: StepValues, wait_s: float) -> None:
-        """Log the step and tell who watches, every ``log_every`` steps and at the last.
+    def train_step(self, batch: Batch) -> None:
+        """One step; on a CPU it is looked at, and a run that diverges says so in ``diverged``."""
+        try:
+            self.state.train_step(batch)
+        except NotFinite as error:
+            self._note_divergence(error)
+
+    def log_if_due(self, wait_s: float) -> None:
+        """Every ``log_every`` steps and at the last, look at the step, log it and tell who watches.
 
         ``wait_s`` is how long all steps so far have waited for data.
         """
-        self.losses, self.score = values.losses, None
-        if self._folder is None or (
-            values.step % self.config.log_every and not self.state.is_finished
-        ):
+        due = self.state.is_finished or self.state.done % self.config.log_every == 0
+        values = self._look() if due else None
+        if values is None or self._folder is None:
             return
+        self._folder.writer.raise_failure()
         now = time.perf_counter()
         begun, step, waited = self._since
         self._since = (now, values.step, wait_s)
@@ -126,8 +139,8 @@ class Run:
 
     def validate_if_due(self, source: Source) -> list[EvalRow]:
         """Held-out rows, every ``validate_every`` steps and at the end; [] at other steps."""
-        step, every = self.state.done, self.config.validate_every
-        if self._folder is None or not (self.state.is_finished or (every and step % every == 0)):
+        step = self.state.done
+        if not self._is_validation_due() or self._look() is None or self._folder is None:
             return []
         resolved = self.resolved
         if not resolved.heldout:
@@ -147,40 +160,82 @@ class Run:
                     cache=part.cache,
                 )
             ]
-        self.score = mean_score(lines)
+        score = mean_score(lines)
+        self._scored = step, score
         figures = {
             line.column: {k: v for k, v in line.to_dict().items() if isinstance(v, float)}
             for line in lines
         }
-        self._folder.log("validate", step, {"score": self.score, **figures})
+        self._folder.log("validate", step, {"score": score, **figures})
         return lines
 
     def save_if_due(self) -> None:
-        """Save every ``checkpoint_every`` steps and at the end."""
-        every = self.config.checkpoint_every
-        if self.state.is_finished or (every and self.state.done % every == 0):
+        """Save at the end, after the best validation so far, and when steps or minutes ask for it.
+
+        The clock, which is the first rank's, is read where the values were looked at anyway.
+        """
+        step, config = self.state.done, self.config
+        if self.state.is_finished or (
+            config.checkpoint_every and step % config.checkpoint_every == 0
+        ):
             self.save()
+        elif self._is_validation_due() or step % config.log_every == 0:
+            minutes = (time.monotonic() - self._saved_at) / 60
+            due = 0 < config.checkpoint_minutes <= minutes
+            due |= self._scored[0] == step and self._scored[1] < self._best
+            if self.ranks.largest(int(due and self.ranks.is_first)):
+                self.save()
 
     def save(self) -> None:
-        """Publish a checkpoint of the state after the last step; on all ranks at once."""
-        if self.state.done == self._saved:
-            return
-        self._saved, tensors = self.state.done, self.state.tensors()
-        if self._folder is not None:
-            facts: dict[str, Any] = {
-                "state": self.state.facts(),
-                "losses": self.losses,
-                "score": self.score,
-                "num_ranks": self.ranks.world,
-            }
-            self._folder.save(self._saved, tensors, facts)
+        """Begin to publish a checkpoint of the state after the last step; on all ranks at once."""
+        if self.state.done != self._saved and self._look() is not None:
+            self._publish()
 
-    def note_divergence(self, error: NotFinite) -> None:
-        """A step that is not finite leaves diverged.json and a checkpoint behind."""
+    def wait_until_saved(self) -> None:
+        """Wait for the checkpoint that is being written; raises what its write failed with."""
+        if self._folder is not None:
+            self._folder.writer.wait()
+
+    def _is_validation_due(self) -> bool:
+        every = self.config.validate_every
+        return self.state.is_finished or bool(every and self.state.done % every == 0)
+
+    def _look(self) -> StepValues | None:
+        """What the last step measured; None where the run has diverged, which is then noted."""
+        if self.diverged is not None:
+            return None
+        try:
+            values = self.state.look()
+        except NotFinite as error:
+            self._note_divergence(error)
+            return None
+        if values is not None:
+            self.losses = values.losses
+        return values
+
+    def _publish(self) -> None:
+        self._saved, self._saved_at = self.state.done, time.monotonic()
+        tensors = self.state.tensors()
+        if self._folder is None:
+            return
+        score = self._scored[1] if self._scored[0] == self._saved else None
+        if score is not None:
+            self._best = min(self._best, score)
+        facts: dict[str, Any] = {
+            "state": self.state.facts(),
+            "losses": self.losses,
+            "score": score,
+            "num_ranks": self.ranks.world,
+        }
+        self._folder.save(self._saved, tensors, facts)
+
+    def _note_divergence(self, error: NotFinite) -> None:
+        """A step that is not finite leaves diverged.json and a checkpoint of the one before."""
         self.diverged = error
         if self._folder is not None:
             self._folder.note_divergence(error.facts)
-        self.save()  # the values are sums over ranks: all of them are here
+        if self.state.done != self._saved:
+            self._publish()  # the values are sums over ranks: all of them are here
 
     def close(self) -> None:
         """Flush the logs and let the folder go."""

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from phistill.cache.format import names
 from phistill.cache.storage import lock, publish
+from phistill.compute.copies import host_copies
 from phistill.errors import LockHeld, RunMismatch, UsageError
 
 from . import checkpoint
 from .checkpoint import Checkpoint
+from .checkpoint_writer import CheckpointWriter
 from .config import SAFE_KEYS, TrainConfig
 from .evaluation import refuse_other_teachers
 from .metrics import Logger, Values, open_loggers
@@ -43,6 +45,7 @@ class RunFolder:
             facts = run.facts() | {"run_id": uuid.uuid4().hex}
             del facts["means"]
             _write_json(path / "config.json", facts)
+        self.writer = CheckpointWriter(path, keep=run.config.keep_checkpoints)
         self._loggers: list[Logger] = []
         if first_step < run.num_steps:
             self._loggers = open_loggers(
@@ -55,20 +58,25 @@ class RunFolder:
             logger.write(event, step, values)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Publish a checkpoint of the state after ``step``, and drop those not kept any more."""
-        everything = {**tensors, **normalizer_tensors(self.run.normalizers)}
-        checkpoint.save(self.path, Checkpoint(step, everything, {**self.run.facts(), **facts}))
-        checkpoint.prune(self.path, self.run.config.keep_checkpoints)
+        """Begin to publish a checkpoint of the state after ``step``; those not kept any more go.
+
+        ``tensors`` are copied first.
+        """
+        everything = {**host_copies(tensors), **normalizer_tensors(self.run.normalizers)}
+        self.writer.submit(Checkpoint(step, everything, {**self.run.facts(), **facts}))
 
     def note_divergence(self, facts: Mapping[str, Any]) -> None:
         """Write which rows were learnt from when a step was not finite."""
         _write_json(self.path / DIVERGED, facts)
 
     def close(self) -> None:
-        """Flush the logs."""
-        for logger in self._loggers:
-            logger.close()
-        self._loggers = []
+        """Wait for the checkpoint that is being written, and flush the logs."""
+        try:
+            self.writer.close()
+        finally:
+            for logger in self._loggers:
+                logger.close()
+            self._loggers = []
 
 
 def stored_facts(path: Path) -> dict[str, Any] | None:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.allocator import keeping_freed_memory
@@ -29,7 +27,6 @@ from .progress import ProgressCallback, RunResult
 from .resolve import require_agreement, resolve_run
 from .run import Run
 from .run_folder import is_finished
-from .state import NotFinite
 
 
 def train(
@@ -144,18 +141,16 @@ def train_runs(runs: Sequence[Run], source: Source) -> float:
             for run in runs:
                 if run.state.done > batch.step or run.diverged is not None:
                     continue
-                try:
-                    values = run.state.train_step(batch)
-                except NotFinite as error:
-                    run.note_divergence(error)
-                    continue
-                run.log_if_due(values, loader.wait_s)
+                run.train_step(batch)
+                run.log_if_due(loader.wait_s)
                 with _saving_when_data_fails(runs):
                     run.validate_if_due(source)
                 run.save_if_due()
             if all(run.diverged is not None for run in runs):
                 break
             _stop_if_asked(stop, runs)
+        for run in runs:
+            run.wait_until_saved()
     return loader.wait_s
 
 
@@ -189,6 +184,7 @@ def _saving_when_data_fails(runs: Sequence[Run]) -> Iterator[None]:
         if learnt and runs[0].ranks.world == 1:
             for run in learnt:
                 run.save()
+                run.wait_until_saved()
             text += (
                 f" Training is saved after step {learnt[0].state.done}: mend the cache and run "
                 "the same command again."
@@ -204,13 +200,12 @@ def _saving_when_data_fails(runs: Sequence[Run]) -> Iterator[None]:
 
 def _stop_if_asked(stop: StopRequest, runs: Sequence[Run]) -> None:
     """All ranks stop after the same step, whichever of them was signalled."""
-    number, ranks = stop.number, runs[0].ranks
-    if ranks.world > 1:
-        asked = torch.tensor([number], dtype=torch.int64, device=ranks.device)
-        number = int(ranks.total(asked).clamp(max=15))
+    number = runs[0].ranks.largest(stop.number)
     if number and not all(run.state.is_finished for run in runs):
         for run in runs:
             run.save()
+        for run in runs:
+            run.wait_until_saved()
         raise Interrupted(
             f"stopped after step {runs[0].state.done}; everything is saved. "
             "Run the same command again to go on from there.",

@@ -12,7 +12,7 @@ from synthetic import DEMO, synthetic_cache
 from phistill.cache.joined import open_caches
 from phistill.train.data.source import Source
 from phistill.train.resolve import resolve_run
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
 
 
 def leaks(options: argparse.Namespace) -> list[str]:

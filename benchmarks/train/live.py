@@ -18,7 +18,7 @@ from phistill.cache.joined import open_caches
 from phistill.compute.precision import products_in
 from phistill.train.data.source import Source
 from phistill.train.resolve import resolve_run
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
 
 
 def live(options: argparse.Namespace) -> list[str]:

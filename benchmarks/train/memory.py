@@ -11,7 +11,7 @@ from synthetic import DEMO, synthetic_cache, vit_sized
 from phistill.cache.joined import open_caches
 from phistill.train.data.source import Source
 from phistill.train.resolve import resolve_run
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
 
 
 def memory(options: argparse.Namespace) -> list[str]:

@@ -14,7 +14,7 @@ from phistill.train import TrainConfig
 from phistill.train.data.loader import Loader
 from phistill.train.data.source import Source
 from phistill.train.resolve import ResolvedRun
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
 
 ALONE = Ranks(device=torch.device("cpu"))
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from phistill.compute.copies import ToDevice, copy_stream, host_memory, to_host
+from phistill.compute.copies import ToDevice, copy_stream, host_memory, placed, to_host
 
 CUDA = torch.device("cuda", 0)
 
@@ -195,6 +195,14 @@ def test_a_copy_ahead_does_not_wait_for_the_kernels_of_the_batch_before(card: Ca
     copies.finish()
     assert sent.tensors[0].value == 5.0
     assert busy.value == 0.0
+
+
+def test_a_small_tensor_is_pinned_on_its_way(card: Card) -> None:
+    """The stand-in refuses a copy of pageable memory, for which the host would wait."""
+    host: Any = Memory(card, torch.device("cpu"), 5.0)
+    moved: Any = placed(host, CUDA)
+    card.default.run()
+    assert moved.value == 5.0
 
 
 def test_everything_that_copies_one_way_shares_a_stream(card: Card) -> None:

@@ -12,10 +12,14 @@ from phistill.cache import Cache
 from phistill.compute.devices import choose_device, current_device, peak_memory_bytes
 from phistill.compute.precision import full_float32, has_bfloat16, products_in
 from phistill.compute.seeds import RandomState, seeded
+from phistill.errors import Diverged
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.stats import fit_stats
-from phistill.train import TrainConfig, evaluate, train
+from phistill.train import TrainConfig, checkpoint, evaluate, train
+from phistill.train.data.batch import Batch
+from phistill.train.data.loader import Loader
 from phistill.train.metrics import read_metrics
+from phistill.train.step.state import TrainState
 
 pytestmark = pytest.mark.cuda
 IMAGES = Path(__file__).parents[2] / "demo" / "images.parquet"
@@ -151,3 +155,46 @@ def test_rows_from_memory_and_from_the_cache_give_the_same_losses(
         losses.append([list(line["losses"].values()) for line in log])
     assert np.allclose(losses[0], losses[1], rtol=1e-3)
     assert np.allclose(losses[0], losses[2], rtol=1e-3)
+
+
+def test_no_step_waits_for_the_card_but_where_it_is_looked_at(
+    caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch itself raises at a call that would wait."""
+    learn, steps = TrainState.train_step, []
+
+    def watched(state: TrainState, batch: Batch) -> None:
+        steps.append(batch.step)
+        torch.cuda.set_sync_debug_mode("error" if batch.step > 2 else "default")
+        try:
+            learn(state, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(TrainState, "train_step", watched)
+    drawn = {"brightness": 0.2, "noise": 0.1, "ema_decay": 0.9, "balance": "adaloss"}
+    config = TrainConfig.from_dict({**STUDENT.to_dict(), "device": "cuda", **drawn})
+    train(caches["cpu"], tmp_path / "run", config)
+    assert len(steps) == 20
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_step_that_is_not_finite_is_left_out_on_the_card(
+    optimizer: str, caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Loader.load
+
+    def spoilt(loader: Loader, step: int) -> Batch:
+        batch = load(loader, step)
+        if step == 12:
+            next(iter(batch.values.values()))[1:3] = torch.inf
+        return batch
+
+    changes = {"device": "cuda", "optimizer": optimizer, "ema_decay": 0.9, "deterministic": True}
+    config = TrainConfig.from_dict({**STUDENT.to_dict(), **changes, "checkpoint_every": 12})
+    train(caches["cpu"], tmp_path / "whole", config)
+    monkeypatch.setattr(Loader, "load", spoilt)
+    with pytest.raises(Diverged, match="step 13 is not finite"):
+        train(caches["cpu"], tmp_path / "spoilt", config)
+    one, two = (checkpoint.load(tmp_path / name, 12) for name in ("whole", "spoilt"))
+    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())

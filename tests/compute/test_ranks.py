@@ -81,7 +81,7 @@ def test_gpus_are_joined_by_nccl_with_their_device_and_a_time_limit(
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", lambda device: device)
     with joined("auto") as ranks:
         assert ranks.device == torch.device("cuda", index)
-    assert asked["backend"] == "nccl"
+    assert asked["backend"] == "cpu:gloo,cuda:nccl"
     assert asked["device_id"] == torch.device("cuda", index)
     assert asked["timeout"] >= timedelta(minutes=10)
 

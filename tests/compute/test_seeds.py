@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phistill.compute.seeds import RandomState, seeded
+from phistill.compute.seeds import RandomState, normal_like, seeded
 
 
 def test_a_seed_gives_the_numbers_of_manual_seed_and_leaves_the_callers() -> None:
@@ -77,3 +77,16 @@ def test_apples_generator_is_put_in_place_and_taken_back(monkeypatch: pytest.Mon
         states["now"] = torch.tensor([6], dtype=torch.uint8)
     assert states["now"].item() == 9
     assert state.states["mps"].item() == 6
+
+
+def test_what_is_drawn_for_a_row_depends_on_its_seed_alone() -> None:
+    x, before = torch.zeros(3, 2, 5), torch.get_rng_state()
+    drawn = normal_like(x, [7, 2**64 - 1, 7])
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1:2], normal_like(x[:1], [2**64 - 1]))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    many = normal_like(torch.zeros(1, 100_000), [0])
+    # Standard errors are 0.003 and 0.002.
+    assert abs(float(many.mean())) < 0.015
+    assert abs(float(many.std()) - 1) < 0.01

@@ -24,12 +24,14 @@ from phistill.errors import Diverged
 from phistill.stats import METHODS, Moments, Normalizer, fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train.config import PATCH_LOSSES, SUMMARY_LOSSES
+from phistill.train.data.batch import Batch
 from phistill.train.data.loader import Loader
 from phistill.train.data.source import open_source
 from phistill.train.loss.objective import TargetTransform
 from phistill.train.metrics import read_metrics
 from phistill.train.resolve import resolve_run
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
+from phistill.train.step.values import StepValues
 
 Config = Callable[..., TrainConfig]
 ALONE = Ranks(device=torch.device("cpu"))
@@ -47,10 +49,18 @@ def begun(cache: Cache, config: TrainConfig) -> tuple[TrainState, Loader]:
     return TrainState(run, ALONE), loader
 
 
+def stepped(state: TrainState, batch: Batch) -> StepValues:
+    """What one step measured."""
+    state.train_step(batch)
+    values = state.look()
+    assert values is not None
+    return values
+
+
 def curve(cache: Cache, config: TrainConfig) -> list[dict[str, float]]:
     """The unweighted terms of every step."""
     state, loader = begun(cache, config)
-    return [state.train_step(batch).losses for batch in loader]
+    return [stepped(state, batch).losses for batch in loader]
 
 
 class PatchEmbedding(torch.nn.Module):
@@ -140,7 +150,7 @@ def test_fixed_weights_and_adaloss_change_the_shares(
 ) -> None:
     def shares(**changes: Any) -> dict[str, float]:
         state, loader = begun(fitted_cache, make_config(normalizer="none", **changes))
-        return [state.train_step(batch).shares for batch in loader][-1]
+        return [stepped(state, batch).shares for batch in loader][-1]
 
     zero = shares(balance="fixed", weights={"b": 0.0, "a/summary": 3.0})
     assert zero["b/patches"] == 0

@@ -28,16 +28,20 @@ from tests.conftest import rename_images
 Config = Callable[..., TrainConfig]
 
 RANK = """
-import json, os, signal, sys
+import json, os, signal, sys, time
+from pathlib import Path
 from phistill.compute.signals import Interrupted
 from phistill.train import TrainConfig, train
-from phistill.train.state import TrainState
+from phistill.train import checkpoint
+from phistill.train.step.state import TrainState
 
 cache, out, settings, kill_at = sys.argv[1:]
 train_step = TrainState.train_step
 
 def step_or_die(state, batch):
     if batch.step == int(kill_at):
+        while not checkpoint.steps(Path(out)):  # a thread writes them
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return train_step(state, batch)
 

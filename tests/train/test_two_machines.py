@@ -32,7 +32,7 @@ pytestmark = [
 RANK = """
 import json, os, signal, sys
 from phistill.train import TrainConfig, train
-from phistill.train.state import TrainState
+from phistill.train.step.state import TrainState
 
 cache, out, settings, kill_at = sys.argv[1:]
 train_step = TrainState.train_step

@@ -5,6 +5,7 @@ goal. A crop moves no token: the loss is taken where both sides see the same pla
 not here, because a mirrored grid is not the feature of the mirrored image.
 
 Every draw is a function of (seed, step, position in the global batch), never of ranks or parts.
+Noise, which is as large as the images, is drawn on their device by a generator seeded with that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+
+from phistill.compute.copies import placed
+from phistill.compute.seeds import normal_like
 
 from ..config import TrainConfig
 from .token_grids import Crop
@@ -60,23 +64,28 @@ def photometric(
             -1, 1, (3, config.batch_size)
         )
         brightness, contrast, saturation = _columns(factors[:, first : first + len(images)], images)
-        grey_weights = images.new_tensor(GREY).view(1, 3, 1, 1)
         images = images * brightness
-        mean = (images * grey_weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        mean = _grey(images).mean((2, 3), keepdim=True)
         images = torch.lerp(mean, images, contrast)
-        images = torch.lerp((images * grey_weights).sum(1, keepdim=True), images, saturation)
+        images = torch.lerp(_grey(images), images, saturation)
     if config.noise:
-        noise = np.stack(
-            [
-                _generator(config, NOISE, step, first + i).standard_normal(
-                    images.shape[1:], np.float32
-                )
-                for i in range(len(images))
-            ]
+        images = images + config.noise * normal_like(
+            images, _noise_seeds(config, step, first, images)
         )
-        images = images + config.noise * torch.from_numpy(noise).to(images.device)
     return images.clamp(0, 1) if any(spreads) or config.noise else images
 
 
+def _grey(images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1 H W"]:
+    red, green, blue = images.split(1, 1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+
+
+def _noise_seeds(config: TrainConfig, step: int, first: int, images: Tensor) -> list[int]:
+    """One for each image, so that neither ranks nor parts matter."""
+    numbers = ([config.seed, NOISE, step, first + i] for i in range(len(images)))
+    return [int(np.random.SeedSequence(n).generate_state(1, np.uint64)[0]) for n in numbers]
+
+
 def _columns(factors: NDArray[np.float64], images: Tensor) -> Tensor:
-    return torch.from_numpy(factors).to(images).view(3, len(images), 1, 1, 1)
+    columns = torch.from_numpy(factors).to(images.dtype).view(3, -1, 1, 1, 1)
+    return placed(columns, images.device)

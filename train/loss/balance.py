@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from phistill.compute.precision import widest_float
 from phistill.errors import UsageError
 
 from ..config import TrainConfig
@@ -20,13 +21,15 @@ class Balance:
 
     The running mean is m = d m + (1 - d) value with its start-up bias divided out. The factors of a
     step come from the steps before it, so that accumulated parts and ranks share them; the very
-    first step, at the foot of the warm-up, counts every term once.
+    first step, at the foot of the warm-up, counts every term once. All of it stays on the device.
     """
 
-    def __init__(self, config: TrainConfig, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, config: TrainConfig, targets: Sequence[Target], device: torch.device
+    ) -> None:
         self.mode, self.decay = config.balance, config.adaloss_decay
         weights = _weights(targets, config.weights)
-        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.weights = torch.tensor(weights, dtype=widest_float(device), device=device)
         self.mean = torch.zeros_like(self.weights)
         self.num_seen = 0
 
@@ -39,17 +42,20 @@ class Balance:
         # A term that was 0 so far, as when no row of a small batch was its teacher's, counts once.
         return torch.where(mean > 0, 1 / mean, self.weights)
 
-    def observe(self, values: Float[Tensor, " terms"]) -> None:
-        """Take the step's unweighted terms into the running means."""
+    def observe(
+        self, values: Float[Tensor, " terms"], wanted: Bool[Tensor, ""] | None = None
+    ) -> None:
+        """Take the step's unweighted terms into the running means, unless ``wanted`` is false."""
         if self.mode == "adaloss":
-            self.mean = self.decay * self.mean + (1 - self.decay) * values.cpu().double()
+            mean = self.decay * self.mean + (1 - self.decay) * values.to(self.mean.dtype)
+            self.mean = mean if wanted is None else torch.where(wanted, mean, self.mean)
             self.num_seen += 1
 
     def state(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "num_seen": self.num_seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.mean = torch.tensor(state["mean"], dtype=torch.float64)
+        self.mean = torch.tensor(state["mean"], dtype=torch.float64).to(self.mean)
         self.num_seen = int(state["num_seen"])
 
 

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from phistill.compute.copies import placed
+
 Grid = tuple[int, int]
 
 
@@ -110,7 +112,7 @@ def _read_matrix(x: Tensor, positions: list[float], axis: int) -> Float[Tensor, 
     line = torch.arange(len(positions))
     matrix[line, low] += 1 - (at - low)
     matrix[line, (low + 1).clamp(max=k - 1)] += at - low
-    return matrix.to(device=x.device, dtype=x.dtype)
+    return placed(matrix.to(x.dtype), x.device)
 
 
 def _apply(x: Tensor, y: Tensor, z: Tensor) -> Tensor:

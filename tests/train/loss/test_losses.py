@@ -88,8 +88,11 @@ def test_patches_and_summaries_take_their_own_loss() -> None:
     assert_same(summary, balanced_angle(x[:, :1], y[:, :1], dispersion=0.5))
 
 
+CPU = torch.device("cpu")
+
+
 def adaloss() -> Balance:
-    return Balance(TrainConfig(balance="adaloss", adaloss_decay=0.9), [PATCHES, SUMMARY])
+    return Balance(TrainConfig(balance="adaloss", adaloss_decay=0.9), [PATCHES, SUMMARY], CPU)
 
 
 def test_adaloss_brings_every_term_to_about_one() -> None:
@@ -119,7 +122,7 @@ def test_adaloss_goes_on_from_its_stored_state() -> None:
 def test_a_weight_that_names_nothing_is_refused() -> None:
     def factors(weights: dict[str, float]) -> list[float]:
         config = TrainConfig(balance="fixed", weights=weights)
-        return Balance(config, [PATCHES, SUMMARY]).factors().tolist()
+        return Balance(config, [PATCHES, SUMMARY], CPU).factors().tolist()
 
     assert factors({"a": 2.0, "a/summary": 0.5}) == [2.0, 0.5]
     with pytest.raises(UsageError, match="a/patches, a/summary"):

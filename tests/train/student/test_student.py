@@ -17,7 +17,7 @@ from phistill.compute.signals import Interrupted
 from phistill.errors import UsageError
 from phistill.train import Progress, TrainConfig, checkpoint, evaluate, load_run, train
 from phistill.train.loss.augment import draw_crop, input_size, photometric
-from phistill.train.optim import learning_rate
+from phistill.train.step.optim import learning_rate
 from phistill.train.student.backbone import build_student
 from phistill.train.targets import Target
 

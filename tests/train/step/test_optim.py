@@ -18,9 +18,9 @@ from phistill.errors import UsageError
 from phistill.train import TrainConfig
 from phistill.train.data.loader import Loader
 from phistill.train.data.source import open_source
-from phistill.train.optim import make_optimizer
 from phistill.train.resolve import resolve_run
-from phistill.train.state import TrainState
+from phistill.train.step.optim import make_optimizer
+from phistill.train.step.state import TrainState
 from phistill.train.student.backbone import Student, build_student
 from phistill.train.targets import Target
 

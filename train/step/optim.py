@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from phistill.errors import UsageError
 
-from .config import TrainConfig
-from .student.backbone import Student
+from ..config import TrainConfig
+from ..student.backbone import Student
 
 timm_optim: Any = timm.optim  # its names are no explicit exports
 
