@@ -221,8 +221,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "for any number.")] = 1
     read_ahead: Annotated[int, Meta(ge=1, le=1024, description="Batches kept ready.")] = 4
     memory_bytes: Annotated[int, Meta(ge=0,
-        description="Rows that fit into this many bytes are read once and stay in memory; 0 always "
-        "streams.")] = 2 * 2**30
+        description="Rows that fit into this many bytes are read once and stay in memory, their "
+        "targets normalised once where they fit as float32 too; 0 always streams.")] = 2 * 2**30
 
     log_every: Annotated[int, Meta(ge=1, description="Steps between lines of metrics.")] = 10
     gradient_norm_every: Annotated[int, Meta(ge=0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .data.batch import Batch
 from .data.loader import Loader
 from .data.near import stage_caches
-from .data.source import Source, open_source
+from .data.source import Source, Transform, open_source
 from .progress import ProgressCallback, RunResult
 from .resolve import require_agreement, resolve_run
 from .run import Run
@@ -107,7 +107,19 @@ def source_of(runs: Sequence[Run], caches: JoinedCaches) -> Source:
     ``caches`` are the runs' own or copies with the same rows.
     """
     targets = {target: None for run in runs for target in run.resolved.targets}
-    return open_source(caches, tuple(targets), runs[0].resolved.plan, world=runs[0].ranks.world)
+    first = runs[0]
+    transforms: Mapping[str, Transform] = {}
+    # Several runs that share a batch normalise it once for all of them, and a GPU in no time.
+    if len(runs) == 1 and first.ranks.device.type == "cpu":
+        transforms = first.state.objective.transforms_by_target()
+    with full_float32():
+        return open_source(
+            caches,
+            tuple(targets),
+            first.resolved.plan,
+            world=first.ranks.world,
+            transforms=transforms,
+        )
 
 
 def train_runs(runs: Sequence[Run], source: Source) -> float:

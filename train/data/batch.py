@@ -6,7 +6,7 @@ b rows of this process, of which n have a target, S side in pixels, t tokens, c 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class Batch:
 
     slots: Mapping[str, int]
     """By target key: the number of its teacher."""
+
+    normalised: Mapping[str, bytes] = field(default_factory=dict)
+    """By target key, the digest of the transform that its values have been through already, float32
+    then."""
 
     shared: dict[Any, Any] | None = None
     """What students that take turns on this batch have computed from it and the next may use; None

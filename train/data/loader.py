@@ -124,6 +124,7 @@ class Loader:
             teacher_of=mine,
             counts=counts,
             slots=self.slots,
+            normalised=self.source.normalised,
         )
 
     def _submit(self, step: int) -> Future[Batch]:

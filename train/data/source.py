@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,20 @@ from .stream import Rows
 
 PIXELS = "pixels"
 
+SMALL_PARTS = (1, 2, 3)
+"""Rows of batches whose targets must have the bits that they have in a large one."""
+
+
+class Transform(Protocol):
+    """How the stored values of a target (n, ...) become what is learnt, float32."""
+
+    digest: bytes
+    """Equal for transforms that give the same bits."""
+
+    is_identity: bool
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
 
 class Source:
     """The pixels and targets of chosen rows, from the cache's shards or from memory."""
@@ -37,30 +51,55 @@ class Source:
         self.readers: dict[str, JoinedReader] = {PIXELS: caches.reader(PIXELS, PIXELS)}
         for target in targets:
             self.readers[target.key] = caches.reader(target.teacher, target.kind)
+        self.normalised: dict[str, bytes] = {}
+        """By target key, the digest of the transform that its values have been through."""
         self._resident: dict[str, NDArray[Any]] = {}
         self._resident_rows = np.empty(0, np.int64)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row over everything that is read."""
+        return sum(self._bytes_of(key, reader.dtype) for key, reader in self.readers.items())
+
+    def normalised_row_bytes(self, keys: Collection[str]) -> int:
+        """The same with these targets normalised."""
+        wide = np.dtype(np.float32)
         return sum(
-            math.prod(reader.row_shape) * reader.dtype.itemsize for reader in self.readers.values()
+            self._bytes_of(key, wide if key in keys else reader.dtype)
+            for key, reader in self.readers.items()
         )
+
+    def _bytes_of(self, key: str, dtype: np.dtype[Any]) -> int:
+        return math.prod(self.readers[key].row_shape) * dtype.itemsize
 
     @property
     def is_resident(self) -> bool:
         return bool(self._resident)
 
-    def keep_in_memory(self, rows: Rows) -> None:
-        """Read ``rows`` (ascending) once; later reads are copies within memory."""
-        self._resident = {key: reader.read(rows) for key, reader in self.readers.items()}
+    def keep_in_memory(
+        self, rows: Rows, transforms: Mapping[str, Transform] | None = None, block: int = 1
+    ) -> None:
+        """Read ``rows`` (ascending) once; later reads are copies within memory.
+
+        Targets with a transform are kept as it makes them, ``block`` rows at a time.
+        """
+        transforms = transforms or {}
+        for key, reader in self.readers.items():
+            if key not in transforms:
+                self._resident[key] = reader.read(rows)
+                continue
+            kept = self._resident[key] = np.empty((rows.size, *reader.row_shape), np.float32)
+            for start in range(0, rows.size, block):
+                stored = torch.from_numpy(reader.read(rows[start : start + block]))
+                kept[start : start + block] = transforms[key](stored).numpy()
+        self.normalised = {key: transform.digest for key, transform in transforms.items()}
         self._resident_rows = rows
 
     def read(self, key: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The stored values (n, ...) of ``rows``; into ``out`` when given."""
         if not rows.size:  # a share of a batch may hold no row of a teacher
             reader = self.readers[key]
-            return np.empty((0, *reader.row_shape), reader.dtype) if out is None else out
+            return np.empty((0, *reader.row_shape), self._dtype(key)) if out is None else out
         if not self._resident:
             return self.readers[key].read(rows, out)
         places = np.searchsorted(self._resident_rows, rows)
@@ -74,10 +113,13 @@ class Source:
         """Host memory for ``num_rows`` rows of everything, to be copied to a device."""
         return {
             key: host_memory(
-                (num_rows, *reader.row_shape), getattr(torch, reader.dtype.name), device
+                (num_rows, *reader.row_shape), getattr(torch, self._dtype(key).name), device
             )
             for key, reader in self.readers.items()
         }
+
+    def _dtype(self, key: str) -> np.dtype[Any]:
+        return np.dtype(np.float32) if key in self.normalised else self.readers[key].dtype
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,16 +155,52 @@ def require_pixels(caches: JoinedCaches) -> None:
 
 
 def open_source(
-    caches: JoinedCaches, targets: Sequence[Target], plan: RowPlan, *, world: int = 1
+    caches: JoinedCaches,
+    targets: Sequence[Target],
+    plan: RowPlan,
+    *,
+    world: int = 1,
+    transforms: Mapping[str, Transform] | None = None,
 ) -> Source:
     """The source of a run's batches: in memory when its rows fit into ``memory_bytes``, which the
-    ``world`` processes of the run share."""
+    ``world`` processes of the run share.
+
+    Where they fit as float32 too, targets with one of ``transforms`` are normalised once instead of
+    in every epoch, unless the bits of a product would depend on the size of the batch.
+    """
     source = Source(caches, targets)
-    if plan.num_rows * source.row_bytes <= plan.config.memory_bytes // world:
-        source.keep_in_memory(plan.rows)
+    memory_bytes = plan.config.memory_bytes // world
+    if plan.num_rows * source.row_bytes <= memory_bytes:
+        rows, block = plan.rows, max(1, plan.config.batch_size // world)
+        chosen = _same_in_any_batch(source, rows[:block], transforms or {})
+        if plan.num_rows * source.normalised_row_bytes(chosen) > memory_bytes:
+            chosen = {}
+        source.keep_in_memory(rows, chosen, block)
     elif text := _advice(source, plan):
         warnings.warn(text, stacklevel=2)
     return source
+
+
+def _same_in_any_batch(
+    source: Source, rows: Rows, transforms: Mapping[str, Transform]
+) -> dict[str, Transform]:
+    """The transforms that give each of ``rows`` the same bits alone, in small parts and together.
+
+    They do where the product of a row is summed in an order that the number of rows does not
+    change. Of a single vector it often is another: a matrix times a vector.
+    """
+    chosen = {}
+    for key, transform in transforms.items():
+        if transform.is_identity or not rows.size:
+            continue
+        stored = torch.from_numpy(source.readers[key].read(rows))
+        together = transform(stored)
+        if all(
+            torch.equal(torch.cat([transform(part) for part in stored.split(size)]), together)
+            for size in SMALL_PARTS
+        ):
+            chosen[key] = transform
+    return chosen
 
 
 def _advice(source: Source, plan: RowPlan) -> str:

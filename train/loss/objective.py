@@ -77,6 +77,10 @@ class Objective(nn.Module):
             TargetTransform(normalizers[target.key]) for target in self.targets
         )
 
+    def transforms_by_target(self) -> dict[str, TargetTransform]:
+        """By target key."""
+        return {t.key: one for t, one in zip(self.targets, self._transforms(), strict=True)}
+
     def digest(self) -> bytes:
         """Equal for objectives whose targets are normalised alike."""
         return b"".join(transform.digest for transform in self._transforms())
@@ -124,6 +128,8 @@ def _once(batch: Batch, key: str, transform: TargetTransform) -> Tensor:
     Only the last normalizer of a target is kept, and only while nobody has written to its result
     (a loss of the user's own might): torch counts writes.
     """
+    if batch.normalised.get(key) == transform.digest:
+        return batch.values[key]
     if batch.shared is None:
         return transform(batch.values[key])
     digest, value, version = batch.shared.get(key, (b"", None, 0))
