@@ -99,4 +99,6 @@ def _runner(
     )
     if runner.unseen:
         on_notice(f"{spec.name} does not look at the {' and '.join(runner.unseen)} of its input.")
+    if runner.padded_windows:
+        on_notice(f"{spec.name} pads its maps for windows: {runner.padded_windows}.")
     return runner

@@ -101,7 +101,7 @@ def check_teacher(spec: str, device: str = "auto", *, autocast: str | None = Non
         device=str(target),
         seconds_per_image=seconds,
         problems=(*_problems(kinds), *_contract(teacher, runner, first, second, pixels)),
-        notes=(*teacher.notes, *_notes(kinds, teacher.licence), *_edges(runner)),
+        notes=(*teacher.notes, *_notes(kinds, teacher.licence), *_edges(runner), *_windows(runner)),
     )
 
 
@@ -225,6 +225,15 @@ def _edges(runner: TeacherRunner) -> Iterator[str]:
         yield (
             f"{size[0]} x {size[1]} pixels are no multiple of the grid {grid[0]} x {grid[1]}: its "
             "last cells may show padding."
+        )
+
+
+def _windows(runner: TeacherRunner) -> Iterator[str]:
+    if runner.padded_windows:
+        yield (
+            f"windows of its attention do not divide its maps, which are padded for them: "
+            f"{runner.padded_windows}. Tokens at the lower and right edge look at padding; a "
+            "model that was not trained so does better at the size it was trained at."
         )
 
 

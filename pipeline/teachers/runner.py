@@ -60,6 +60,8 @@ class TeacherRunner:
         self._autocast = resolve_autocast(autocast, device)
         self.unseen: tuple[str, ...] = ()
         """Parts of its input that change nothing: a size that the patches do not divide."""
+        self.padded_windows = ""
+        """Maps whose windows are filled up with padding, from and to; empty where none is."""
         self.info = self._probe(
             name,
             spec,
@@ -141,11 +143,15 @@ class TeacherRunner:
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
         """Shapes from one forward pass over three grey images: two have a white edge."""
+        from .window_padding import WindowPadding  # loads torch
+
         height, width = self._preprocessing.size
         grey = np.full((3, height, width, 3), 127, np.uint8)
         grey[1, -1], grey[2, :, -1] = 255, 255
+        padding = WindowPadding()
         try:
-            features = self.forward(grey)
+            with padding:
+                features = self.forward(grey)
         except PhistillError:
             raise
         except Exception as error:  # a library, or a user's own code, may raise anything
@@ -159,6 +165,7 @@ class TeacherRunner:
                 f"teacher {name} gave patches of shape {tuple(features.patches.shape)} for three "
                 "images; wanted (3, h, w, c)."
             )
+        self.padded_windows = padding.text()
         kinds = features.by_kind()
         edges = {1: "lowest rows", 2: "rightmost columns"}
         self.unseen = tuple(

@@ -18,7 +18,7 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .image_processor import pair, preprocessing_of
+from .image_processor import pair, processing_of
 from .options import boolean, integer, require_whole_patches, size_of, take_options
 from .weights import RANDOM, cast, licence_of_card, parameter_dtype, weights_sha256
 
@@ -162,24 +162,23 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
                 AutoConfig.from_pretrained(model, **source), trust_remote_code=remote
             )
     own_size = getattr(_config(net), "image_size", None)
-    preprocessing, bgr = preprocessing_of(model, source, own_size, size_of(options))
+    processing = processing_of(model, source, own_size, size_of(options))
     identity = {"source": "transformers", "model": model, "remote_code": remote}
-    if bgr:
+    if processing.bgr:
         identity["channels"] = "bgr"
     if revision is not None:
         identity["revision"] = revision
     teacher = TransformersTeacher(
         cast(net, options.get("dtype")),
-        preprocessing,
+        processing.preprocessing,
         identity,
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         summary=options.get("summary"),
         registers=boolean(options, "registers", default=False),
-        bgr=bgr,
+        bgr=processing.bgr,
         licence=licence_of_card(Path(model)),
     )
-    if seed is not None:
-        teacher.notes = (RANDOM,)
+    teacher.notes = processing.notes if seed is None else (*processing.notes, RANDOM)
     return teacher
 
 

@@ -48,6 +48,25 @@ def test_a_grid_that_does_not_divide_the_input_is_noted() -> None:
     assert "225 x 225 pixels are no multiple of the grid 8 x 8" in " ".join(report.notes)
 
 
+def test_windows_that_are_filled_with_padding_are_named(folder: Path, tmp_path: Path) -> None:
+    """Swin's windows of 7 divide the maps of 224 pixels and none of those of 256."""
+    spec = "t=timm:swin_tiny_patch4_window7_224?random=0"
+    assert "pad" not in " ".join(check_teacher(spec, "cpu").notes)
+    notes = " ".join(check_teacher(f"{spec}&size=256", "cpu").notes)
+    assert "64 x 64 to 70 x 70, 32 x 32 to 35 x 35, 16 x 16 to 21 x 21, 8 x 8 to 14 x 14" in notes
+    notices: list[str] = []
+    extract(
+        folder, tmp_path / "c", [f"{spec}&size=256"], settings=CacheSettings(pixel_size=0),
+        on_notice=notices.append,
+    )  # fmt: skip
+    assert any(text.startswith("t pads its maps for windows: 64 x 64 to 70") for text in notices)
+
+
+def test_padding_of_a_convolution_is_no_window() -> None:
+    report = check_teacher("timm:tf_efficientnet_lite0?random=0&size=64", "cpu")
+    assert "pad" not in " ".join(report.notes)
+
+
 class Fails(Teacher):
     def identity(self) -> dict[str, object]:
         return {"source": "test"}
