@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,48 @@ autocast_option = click.option(
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Arithmetic of the teachers.  [default: bfloat16 on GPUs that have it, else float32]",
 )
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what of IMAGES is taken; a command gets them as
+    ``reading``, a dict for SourceOptions."""
+    options = (
+        click.option(
+            "--kind",
+            default="",
+            type=click.Choice(["", "folder", "list", "parquet", "arrow", "tar"]),
+            metavar="folder|list|parquet|arrow|tar",
+            help="What holds the images.  [default: what holds most, or as the cache remembers]",
+        ),
+        click.option(
+            "--member",
+            default="",
+            help="Image of a tar's samples: what follows the key, jpg or left.png; one of each by "
+            "default.",
+        ),
+        click.option(
+            "--allow-cut-tars", is_flag=True, help="Take what is there of a tar that was cut."
+        ),
+        click.option(
+            "--label-column",
+            default="",
+            metavar="NAME|none",
+            help="Column of a table that holds the class.  [default: label, class, ...]",
+        ),
+    )
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **given: Any) -> Any:
+        names = ("kind", "member", "allow_cut_tars", "label_column")
+        reading = {name: given.pop(name) for name in names}
+        return command(*args, reading=reading, **given)
+
+    decorated: Callable[..., Any] = gathered
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 

@@ -17,6 +17,7 @@ from .arguments import (
     NUM_BYTES,
     PATH,
     cache_argument,
+    source_options,
     split_option,
     teachers_option,
 )
@@ -108,7 +109,8 @@ def _has_statistics(cache: Cache) -> bool:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Which image each row is.  [default: ids.parquet or ids.txt in FEATURES]",
 )
-@click.option("--images", type=PATH, help="For the student's pixels, by id.")
+@click.option("--images", help="For the student's pixels, by id; as extract reads IMAGES.")
+@source_options
 @click.option(
     "--grid",
     "grids",
@@ -139,7 +141,8 @@ def import_features(
     cache: str,
     source: str,
     ids: Path | None,
-    images: Path | None,
+    images: str | None,
+    reading: dict[str, Any],
     grids: tuple[tuple[str, tuple[int, int]], ...],
     layouts: tuple[tuple[str, str], ...],
     bfloat16: bool,
@@ -162,6 +165,7 @@ def import_features(
     from phistill.pipeline import CacheSettings
     from phistill.pipeline.decode.views import View
     from phistill.pipeline.exchange.import_features import import_features as run
+    from phistill.pipeline.images.source import SourceOptions
     from phistill.report.terminal import progress_bar
 
     parsed = tuple(View.parse(text) for text in views) or None
@@ -175,6 +179,7 @@ def import_features(
             layouts=dict(layouts),
             bfloat16=bfloat16,
             images=images,
+            source_options=SourceOptions(**reading),
             settings=CacheSettings(views=parsed, **settings),
             max_reject_frac=max_reject_frac,
             repair=repair,

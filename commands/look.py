@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from .arguments import (
     cache_argument,
     device_option,
     json_option,
+    source_options,
     teacher_option,
 )
 from .mistakes import refuse_no_run, refuse_teacher_mistakes
@@ -48,7 +50,10 @@ def inspect(cache: str, as_json: bool, show_rejects: bool) -> None:
     "--live", type=click.IntRange(min=1), help="Run each teacher again on this many rows of IMAGES."
 )
 @device_option
-def verify(cache: str, images: str | None, live: int | None, device: str) -> None:
+@source_options
+def verify(
+    cache: str, images: str | None, live: int | None, device: str, reading: dict[str, Any]
+) -> None:
     """Check every byte of features, pixels, index, records and statistics.
 
     Exits with 1 when anything is damaged or unfinished, and names teacher, shard and rows.
@@ -73,13 +78,14 @@ def verify(cache: str, images: str | None, live: int | None, device: str) -> Non
         sys.exit(1)
     if live is None:
         return
+    from phistill.pipeline.images.source import SourceOptions
     from phistill.pipeline.recheck import recheck
 
     for name in opened.teachers:
         if opened.teacher(name).is_imported:
             click.echo(f"{name}: imported, so there is nothing to run again.")
     agree = True
-    for compared in recheck(opened, str(images), live, device):
+    for compared in recheck(opened, str(images), live, device, SourceOptions(**reading)):
         click.echo(str(compared))
         agree = agree and compared.agrees
     if not agree:
@@ -113,6 +119,7 @@ def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
 @device_option
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
 @click.option("--runs", "num_runs", type=int, default=1, show_default=True, help="Training runs.")
+@source_options
 @json_option
 def plan(
     images: str,
@@ -122,6 +129,7 @@ def plan(
     device: str,
     epochs: float,
     num_runs: int,
+    reading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Say what a cache will cost, before it is made.
@@ -133,6 +141,7 @@ def plan(
 
     refuse_teacher_mistakes(teachers)
     from phistill.pipeline import CacheSettings
+    from phistill.pipeline.images.source import SourceOptions
     from phistill.report.costs import render
     from phistill.report.plan import plan as measure
 
@@ -144,6 +153,7 @@ def plan(
         device=device,
         epochs=epochs,
         num_runs=num_runs,
+        source_options=SourceOptions(**reading),
         say=lambda text: click.echo(text, err=True),
     )
     click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else render(planned))

@@ -21,6 +21,7 @@ from .arguments import (
     autocast_option,
     cache_argument,
     device_option,
+    source_options,
     teacher_option,
     teachers_option,
 )
@@ -132,12 +133,7 @@ from .mistakes import refuse_teacher_mistakes
     show_default=True,
     help="Tars from afar whose images are mixed in a new cache; twice as many are on the disk.",
 )
-@click.option(
-    "--member",
-    default="",
-    help="Image of a tar's samples: what follows the key, jpg or left.png; one of each by default.",
-)
-@click.option("--allow-cut-tars", is_flag=True, help="Take what is there of a tar that was cut.")
+@source_options
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option(
     "--add-views", is_flag=True, help="Add what the cache lacks of the list of every --view."
@@ -156,6 +152,8 @@ def extract(
     shard_rows: int | None,
     compression: str | None,
     worker: str | None,
+    window_tars: int,
+    reading: dict[str, Any],
     **options: Any,
 ) -> None:
     """Run teachers over IMAGES once and cache their features.
@@ -170,6 +168,7 @@ def extract(
     from phistill.pipeline import extract as run
     from phistill.pipeline.decode.rgb import DecodeRules
     from phistill.pipeline.decode.views import View
+    from phistill.pipeline.images.source import SourceOptions
     from phistill.report.extraction import done_images, progress_note, summary_text
     from phistill.report.terminal import progress_bar
 
@@ -179,6 +178,7 @@ def extract(
             background=background or DecodeRules().background,
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
+    options["source"] = SourceOptions(**reading, window_tars=window_tars)
     options["holdout_file"] = holdout if isinstance(holdout, Path) else None
     shards = _worker_shards(worker, options)
     settings = CacheSettings(

@@ -8,8 +8,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+
 from phistill.errors import SourceError, UsageError
-from phistill.pipeline import ImageRecord, ImageSource
+from phistill.pipeline import ImageSource, image_records
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -22,18 +24,17 @@ class Bookshelf(ImageSource):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def records(self) -> list[ImageRecord]:
-        records = []
+    def records(self) -> pa.Table:
+        ids: list[str] = []
+        labels: list[str] = []
         for book in sorted(self._folder.glob("*.cbz")):
             with zipfile.ZipFile(book) as pages:
                 names = [name for name in pages.namelist() if name.lower().endswith(SUFFIXES)]
-            records += [
-                ImageRecord(id=f"{book.name}/{name}", uri=f"{book.name}/{name}", label=book.stem)
-                for name in sorted(names)
-            ]
-        if not records:
+            ids += [f"{book.name}/{name}" for name in sorted(names)]
+            labels += [book.stem] * len(names)
+        if not ids:
             raise UsageError(f"{self._folder} holds no .cbz with images.")
-        return records
+        return image_records(ids, labels=labels)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         book, _, page = uri.partition("/")

@@ -1,6 +1,6 @@
 from .extraction import ExtractReport, extract
 from .images.open_source import open_source
-from .images.source import ImageRecord, ImageSource
+from .images.source import ImageSource, SourceOptions, image_records
 from .progress import ExtractProgress
 from .rejects import rejects
 from .settings import CacheSettings, ExtractOptions
@@ -13,12 +13,13 @@ __all__ = [
     "ExtractProgress",
     "ExtractReport",
     "Features",
-    "ImageRecord",
     "ImageSource",
     "Preprocessing",
+    "SourceOptions",
     "Teacher",
     "TeacherSpec",
     "extract",
+    "image_records",
     "open_source",
     "rejects",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from phistill.cache import Cache
 from phistill.cache.rows import readable_rows, row_hashes
@@ -18,7 +19,7 @@ from phistill.cache.upkeep.append import add_segment
 from phistill.errors import CacheMismatch, UsageError
 
 from .decode.views import View
-from .images.source import ImageRecord
+from .images.source import image_records
 from .index import build_index
 
 
@@ -41,21 +42,22 @@ def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ..
     return tuple(wanted[len(have) :])
 
 
-def add_views(cache: Cache, views: Sequence[View], listed: Sequence[ImageRecord]) -> None:
+def add_views(cache: Cache, views: Sequence[View], listed: pa.Table) -> None:
     """Publish rows for ``views`` of every image, in a random order of their own.
 
     Images that were taken down, or that could not be decoded, are left out. Raises UsageError, and
     changes nothing, when one is not ``listed`` by the source: its rows could never be extracted.
     """
     records = _records(cache)
-    if not records:
+    if not records.num_rows:
         raise UsageError(f"{cache.location} has no image left to add views of.")
-    there = {record.id for record in listed}
-    if absent := [record.id for record in records if record.id not in there]:
+    ids: Any = records["id"]
+    absent = ids.filter(pc.invert(pc.is_in(ids, value_set=listed["id"])))
+    if len(absent):
         raise UsageError(
-            f"the images given lack {len(absent)} of the {len(records)} that {cache.location} "
-            f"needs further views of, for example {absent[0]!r}. Give one source that holds all of "
-            f"them under these names, or take them down with `phistill remove-images`."
+            f"the images given lack {len(absent)} of the {len(ids)} that {cache.location} "
+            f"needs further views of, for example {absent[0].as_py()!r}. Give one source that "
+            f"holds all of them under these names, or take them down with `phistill remove-images`."
         )
     start, first = cache.info.next_row, len(cache.info.views)
     index = build_index(records, num_views=len(views), seed=cache.info.seed, start=start)
@@ -65,16 +67,19 @@ def add_views(cache: Cache, views: Sequence[View], listed: Sequence[ImageRecord]
     add_segment(cache, index, views=tuple(view.to_dict() for view in views))
 
 
-def _records(cache: Cache) -> list[ImageRecord]:
+def _records(cache: Cache) -> pa.Table:
     """Each image once, as the index has it."""
     index: Any = cache.index()
     readable = readable_rows(cache.info, cache.commits(cache.owners[0]))
-    records: dict[str, ImageRecord] = {}
-    for line in index.to_pylist():
-        if readable[line["row"]] and line["id"] not in records:
-            fields = (line["id"], line["uri"], line["offset"], line["length"])
-            records[line["id"]] = ImageRecord(*fields, line.get("label"), line.get("split"))
-    return list(records.values())
+    index = index.filter(pa.array(readable[index["row"].to_numpy()]))
+    numbers = index["id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first = np.unique(numbers, return_index=True)
+    lines = index.take(pa.array(np.sort(first)))
+    columns = {name: lines[name] for name in ("label", "split") if name in lines.column_names}
+    return image_records(
+        lines["id"], lines["uri"], offsets=lines["offset"], lengths=lines["length"],
+        labels=columns.get("label"), splits=columns.get("split"),
+    )  # fmt: skip
 
 
 def require_same_images(cache: Cache) -> None:

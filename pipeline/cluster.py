@@ -27,8 +27,8 @@ from phistill.errors import LockHeld, counted
 
 from .decode.shards import num_cores
 from .images.open_source import is_plugin
-from .images.remote_tar import is_remote
 from .images.source import ImageSource
+from .images.tars.fetched_tar import is_remote
 from .prepare import Prepared, PrepareReport, holding, if_prepared, prepare
 from .progress import ExtractProgress
 from .request import make_request

@@ -110,7 +110,7 @@ def _extract(
     if worker is None or worker.count == 1:
         if request.must_list:
             # Before anything is locked or made: a wrong path leaves no trace.
-            assert request.records, "a source without images says so"
+            assert request.records.num_rows, "a source without images says so"
         built = first_runners(request)
         with request.files.writing():
             prepared = prepare(request, built)

@@ -10,58 +10,44 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from phistill.cache import Cache
 
 from .decode.pending import ShardRows
-from .images.source import ImageRecord
+from .images.source import ImageSource
 
 
 def build_index(
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     *,
     num_views: int,
     seed: int,
     start: int = 0,
+    source: ImageSource | None = None,
     shuffle: bool = True,
-    window: int | None = None,
 ) -> pa.Table:
     """The table of a segment: row, id, view, uri, offset, length, and label and split if known.
 
-    ``shuffle=False`` keeps the order of records that are in random order already. With a ``window``
-    files are in random order and images only change places with those of the same ``window`` files:
-    an order for files that are fetched one after another.
+    ``source`` decides in which random order its images can be read; without one they are permuted.
+    ``shuffle=False`` keeps the order of records that are in random order already.
     """
     generator = np.random.Generator(np.random.PCG64([seed, start]))
-    if window is not None:
-        order = _windowed(generator, [record.uri for record in records], window)
+    num_images = records.num_rows
+    if not shuffle:
+        order = np.arange(num_images)
+    elif source is None:
+        order = generator.permutation(num_images)
     else:
-        order = generator.permutation(len(records)) if shuffle else np.arange(len(records))
-    chosen = [records[position] for position in np.repeat(order, num_views).tolist()]
-    columns = {
-        "row": pa.array(np.arange(start, start + len(chosen), dtype=np.int64)),
-        "id": pa.array([record.id for record in chosen], pa.string()),
-        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int32), len(records))),
-        "uri": pa.array([record.uri for record in chosen], pa.string()),
-        "offset": pa.array([record.offset for record in chosen], pa.int64()),
-        "length": pa.array([record.length for record in chosen], pa.int64()),
-    }
-    if any(record.label is not None for record in records):
-        columns["label"] = pa.array([record.label for record in chosen], pa.string())
-    if any(record.split is not None for record in records):
-        columns["split"] = pa.array([record.split for record in chosen], pa.string())
+        order = source.order(records, generator)
+    chosen = records.take(pa.array(np.repeat(order, num_views)))
+    rows = np.arange(start, start + chosen.num_rows, dtype=np.int64)
+    views = np.tile(np.arange(num_views, dtype=np.int32), num_images)
+    columns = {"row": pa.array(rows), "id": chosen["id"], "view": pa.array(views)}
+    columns |= {name: chosen[name] for name in ("uri", "offset", "length")}
+    for name in ("label", "split"):
+        if chosen[name].null_count < chosen.num_rows:
+            columns[name] = chosen[name]
     return pa.table(columns)
-
-
-def _windowed(
-    generator: np.random.Generator, uris: Sequence[str], window: int
-) -> NDArray[np.int64]:
-    """Positions (n,): files permuted, then the images of each ``window`` of them."""
-    names, of = np.unique(np.array(uris, dtype=object), return_inverse=True)
-    rank = generator.permutation(len(names))  # of each file among all
-    turn = rank[of] // window  # the window that an image belongs to
-    return np.lexsort((generator.permutation(len(uris)), turn)).astype(np.int64)
 
 
 def rows_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[ShardRows]:

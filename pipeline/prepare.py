@@ -10,6 +10,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec.structs import replace
 
 from phistill import cache as store
 from phistill.cache import Cache, TeacherInfo
@@ -19,11 +24,11 @@ from phistill.errors import LockHeld, OutOfTime, UsageError
 
 from .add_views import add_views, missing_views
 from .decode.views import View
-from .images.source import ImageRecord
 from .index import build_index
 from .request import Request
 from .runners import ANOTHER_NAME, requested_runners
 from .same_teacher import add_or_require
+from .sources import listing
 from .teachers.runner import TeacherRunner
 
 PREPARE_LIMIT_S = 1800.0
@@ -72,23 +77,25 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     num_repaired = _repair(cache) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views, request.records)
-    new = _new_records(cache, request.records) if listed else []
-    if new and request.options.append:
+    num_new = num_new_images(cache, request.records) if listed else 0
+    if num_new and request.options.append:
+        new = new_records(cache, request.records)
         index = build_index(
             new,
             num_views=len(cache.info.views),
             seed=cache.info.seed,
             start=cache.info.next_row,
-            window=request.source.window,
+            source=request.source,
         )
-        add_segment(cache, index)
-        new = []
+        num_known = request.records.num_rows - num_new
+        add_segment(cache, index, sources=[listing(request.source, num_new, num_known)])
+        num_new = 0
     if stored is not None and request.options.labels_file and not request.options.append:
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
         add_or_require(cache, runner.info, ANOTHER_NAME)
     return Prepared(
-        cache, runners, report=PrepareReport(num_repaired, len(new), dict(request.source.left_out))
+        cache, runners, report=PrepareReport(num_repaired, num_new, dict(request.source.left_out))
     )
 
 
@@ -141,7 +148,7 @@ def if_prepared(request: Request) -> Cache | None:
     cache = request.open()
     if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
         return None
-    if request.options.append and _new_records(cache, request.records):
+    if request.options.append and num_new_images(cache, request.records):
         return None
     if request.options.add_views and missing_views(cache, request.settings.views):
         return None
@@ -175,15 +182,22 @@ def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
     settings, records = request.settings, request.records
     side = 224 if settings.pixel_size is None else settings.pixel_size
     info = settings.new_cache(
-        num_rows=len(records) * len(settings.views or (View(),)),
+        num_rows=records.num_rows * len(settings.views or (View(),)),
         max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
     )
-    index = build_index(
-        records, num_views=len(info.views), seed=info.seed, window=request.source.window
-    )
+    info = replace(info, sources=(listing(request.source, records.num_rows),))
+    index = build_index(records, num_views=len(info.views), seed=info.seed, source=request.source)
     return store.create(request.files, info, index)
 
 
-def _new_records(cache: Cache, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    known = set(cache.index()["id"].to_pylist())
-    return [record for record in records if record.id not in known]
+def new_records(cache: Cache, records: pa.Table) -> pa.Table:
+    """Those of the records that the cache does not have."""
+    return records.filter(_is_new(cache, records))
+
+
+def num_new_images(cache: Cache, records: pa.Table) -> int:
+    return int(pc.sum(_is_new(cache, records)).as_py() or 0)
+
+
+def _is_new(cache: Cache, records: pa.Table) -> Any:
+    return pc.invert(pc.is_in(records["id"], value_set=cache.index()["id"]))

@@ -20,9 +20,10 @@ from .decode.rgb import DecodeRules
 from .decode.shards import decode_shards
 from .decode.views import View
 from .images.open_source import opened
-from .images.source import ImageSource
+from .images.source import DEFAULTS, ImageSource, SourceOptions
 from .index import shard_rows
 from .runners import stored_runner
+from .sources import last_listing
 from .teachers.runner import TeacherRunner
 
 NUM_ROWS = 8
@@ -82,10 +83,14 @@ def compare_live(
 
 
 def recheck(
-    cache: Cache, images: str | Path, num_rows: int, device: str = "auto"
+    cache: Cache,
+    images: str | Path,
+    num_rows: int,
+    device: str = "auto",
+    options: SourceOptions = DEFAULTS,
 ) -> Iterator[LiveReport]:
     """A report for each teacher that was not imported, on ``num_rows`` random rows."""
-    with opened(images) as source:
+    with opened(images, options, last_listing(cache)) as source:
         for name in cache.teachers:
             if not cache.teacher(name).is_imported:
                 rows = sample_rows(cache, name, num_rows)

@@ -21,13 +21,15 @@ from phistill.errors import UsageError
 
 from .add_views import missing_views
 from .images.annotations import hold_out, label
+from .images.local_files import in_a_thread
 from .images.open_source import open_source
-from .images.source import ImageRecord, ImageSource, left_out_text
-from .images.tar import TarRules
+from .images.source import ImageSource, listing_text
 from .settings import CacheSettings, ExtractOptions
+from .sources import last_listing
 from .teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
 
@@ -60,18 +62,17 @@ class Request:
         return not self.source.slow_to_list or self.options.append or not store.exists(self.files)
 
     @cached_property
-    def records(self) -> list[ImageRecord]:
+    def records(self) -> pa.Table:
         """The images of the source, some of them held out by name."""
-        records = self.source.records()
-        if left_out := left_out_text(self.source.left_out):
-            self.on_notice(left_out)
+        records = in_a_thread(self.source.records)
+        self.on_notice(listing_text(self.source, records.num_rows))
         if self.options.holdout_file is not None:
             records = hold_out(records, self.options.holdout_file)
         if self.options.labels_file is not None:
             records, missing = label(records, self.options.labels_file)
             if missing:
                 self.on_notice(
-                    f"{missing:,} of {len(records):,} images have no label in "
+                    f"{missing:,} of {records.num_rows:,} images have no label in "
                     f"{self.options.labels_file}."
                 )
         return records
@@ -111,9 +112,7 @@ def make_request(
             raise UsageError("a new cache needs at least one --teacher, for example demo:clip.")
         keep_out_of_the_way(files)
     return Request(
-        source=open_source(
-            images, options.window_tars, TarRules(options.member, options.allow_cut_tars)
-        )
+        source=open_source(images, options.source, last_listing(files))
         if isinstance(images, str | Path)
         else images,
         files=files,

@@ -18,6 +18,7 @@ from phistill.errors import CacheMismatch, UsageError
 from .decode.rgb import DecodeRules
 from .decode.shards import Mode
 from .decode.views import View
+from .images.source import DEFAULTS, SourceOptions
 
 TARGET_SHARD_BYTES = 128 * 2**20
 """A shard of the largest array has at most this many bytes, and more than half of it."""
@@ -181,12 +182,8 @@ class ExtractOptions:
     """Ids that are held out, one per line; images that are new to the cache follow it."""
     labels_file: Path | None = None
     """Which image, folder or class number is which class; for images that are new to the cache."""
-    window_tars: int = 8
-    """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
-    member: str = ""
-    """Which image of a tar's samples: what follows the key, as ``jpg`` or ``left.png``."""
-    allow_cut_tars: bool = False
-    """A tar that ends without its end mark is read as far as it goes."""
+    source: SourceOptions = DEFAULTS
+    """What of the images is taken; what nothing is said of is as the cache remembers it."""
     repair: bool = False
     """Check every byte first and extract damaged shards again."""
     worker: WorkerShards | None = None

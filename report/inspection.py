@@ -14,6 +14,7 @@ import msgspec
 from phistill import cache as store
 from phistill.cache import Cache, CommitRecord
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
+from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options
 
 from .terminal import UNKNOWN_LICENCE, bytes_text, table_text
@@ -41,7 +42,8 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
 
     path, format, rows, images, shards, shard_rows; finish: the commands that make missing shards;
     splits: usable train and heldout rows; owners: by name committed and total shards, bytes, kinds
-    with shapes, rejected rows; rejects: number of rows and count by reason; settings; teachers:
+    with shapes, rejected rows; rejects: number of rows and count by reason; sources: per listing of
+    images how many were listed, taken, known before and, by kind, left out; settings; teachers:
     spec, fingerprint, statistics by kind. An unfinished cache is described as far as it is.
     """
     opened = cache if isinstance(cache, Cache) else store.open(cache)
@@ -50,7 +52,7 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     shards = opened.info.shards()
     rejected = rejected_rows(opened)
     settings = msgspec.json.decode(msgspec.json.encode(opened.info))
-    for name in ("segments", "teachers", "format"):
+    for name in ("segments", "teachers", "format", "sources"):
         settings.pop(name)
     return {
         "path": opened.location,
@@ -72,6 +74,7 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
             "rows": len(rejected),
             "reasons": dict(Counter(entry.reason for entry in rejected).most_common()),
         },
+        "sources": [_source(listing) for listing in opened.info.sources],
         "settings": settings,
         "teachers": {name: _teacher(opened, name) for name in opened.teachers},
     }
@@ -126,6 +129,8 @@ def render(description: Mapping[str, Any]) -> str:
     if facts["rejects"]["rows"]:
         lines += ["", f"{facts['rejects']['rows']:,} rejected rows:"]
         lines += [f"  {count:,} x {why}" for why, count in facts["rejects"]["reasons"].items()]
+    if facts["sources"]:
+        lines += ["", *map(_source_text, facts["sources"])]
     for name, teacher in facts["teachers"].items():
         lines += ["", f"{name}: {teacher['spec'] or 'no spec stored'}"]
         lines.append(f"  licence: {teacher['licence'] or UNKNOWN_LICENCE}")
@@ -135,6 +140,24 @@ def render(description: Mapping[str, Any]) -> str:
     lines += ["", "settings"]
     lines += [f"  {key}: {_plain(value)}" for key, value in sorted(facts["settings"].items())]
     return "\n".join(lines)
+
+
+def _source(listing: Mapping[str, Any]) -> dict[str, Any]:
+    """A listing with the number of all files that it saw: taken, known before or left out."""
+    left_out = sum(listing["left_out"].values())
+    return {**listing, "num_listed": listing["num_images"] + listing["num_known"] + left_out}
+
+
+def _source_text(listing: Mapping[str, Any]) -> str:
+    options = [f"--{key.replace('_', '-')} {listing[key]}" for key in USED[1:] if listing.get(key)]
+    known = f" + {listing['num_known']:,} here before" if listing["num_known"] else ""
+    num_left_out = sum(listing["left_out"].values())
+    kinds = left_out_text(listing["left_out"], num_named=len(listing["left_out"]))
+    return (
+        f"images, read as {' '.join([listing['kind'], *options])}: {listing['num_listed']:,} "
+        f"listed = {listing['num_images']:,} taken{known} + {num_left_out:,} left out"
+        + (f" ({kinds.removeprefix('left out: ').rstrip('.')})" if kinds else "")
+    )
 
 
 def _bytes(records: Any) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.storage.open_files import open_files
@@ -22,8 +23,9 @@ from phistill.errors import SourceError, UsageError, counted
 from phistill.pipeline.decode.pending import DecodedShard, ShardRows
 from phistill.pipeline.decode.shards import decode_shards, num_cores
 from phistill.pipeline.decode.views import Rendering, View
+from phistill.pipeline.images.local_files import in_a_thread
 from phistill.pipeline.images.open_source import opened
-from phistill.pipeline.images.source import ImageRecord, ImageSource
+from phistill.pipeline.images.source import DEFAULTS, ImageSource, SourceOptions, listing_text
 from phistill.pipeline.settings import CacheSettings
 from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
@@ -50,6 +52,7 @@ def plan(
     num_runs: int = 1,
     student_rows_per_s: float = 1000.0,
     disk_bytes_per_s: float = DISK_BYTES_PER_S,
+    source_options: SourceOptions = DEFAULTS,
     say: Callable[[str], None] | None = None,
 ) -> Plan:
     """Measure the teachers on ``num_sample`` images and work out what all of them will cost.
@@ -73,10 +76,11 @@ def plan(
         )
     settings = settings or CacheSettings()
     say = say or (lambda text: None)
-    with opened(images) as source:
-        records = source.records()
+    with opened(images, source_options) as source:
+        records = in_a_thread(source.records)
+        say(listing_text(source, records.num_rows))
         views = settings.views or (View(),)
-        num_rows = len(records) * len(views)
+        num_rows = records.num_rows * len(views)
         sample = _Sample(source, records, settings, num_sample)
         target = choose_device(device)
         plans, renderings = [], []
@@ -110,7 +114,7 @@ def plan(
     pixel_row_bytes = side * side * 3
     per_row = pixel_row_bytes + sum(teacher_plan.row_bytes for teacher_plan in plans)
     return Plan(
-        num_images=len(records),
+        num_images=records.num_rows,
         num_rows=num_rows,
         num_sample=sample.num_images,
         num_rejected=sample.num_rejected,
@@ -146,16 +150,16 @@ class _Sample:
     def __init__(
         self,
         source: ImageSource,
-        records: Sequence[ImageRecord],
+        records: pa.Table,
         settings: CacheSettings,
         size: int,
     ) -> None:
         generator = np.random.default_rng(0)
-        order = generator.permutation(len(records))[:size].tolist()
+        order = generator.permutation(records.num_rows)[:size]
         self._source, self._settings = source, settings
         self._views = settings.views or (View(),)
-        self._chosen = [records[number] for number in order]
-        sizes = [len(source.read(e.uri, e.offset, e.length)) for e in self._chosen]
+        self._chosen = records.take(pa.array(order)).to_pylist()
+        sizes = [len(source.read(e["uri"], e["offset"], e["length"])) for e in self._chosen]
         self.image_bytes = float(np.mean(sizes))
         self.num_images = len(self._chosen)
         self.num_rejected = 0
@@ -186,11 +190,11 @@ class _Sample:
         rows = [(record, view) for record in self._chosen for view in range(num_views)]
         job = ShardRows(
             0,
-            [record.uri for record, _ in rows],
-            [record.offset for record, _ in rows],
-            [record.length for record, _ in rows],
+            [record["uri"] for record, _ in rows],
+            [record["offset"] for record, _ in rows],
+            [record["length"] for record, _ in rows],
             [view for _, view in rows],
-            [record.id for record, _ in rows],
+            [record["id"] for record, _ in rows],
         )
         (shard,) = decode_shards(
             self._source.read,

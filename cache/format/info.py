@@ -74,6 +74,8 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of every array, as ``compression`` describes it; empty for none."""
     segments: tuple[Segment, ...] = ()
     teachers: tuple[str, ...] = ()
+    sources: tuple[dict[str, Any], ...] = ()
+    """One per listing of images that rows came from, as the pipeline describes it."""
     removed: tuple[tuple[int, int], ...] = ()
     """Ranges [start, stop) of rows taken down: stored, but never given out again."""
     format: int = FORMAT

@@ -15,10 +15,17 @@ from ..segments import publish_index
 from ..store import Cache
 
 
-def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]] = ()) -> Segment:
+def add_segment(
+    cache: Cache,
+    index: pa.Table,
+    *,
+    views: Sequence[dict[str, Any]] = (),
+    sources: Sequence[dict[str, Any]] = (),
+) -> Segment:
     """Publish further rows, numbered from ``CacheInfo.next_row``; their shards come afterwards.
 
-    ``views`` are descriptions of further views, which these rows are the first to show.
+    ``views`` are descriptions of further views, which these rows are the first to show; ``sources``
+    of the listings that the rows came from.
     """
     _forget_strays(cache)
     segment = publish_index(
@@ -32,6 +39,7 @@ def add_segment(cache: Cache, index: pa.Table, *, views: Sequence[dict[str, Any]
         cache.info,
         segments=(*cache.info.segments, segment),
         views=(*cache.info.views, *views),
+        sources=(*cache.info.sources, *sources),
     )
     for owner in cache.owners:
         for kind in cache.shapes(owner):

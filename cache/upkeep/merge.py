@@ -6,6 +6,7 @@ killed call leaves the cache as it was, or goes on when repeated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,11 @@ def merge(target: Cache, source: Cache) -> int:
     starts = _starts(target, source)
     shared = {segment.start for segment in source.info.segments if segment.start in starts}
     _refuse_common_images(target, source, shared)
-    for segment in source.info.segments:
-        if segment.start not in starts:
-            starts[segment.start] = _add_segment_of(target, source, segment)
+    new = [segment for segment in source.info.segments if segment.start not in starts]
+    listings = source.info.sources[-len(new) :] if starts else source.info.sources
+    for segment in new:  # the listings are taken over with the first of them
+        starts[segment.start] = _add_segment_of(target, source, segment, listings)
+        listings = ()
     _take_over_licences(target, source)
     _take_over_removed(target, source, starts)
     return sum(
@@ -130,13 +133,16 @@ def _take_over_licences(target: Cache, source: Cache) -> None:
             target.publish_teacher(replace(ours, licence=theirs.licence))
 
 
-def _add_segment_of(target: Cache, source: Cache, segment: Segment) -> int:
-    """Publish a segment of the source as the target's next; returns its first row there."""
+def _add_segment_of(
+    target: Cache, source: Cache, segment: Segment, listings: Sequence[dict[str, Any]]
+) -> int:
+    """Publish a segment of the source, which came from ``listings``, as the target's next; returns
+    its first row there."""
     index: Any = source.index()
     first, start = int(index["row"].to_numpy().searchsorted(segment.start)), target.info.next_row
     moved = pa.array(np.arange(start, start + segment.num_rows, dtype=np.int64))
     lines = index.slice(first, segment.num_rows).set_column(0, "row", moved)
-    return add_segment(target, lines).start
+    return add_segment(target, lines, sources=listings).start
 
 
 def _copy_segment(target: Cache, source: Cache, segment: Segment, start: int) -> int:

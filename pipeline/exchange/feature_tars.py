@@ -18,7 +18,7 @@ from phistill.cache.format import names
 from phistill.errors import UsageError
 
 from ..images.local_files import read_part
-from ..images.tar import Member, members
+from ..images.tars.members import Member, members
 from .fields import Field, Values, field_name, field_of
 
 MAX_LINE_BYTES = 2**16
@@ -70,6 +70,8 @@ def tar_arrays(tars: Sequence[Path]) -> tuple[dict[Field, Values], pa.Table]:
     samples: dict[tuple[Path, str], dict[str, Member]] = {}
     for tar in tars:
         for member in members(tar):
+            if member.unread:
+                continue
             folder, _, base = member.name.rpartition("/")
             key, _, extension = base.partition(".")
             samples.setdefault((tar, f"{folder}/{key}"), {})[extension] = member

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec.structs import replace as replace_info
 
 from phistill import cache as store
 from phistill.cache import Cache, CommitRecord, TeacherInfo
@@ -25,11 +28,14 @@ from phistill.errors import CorruptCache, UsageError
 from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from ..decode.views import View
+from ..images.local_files import in_a_thread
 from ..images.open_source import opened
-from ..images.source import ImageRecord, ImageSource, split_of
+from ..images.source import DEFAULTS, ImageSource, SourceOptions, image_records
+from ..images.splits import split_of_value
 from ..index import build_index
 from ..request import keep_out_of_the_way
 from ..settings import CacheSettings
+from ..sources import last_listing, listing
 from .feature_files import FeatureFiles, grid_of, open_features
 from .feature_lines import ImageLines
 from .fields import PIXELS
@@ -67,6 +73,7 @@ def import_features(
     layouts: Mapping[str, str] | None = None,
     bfloat16: bool = False,
     images: Path | str | ImageSource | None = None,
+    source_options: SourceOptions = DEFAULTS,
     settings: CacheSettings | None = None,
     max_reject_frac: float | None = None,
     repair: bool = False,
@@ -94,7 +101,10 @@ def import_features(
     if not store.exists(files):
         keep_out_of_the_way(files)
     with ExitStack() as stack:
-        image_source = None if images is None else stack.enter_context(opened(images))
+        image_source = None
+        if images is not None:
+            used = last_listing(files)
+            image_source = stack.enter_context(opened(images, source_options, used))
         stack.enter_context(files.writing())
         if store.exists(files):
             target = store.open(files)
@@ -243,7 +253,9 @@ def _create(
     records = _records(features, lines, images)
     largest = max(side * side * 3, *(teacher.row_bytes for teacher in teachers))
     settings = replace(settings, pixel_size=side)
-    info = settings.new_cache(num_rows=len(records) * len(views), max_row_bytes=largest)
+    info = settings.new_cache(num_rows=records.num_rows * len(views), max_row_bytes=largest)
+    if images is not None:
+        info = replace_info(info, sources=(listing(images, records.num_rows),))
     mixed = features.facts.get("order") == "random"
     index = build_index(records, num_views=len(views), seed=info.seed, shuffle=not mixed)
     return store.create(files, info, index)
@@ -284,29 +296,31 @@ def _pixel_size(features: FeatureFiles, images: ImageSource | None, settings: Ca
     return 0
 
 
-def _records(
-    features: FeatureFiles, lines: ImageLines, images: ImageSource | None
-) -> list[ImageRecord]:
+def _records(features: FeatureFiles, lines: ImageLines, images: ImageSource | None) -> pa.Table:
     """One per image, in the order of the table: from the source of images, or as far as known."""
-    listed = {record.id: record for record in images.records()} if images is not None else {}
     ids = list(dict.fromkeys(lines.ids))
-    if images is not None and (unknown := [name for name in ids if name not in listed]):
-        raise UsageError(
-            f"the images have no {unknown[0]!r} ({len(unknown)} of {len(ids)} ids unknown); an id "
-            f"of theirs looks like {next(iter(listed))!r}."
-        )
-    split = "split" in lines.columns and features.facts.get("split") != "hash"
-    records = []
-    for name in ids:
-        line = next(
-            lines.line[name, view] for view in range(lines.num_views) if (name, view) in lines.line
-        )
-        label = lines.get("label", line)
-        records.append(
-            replace(
-                listed.get(name) or ImageRecord(name, name),
-                label=None if label is None else str(label),
-                split=split_of(lines.get("split", line), features.path) if split else None,
+    known = image_records(ids)
+    if images is not None:
+        listed = in_a_thread(images.records)
+        position: Any = pc.index_in(pa.array(ids, pa.string()), value_set=listed["id"])
+        if position.null_count:
+            unknown = ids[pc.index(position.is_null(), True).as_py()]
+            raise UsageError(
+                f"the images have no {unknown!r} ({position.null_count} of {len(ids)} ids "
+                f"unknown); an id of theirs looks like {listed['id'][0].as_py()!r}."
             )
-        )
-    return records
+        known = listed.take(position)
+    split = "split" in lines.columns and features.facts.get("split") != "hash"
+    first = [
+        next(lines.line[name, v] for v in range(lines.num_views) if (name, v) in lines.line)
+        for name in ids
+    ]
+    labels = [lines.get("label", line) for line in first]
+    try:
+        splits = [split_of_value(lines.get("split", line)) if split else None for line in first]
+    except ValueError as error:
+        raise UsageError(f"{features.path}: {error}.") from error
+    return image_records(
+        known["id"], known["uri"], offsets=known["offset"], lengths=known["length"],
+        labels=[None if label is None else str(label) for label in labels], splits=splits,
+    )  # fmt: skip

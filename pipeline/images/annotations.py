@@ -10,23 +10,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from phistill.cache.storage.parquet import open_table, read_table
 from phistill.errors import UsageError
 
-from .source import ImageRecord
+from .splits import HELDOUT, TRAIN
+from .tables.cells import cell_text
 
 MAX_BYTES = 2**30
 KEYS = ("id", "key", "image", "file", "filename", "file_name", "path", "folder", "wnid", "index")
 LABELS = ("label", "labels", "class", "class_name", "name", "category", "cls")
-FORMATS = "a .json, .csv, .tsv or .parquet file"
+FORMATS = "a .json, .jsonl, .csv, .tsv or .parquet file"
+CLASS_INDEX = re.compile(r"n\d+$")
+"""The first of the two names in ImageNet's class index."""
 
 
-def hold_out(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
+def hold_out(records: pa.Table, path: Path) -> pa.Table:
     """The records with a split: held out are those whose id ``path`` lists, the rest train.
 
     One id per line; a line that ends in ``/`` holds out every id below it; # begins a comment.
@@ -39,45 +46,60 @@ def hold_out(records: Sequence[ImageRecord], path: Path) -> list[ImageRecord]:
             f"--holdout {path} cannot be read as a text file of ids, one per line."
         ) from error
     wanted = {line for line in lines if line and not line.startswith("#")}
-    folders = tuple(sorted(line for line in wanted if line.endswith("/")))
-    ids = {record.id for record in records}
-    heldout = {name for name in ids if name in wanted or name.startswith(folders)}
-    unknown = sorted(
-        line
-        for line in wanted - ids
-        if not (line in folders and any(name.startswith(line) for name in heldout))
-    )
+    ids: Any = records["id"]
+    listed = pa.array(sorted(wanted), pa.string())
+    heldout: Any = pc.is_in(ids, value_set=listed)
+    unknown = wanted - set(ids.filter(heldout).to_pylist())
+    for folder in sorted(line for line in wanted if line.endswith("/")):
+        below = pc.starts_with(ids, folder)
+        if pc.any(below).as_py():
+            heldout, unknown = pc.or_(heldout, below), unknown - {folder}
     if unknown:
+        unlisted = sorted(unknown)
         raise UsageError(
             f"--holdout {path} lists {len(unknown)} ids that the images do not have, for example "
-            f"{unknown[0]!r}; an id looks like {records[0].id!r}."
+            f"{unlisted[0]!r}; an id looks like {ids[0].as_py()!r}."
         )
-    if not heldout:
+    if not wanted:
         raise UsageError(f"--holdout {path} lists no id.")
-    return [replace(e, split="heldout" if e.id in heldout else "train") for e in records]
+    return _with(records, "split", pc.if_else(heldout, HELDOUT, TRAIN))
 
 
-def label(records: Sequence[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
+def _with(records: pa.Table, name: str, values: Any) -> pa.Table:
+    """The records with another column under this name."""
+    return records.set_column(records.column_names.index(name), name, values)
+
+
+def label(records: pa.Table, path: Path) -> tuple[pa.Table, int]:
     """The records with the labels that ``path`` gives, and how many of them it gives none.
 
     UsageError when the file is no label map, or names none of the images.
     """
     labels = read_labels(path)
-    labelled = [replace(record, label=_label(record, labels)) for record in records]
-    missing = sum(record.label is None for record in labelled)
-    if missing == len(records):
-        key = next(iter(labels))
+    parts = []
+    for part in records.select(["id", "label"]).to_batches(max_chunksize=2**16):
+        ids, before = (column.to_pylist() for column in part.columns)
+        parts.append(pa.array(map(_label, ids, before, repeat(labels)), pa.string()))
+    found = pa.chunked_array(parts, pa.string())
+    if found.null_count == len(found):
+        key, (first,) = next(iter(labels)), records.slice(0, 1).to_pylist()
         raise UsageError(
             f"--labels {path} names none of the images. It has, for example, {key!r}; an image has "
-            f"the id {records[0].id!r}"
-            + (f" and the label {records[0].label!r}." if records[0].label else ".")
+            f"the id {first['id']!r}"
+            + (f" and the label {first['label']!r}." if first["label"] else ".")
         )
-    return labelled, missing
+    return _with(records, "label", found), found.null_count
 
 
 def read_labels(path: Path) -> dict[str, str]:
     """Label by key, both as text; UsageError when the file cannot be read as such."""
-    readers = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers = {
+        ".json": _json,
+        ".jsonl": _jsonl,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None or not path.is_file():
         raise UsageError(f"--labels {path} is not {FORMATS}.")
@@ -91,7 +113,14 @@ def read_labels(path: Path) -> dict[str, str]:
         raise UsageError(f"--labels {path} cannot be read: {error}.") from error
     labels: dict[str, str] = {}
     for key, value in pairs:
-        text = _text(value)
+        try:
+            text = cell_text(value)
+            if text is None or isinstance(value, bool):
+                raise ValueError(repr(value))
+        except ValueError as error:
+            raise UsageError(
+                f"--labels {path}: {str(key)!r} has {error}; a label is a name or a number."
+            ) from error
         if labels.setdefault(str(key), text) != text:
             raise UsageError(f"--labels {path} gives {str(key)!r} two labels.")
     if not labels:
@@ -99,25 +128,46 @@ def read_labels(path: Path) -> dict[str, str]:
     return labels
 
 
-def _label(record: ImageRecord, labels: dict[str, str]) -> str | None:
-    path = PurePosixPath(record.id)
+def _label(image_id: str, before: str | None, labels: dict[str, str]) -> str | None:
+    path = PurePosixPath(image_id)
     folders = [part for parent in path.parents for part in (parent.as_posix(), parent.name)]
-    for key in (record.id, path.with_suffix("").as_posix(), path.name, path.stem, record.label):
+    bare = path.parent / path.stem
+    for key in (image_id, bare.as_posix(), path.name, path.stem, before):
         if key is not None and key in labels:
             return labels[key]
     return next((labels[folder] for folder in folders if folder in labels), None)
 
 
 def _json(path: Path) -> Iterable[tuple[Any, Any]]:
-    """An object; or a list, whose positions are class numbers. A list as a value, as in ImageNet's
-    class index, ends in the name."""
+    """An object; or a list, whose positions are class numbers. ImageNet's class index gives two
+    names for each class, of which the second is for people."""
     content = json.loads(path.read_text("utf-8-sig"))
     if isinstance(content, list):
         return list(enumerate(content))
     if not isinstance(content, dict):
         raise UsageError(f"--labels {path} is neither an object nor a list of class names.")
-    return [(key, value[-1] if isinstance(value, list) and value else value)
-            for key, value in content.items()]  # fmt: skip
+    return [(key, value[1] if _is_class_index(value) else value) for key, value in content.items()]
+
+
+def _is_class_index(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and bool(CLASS_INDEX.match(str(value[0])))
+
+
+def _jsonl(path: Path) -> Iterable[tuple[Any, Any]]:
+    """An object per line, as ``metadata.jsonl`` of an image folder."""
+    lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+    names = list(lines[0]) if lines and isinstance(lines[0], dict) else []
+    key, value = _columns([name.lower() for name in names])
+    if key is None or value is None:
+        raise _no_columns(path, names)
+    return [(line.get(names[key]), line.get(names[value])) for line in lines]
+
+
+def _no_columns(path: Path, names: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"--labels {path} has the columns {', '.join(names)}; wanted one of {', '.join(KEYS)} "
+        f"and one of {', '.join(LABELS)}."
+    )
 
 
 def _csv(path: Path) -> Iterable[tuple[Any, Any]]:
@@ -143,10 +193,7 @@ def _parquet(path: Path) -> Iterable[tuple[Any, Any]]:
         names = list(table.schema_arrow.names)
     key, value = _columns([name.lower() for name in names])
     if key is None or value is None:
-        raise UsageError(
-            f"--labels {path} has the columns {', '.join(names)}; wanted one of {', '.join(KEYS)} "
-            f"and one of {', '.join(LABELS)}."
-        )
+        raise _no_columns(path, names)
     table = read_table(path, [names[key], names[value]])
     return zip(table[names[key]].to_pylist(), table[names[value]].to_pylist(), strict=True)
 
@@ -160,11 +207,3 @@ def _columns(names: Sequence[str]) -> tuple[int | None, int | None]:
 
 def _delimiter(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-        raise UsageError(f"a label is a name or a number, not {str(value)[:40]!r}.")
-    return str(value)

@@ -2,124 +2,98 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from phistill.errors import UsageError
 
 from .local_files import read_file
 from .source import (
-    HELDOUT_NAMES,
+    DEFAULTS,
+    NO_LABELS,
     SUFFIXES,
-    TRAIN_NAMES,
-    ImageRecord,
     ImageSource,
-    is_hidden,
-    is_text,
+    SourceOptions,
+    image_records,
     left_out_text,
     refuse_duplicates,
-    splits_of_names,
 )
-
-FOLDER, IMAGE = "folder", "image"
+from .splits import TRAIN, split_of_name, splits_of_names
+from .tree import Tree, walk
 
 
 class FolderSource(ImageSource):
     """Every image file below a folder; the label is the folder it lies in, below ``train`` or
-    ``val`` where these are the folders at the top."""
+    ``val`` where there are such folders."""
 
     kind = "folder"
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(
+        self, root: Path, options: SourceOptions = DEFAULTS, tree: Tree | None = None
+    ) -> None:
+        """``tree`` is what was found in the folder, where somebody has looked."""
+        self._root, self._tree, self.options = root, tree, options
 
-    def records(self) -> list[ImageRecord]:
-        self.left_out = left_out = Counter[str]()
-        paths = list(_walk(self._root, PurePath(), (), left_out))
-        if not paths:
+    def records(self) -> pa.Table:
+        tree, self._tree = self._tree or walk(self._root), None
+        left_out = tree.beside()
+        del left_out["image files"]
+        self.left_out = left_out
+        if not len(tree.images):
             raise UsageError(
                 f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
-                f"Give another folder, or a parquet file. {left_out_text(self.left_out)}".rstrip()
+                f"Give another folder, or a parquet file. {left_out_text(left_out)}".rstrip()
             )
-        paths.sort()
-        splits = self._splits(paths)
-        folders = [
-            path.parent if split is None else path.parent.relative_to(path.parts[0])
-            for path, split in zip(paths, splits, strict=True)
-        ]
-        labelled = any(folder.parts for folder in folders)
-        return [
-            ImageRecord(
-                id=path.as_posix(),
-                uri=path.as_posix(),
-                label=folder.as_posix() if labelled else None,
-                split=split,
-            )
-            for path, folder, split in zip(paths, folders, splits, strict=True)
-        ]
-
-    def _splits(self, paths: list[PurePath]) -> list[str | None]:
-        """From ``train/`` and ``val/`` at the top, where all images lie in such folders."""
-        tops = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
-        if not all(top.lower() in (*TRAIN_NAMES, *HELDOUT_NAMES) for top in tops):
-            return [None] * len(paths)
-        return splits_of_names(tops)
+        folders = pc.replace_substring_regex(tree.images, r"[^/]+$", "").dictionary_encode()
+        folders = folders.unify_dictionaries().combine_chunks()
+        names = [name.rstrip("/") for name in folders.dictionary.to_pylist()]
+        level = _split_level(names)
+        splits: list[str | None] = [None] * len(names)
+        if level is not None:
+            splits = splits_of_names([PurePosixPath(name).parts[level] for name in names])
+        labels = [_label(name, level, tree) for name in names]
+        if self.options.label_column == NO_LABELS or not any(label != "." for label in labels):
+            labels = [None] * len(names)
+        return image_records(
+            tree.images,
+            labels=pa.chunked_array([pa.array(labels, pa.string()).take(folders.indices)]),
+            splits=pa.chunked_array([pa.array(splits, pa.string()).take(folders.indices)]),
+        )
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_file(self._root / uri)
 
 
-def _walk(
-    folder: Path,
-    below: PurePath,
-    above: tuple[tuple[int, int], ...],
-    left_out: Counter[str],
-) -> Iterator[PurePath]:
-    """Images below the root, links followed; ``above`` are the folders that led here, by device
-    and inode: a link back to one of them is a loop."""
-    facts = folder.stat()
-    here = (facts.st_dev, facts.st_ino)
-    if here in above:
-        left_out["links that lead back"] += 1
-        return
-    with os.scandir(folder) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        kind = _kind(entry)
-        if kind == FOLDER:
-            yield from _walk(folder / entry.name, below / entry.name, (*above, here), left_out)
-        elif kind == IMAGE:
-            yield below / entry.name
-        else:
-            left_out[kind] += 1
+def _split_level(folders: list[str]) -> int | None:
+    """Which part of the folders' paths is the split: the first that is not the same in all of them,
+    where all are names of splits or one is held out and another for training."""
+    paths = [PurePosixPath(folder).parts for folder in folders]
+    for level in range(min(map(len, paths), default=0)):
+        names = {path[level] for path in paths}
+        sides = {split_of_name(name) for name in names}
+        if None not in sides or sides >= {TRAIN, "heldout"}:
+            return level
+        if len(names) > 1:
+            return None
+    return None
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """FOLDER, IMAGE, or what is left out."""
-    if is_hidden(entry.name):
-        return "hidden files and folders"
-    if not is_text(entry.name):
-        return "names that are not UTF-8"
-    try:
-        if entry.is_dir():
-            return FOLDER
-        if not entry.is_file():
-            broken = entry.is_symlink() and not os.path.exists(entry.path)
-            return "broken links" if broken else "pipes, sockets and devices"
-    except OSError:  # a link to itself
-        return "broken links"
-    suffix = PurePath(entry.name).suffix.lower()
-    if suffix in SUFFIXES:
-        return IMAGE
-    return f"{suffix} files" if suffix else "files without a suffix"
+def _label(folder: str, level: int | None, tree: Tree) -> str | None:
+    """The folder below the split's, if there is one; a shard of img2dataset is no class."""
+    if folder in tree.shards:
+        return None
+    parts = PurePosixPath(folder).parts
+    if level is not None and split_of_name(parts[level]):
+        parts = parts[level + 1 :]
+    return "/".join(parts) or "."
 
 
 def listed_lines(path: Path) -> list[str]:
     """The lines of a text file that are neither empty nor comments; UsageError without any."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
+        lines = [line.strip(" \t\r") for line in path.read_text("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is neither an image folder, a parquet file, a tar nor a text file of paths."
@@ -135,10 +109,10 @@ class ListSource(ImageSource):
 
     kind = "list"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
+        self._path, self.options = path, options
 
-    def records(self) -> list[ImageRecord]:
+    def records(self) -> pa.Table:
         paths = listed_lines(self._path)
         for path in paths:
             if not (self._path.parent / path).is_file():
@@ -147,7 +121,7 @@ class ListSource(ImageSource):
                     f"{self._path.parent}. Mend the line, or give a folder, parquet or tar."
                 )
         refuse_duplicates(paths, str(self._path))
-        return [ImageRecord(id=path, uri=path) for path in sorted(paths)]
+        return image_records(sorted(paths))
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         return read_file(self._path.parent / uri)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +37,21 @@ def retried(action: Callable[[], T], path: Path) -> T:
         f"{path} cannot be read ({failure.strerror or failure}), tried {NUM_TRIES} times. "
         f"{advice} Nothing was recorded for it; run the same command again."
     )
+
+
+def in_a_thread(action: Callable[[], T]) -> T:
+    """The action's result. A place that does not answer (a dead NFS server) cannot be interrupted
+    where it is waited for: in a thread of its own, signals still reach the run."""
+    result: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            result.set_result(action())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=act, name="look", daemon=True).start()
+    return result.result()
 
 
 def read_file(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """Where images come from: a folder, a list of files, tables, tars, or a saved dataset.
 
-A source lists its images once (a record each, in a fixed order) and reads the bytes of one when
+A source lists its images once (a line each, in a fixed order) and reads the bytes of one when
 asked. Names from a source are only ever identifiers; nothing is written under them.
 """
 
@@ -8,69 +8,103 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from phistill import plugins
 from phistill.errors import PhistillError, SourceError, UsageError
 
-from .arrow import ArrowSource, is_saved_dataset
-from .folder import FolderSource, ListSource, listed_lines
-from .parquet import ParquetSource, holds_images
-from .remote_tar import WINDOW_TARS, RemoteTarSource, check_urls, is_remote
-from .source import SUFFIXES, ImageSource, is_hidden, refuse_duplicates
-from .tar import WHOLE_TARS, TarRules, TarSource
+from .choice import choose
+from .folder import ListSource, listed_lines
+from .local_files import in_a_thread
+from .source import DEFAULTS, KINDS, SUFFIXES, ImageSource, SourceOptions, refuse_duplicates
+from .tables.arrow import ArrowSource
+from .tables.parquet import ParquetSource
+from .tars.fetched_tar import FetchedTarSource, check_urls, is_remote
+from .tars.local_tar import TarSource
+from .tree import COMPRESSED
 
 MAX_NAMES = 1_000_000
 """That braces may stand for."""
+NO_USE: Mapping[str, Any] = MappingProxyType({})
 _GROUP = re.compile(r"\{([^{}]*)\}")
-COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_source(
-    path: str | Path, window_tars: int = WINDOW_TARS, tars: TarRules = WHOLE_TARS
+    path: str | Path, options: SourceOptions = DEFAULTS, used: Mapping[str, Any] = NO_USE
 ) -> ImageSource:
     """A source by what ``path`` is.
 
-    A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet`` or
-    ``.tar`` file, a text file of paths or of tars, or URLs of tars; braces stand for several tars
-    (``shard-{0000..0127}.tar``). Of tars from afar, ``window_tars`` are mixed. A source of your own
-    is ``module:package.module:function[?key=value&...]``, or ``NAME:REST[?...]`` of a package that
-    registers NAME.
+    A folder (of images, parquet tables, tars, or a saved Hugging Face dataset), a ``.parquet``,
+    ``.arrow`` or ``.tar`` file, a text file of paths or of tars, or URLs of tars; braces stand for
+    several tars (``shard-{0000..0127}.tar``). A source of your own is
+    ``module:package.module:function[?key=value&...]``, or ``NAME:REST[?...]`` of a package that
+    registers NAME. ``used`` is what a cache remembers: it holds where nothing is asked for.
+    UsageError where ``options.kind`` is not what is there.
     """
+    recorded = options.recorded(used)
+    try:
+        return _of_kind(path, recorded)
+    except UsageError:
+        if options.kind or not recorded.kind:
+            raise
+    return _of_kind(path, replace(recorded, kind=""))  # another form of the same images
+
+
+def _of_kind(path: str | Path, options: SourceOptions) -> ImageSource:
+    source = in_a_thread(lambda: _open(path, options))
+    if options.kind and source.kind not in (options.kind, "own") and source.kind in KINDS:
+        raise UsageError(
+            f"{str(path)!r} is read as {KINDS[source.kind]}, and cannot be read as "
+            f"{KINDS[options.kind]}. Leave --kind {options.kind} out."
+        )
+    return source
+
+
+def _open(path: str | Path, options: SourceOptions) -> ImageSource:
     if isinstance(path, str) and is_remote(path):
-        return RemoteTarSource(check_urls(expand(path)), window_tars, rules=tars)
+        return FetchedTarSource.of_urls(check_urls(expand(path)), options)
     if isinstance(path, str) and is_plugin(path):
         return _open_plugin(path)
     if has_braces(str(path)) and not Path(path).exists():
-        return _local_tars([Path(name) for name in expand(str(path))], tars)
+        return _local_tars([Path(name) for name in expand(str(path))], options)
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path, tars)
-    if not path.is_file():
+        return choose(path, options)
+    if not path.exists():
         raise UsageError(
             f"images {str(path)!r} do not exist. Give a folder, a parquet file, a tar, or a text "
             "file with one path per line."
         )
-    if path.suffix == ".parquet":
-        return ParquetSource(path.parent, [path])
-    if path.suffix == ".tar":
-        return TarSource(path.parent, [path], tars)
-    if path.name.endswith(COMPRESSED):
-        raise UsageError(
-            f"{path} is compressed, and its members cannot be read in place. Decompress it: images "
-            "hardly shrink."
-        )
+    if not path.is_file():
+        raise UsageError(f"images {str(path)!r} are a pipe, a socket or a device, and no file.")
+    return _open_file(path, options)
+
+
+def _open_file(path: Path, options: SourceOptions) -> ImageSource:
+    name = path.name.lower()
+    if options.kind == "list":
+        return ListSource(path, options)
+    if name.endswith(".parquet"):
+        return ParquetSource(path.parent, [path.name], options)
+    if name.endswith(".arrow"):
+        return ArrowSource(path.parent, [path.name], options)
+    if name.endswith((".tar", *COMPRESSED)):
+        return _local_tars([path], options)
     if path.suffix.lower() in SUFFIXES:
         raise UsageError(f"{path} is one image. Give the folder that holds the images.")
     lines = listed_lines(path)
-    if all(line.partition("?")[0].endswith(".tar") for line in lines):
+    tars = (".tar", *COMPRESSED)
+    if all(line.partition("?")[0].lower().endswith(tars) for line in lines):
         names = [name for line in lines for name in expand(line)]
         if any(is_remote(name) for name in names):
-            return RemoteTarSource(check_urls(names), window_tars, rules=tars)
-        return _local_tars([path.parent / name for name in names], tars)
-    return ListSource(path)
+            return FetchedTarSource.of_urls(check_urls(names), options)
+        return _local_tars([path.parent / name for name in names], options)
+    return ListSource(path, options)
 
 
 def is_plugin(text: str) -> bool:
@@ -105,63 +139,31 @@ def _open_plugin(text: str) -> ImageSource:
     return source
 
 
-def _local_tars(tars: list[Path], rules: TarRules) -> TarSource:
+def _local_tars(tars: list[Path], options: SourceOptions) -> ImageSource:
     for tar in tars:
         if not tar.is_file():
             raise UsageError(f"images {str(tar)!r} do not exist; {len(tars)} tars were asked for.")
-        if tar.suffix != ".tar":
+        if not tar.name.lower().endswith((".tar", *COMPRESSED)):
             raise UsageError(f"{tar} is no tar; braces stand for several tars.")
     refuse_duplicates([str(tar) for tar in tars], "the list of tars")
     root = Path(os.path.commonpath([tar.absolute().parent for tar in tars]))
-    return TarSource(root, [tar.absolute() for tar in tars], rules)
-
-
-def _open_folder(path: Path, rules: TarRules) -> ImageSource:
-    """By what holds images: tables with encoded images, else tars, else image files, else tables of
-    paths. Tables and tars may lie below, as a snapshot of a dataset repository has them."""
-    if is_saved_dataset(path):
-        return ArrowSource(path)
-    tables = _below(path, ".parquet")
-    if with_images := [table for table in tables if holds_images(table)]:
-        return ParquetSource(path, with_images)
-    if tars := _below(path, ".tar"):
-        return TarSource(path, tars, rules)
-    if packed := [name for suffix in COMPRESSED for name in _below(path, suffix)]:
-        raise UsageError(
-            f"{packed[0]} is compressed, and its members cannot be read in place. Decompress it: "
-            "images hardly shrink."
-        )
-    if tables and next(_image_files(path), None) is None:
-        return ParquetSource(path, tables)
-    return FolderSource(path)
-
-
-def _below(path: Path, suffix: str) -> list[Path]:
-    """Files with this suffix in a folder, or else in the folders below; none that is hidden."""
-    for pattern in (f"*{suffix}", f"**/*{suffix}"):
-        files = [
-            file
-            for file in path.glob(pattern)
-            if file.is_file() and not any(map(is_hidden, file.relative_to(path).parts))
-        ]
-        if files:
-            return sorted(files)
-    return []
-
-
-def _image_files(path: Path) -> Iterator[Path]:
-    return (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    names = [tar.absolute().relative_to(root).as_posix() for tar in tars]
+    if any(name.lower().endswith(COMPRESSED) for name in names):
+        return FetchedTarSource.of_compressed(root, names, options)
+    return TarSource(root, names, options)
 
 
 @contextmanager
 def opened(
-    images: str | Path | ImageSource, window_tars: int = WINDOW_TARS
+    images: str | Path | ImageSource,
+    options: SourceOptions = DEFAULTS,
+    used: Mapping[str, Any] = NO_USE,
 ) -> Iterator[ImageSource]:
     """The source of what a caller gave; one that was opened here is closed in the end."""
     if not isinstance(images, str | Path):
         yield images
         return
-    source = open_source(images, window_tars)
+    source = open_source(images, options, used)
     try:
         yield source
     finally:

@@ -1,4 +1,4 @@
-"""What an image source is: a record of each image, and the bytes of one when asked.
+"""What an image source is: a table with a line per image, and the bytes of one when asked.
 
 A source of your own implements ``records`` and ``read``; the rest has defaults. Names from a source
 are only ever identifiers: nothing is written under them.
@@ -9,11 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
-from phistill.errors import UsageError
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from phistill.errors import UsageError, counted
 
 SUFFIXES = frozenset(
     f".{suffix}"
@@ -27,34 +32,68 @@ SUFFIXES = frozenset(
 """Of what is decoded (``decode.rgb``), as files are named."""
 HIDDEN_NAMES = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found"})
 """Folders of copies that systems make by themselves, beside all that begin with a dot."""
-TRAIN_NAMES = ("train", "training")
-HELDOUT_NAMES = (
-    "heldout",
-    "held-out",
-    "held_out",
-    "val",
-    "valid",
-    "validation",
-    "dev",
-    "test",
-    "holdout",
+MAX_KINDS = 40
+"""Kinds of what is left out that are kept apart; the rest is counted together."""
+OTHER_KINDS = "files of further kinds"
+
+KINDS = {
+    "folder": "image files",
+    "list": "paths in a text file",
+    "parquet": "parquet tables",
+    "arrow": "Arrow files of a saved dataset",
+    "tar": "tars",
+}
+"""What ``--kind`` may ask for, and what it reads."""
+NO_LABELS = "none"
+"""As the name of a label column: no column is one."""
+
+RECORDS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+    ]
 )
+"""Columns of what a source lists, see ``image_records``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One image of a source."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """What of IMAGES is taken. A cache remembers what was used; only then is nothing said here."""
 
-    id: str
-    """Says which row is which image, for ever."""
-    uri: str
-    """Relative to the source's root."""
-    offset: int = -1
-    """Byte offset or row number inside ``uri``; -1 for a whole file."""
-    length: int = -1
-    label: str | None = None
-    split: str | None = None
-    """``train`` or ``heldout`` when the source says so."""
+    kind: str = ""
+    """One of KINDS; by default what holds most images, see ``choose``."""
+    member: str = ""
+    """Which image of a tar's samples: what follows the key, as ``jpg`` or ``left.png``; one of each
+    key by default."""
+    allow_cut_tars: bool = False
+    """A tar that ends without its end mark is read as far as it goes."""
+    label_column: str = ""
+    """Column of a table that holds the class; NO_LABELS for none; by default one of a list."""
+    window_tars: int = 8
+    """Tars from afar whose images are mixed in a new cache; twice as many are on the disk."""
+
+    def __post_init__(self) -> None:
+        if self.kind and self.kind not in KINDS:
+            raise UsageError(f"--kind {self.kind!r} is not known; write one of {', '.join(KINDS)}.")
+        if self.window_tars < 1:
+            raise UsageError(f"--window {self.window_tars} must be positive.")
+
+    def recorded(self, used: Mapping[str, Any]) -> SourceOptions:
+        """These options, and what a cache says was ``used`` where nothing is asked for."""
+        chosen = {name: getattr(self, name) or used.get(name) for name in USED}
+        if chosen["kind"] not in KINDS:  # a source of somebody's own
+            del chosen["kind"]
+        return replace(self, **{name: value for name, value in chosen.items() if value})
+
+
+DEFAULTS = SourceOptions()
+NOTHING: Mapping[str, int] = MappingProxyType({})
+USED = ("kind", "member", "allow_cut_tars", "label_column")
+"""Options that decide which images a source has: a cache remembers them."""
 
 
 class ImageSource(ABC):
@@ -62,18 +101,18 @@ class ImageSource(ABC):
 
     kind = "own"
     """What it is, in a word."""
+    options = SourceOptions()
+    """What it was opened with."""
     slow_to_list = False
     """Listing reads everything: it is done when images are added, not when a run goes on."""
-    window: int | None = None
-    """Rows of a new cache are in random order of the files, and of the images of so many files;
-    None: of all images."""
 
-    left_out: Mapping[str, int] = MappingProxyType({})
+    left_out: Mapping[str, int] = NOTHING
     """What lies beside the images that ``records`` listed last, by kind."""
 
     @abstractmethod
-    def records(self) -> list[ImageRecord]:
-        """Every image once, in the same order each time; UsageError when there is none."""
+    def records(self) -> pa.Table:
+        """Every image once, in the same order each time (``image_records``); UsageError when there
+        is none."""
 
     @abstractmethod
     def read(self, uri: str, offset: int, length: int) -> bytes:
@@ -82,6 +121,11 @@ class ImageSource(ABC):
         Raises SourceError, which stops the run, where the bytes cannot be had. Bytes that are no
         image are a reject.
         """
+
+    def order(self, records: pa.Table, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Positions (n,) of the records in the order of a new cache's rows: random, so that a shard
+        is a fair sample, as far as the images can be read in it."""
+        return generator.permutation(records.num_rows)
 
     def expect(self, reads: Iterable[tuple[str, int]]) -> None:  # noqa: B027
         """These images (uri, offset) will be read, about in this order."""
@@ -93,37 +137,52 @@ class ImageSource(ABC):
         """Give back what is held. A source may be closed twice."""
 
 
-def split_of(value: object, where: Path) -> str | None:
-    """``train``, ``heldout`` or None from a split column; UsageError lists the known names."""
-    if value is None:
-        return None
-    text = str(value).lower()
-    if text in HELDOUT_NAMES:
-        return "heldout"
-    if text in TRAIN_NAMES:
-        return "train"
-    raise UsageError(
-        f"{where}: split {value!r} is not known; write train or one of {', '.join(HELDOUT_NAMES)}."
-    )
+def image_records(
+    ids: Sequence[str] | pa.ChunkedArray,
+    uris: Sequence[str] | pa.ChunkedArray | str | None = None,
+    *,
+    offsets: Sequence[int] | NDArray[np.int64] | int = -1,
+    lengths: Sequence[int] | NDArray[np.int64] | int = -1,
+    labels: Sequence[str | None] | pa.ChunkedArray | str | None = None,
+    splits: Sequence[str | None] | pa.ChunkedArray | str | None = None,
+) -> pa.Table:
+    """A line per image (RECORDS); one value stands for all lines.
 
-
-def splits_of_names(names: Sequence[str]) -> list[str | None]:
-    """Splits from the names of files or folders, where one of them is held out by its name.
-
-    Otherwise None for all: a dataset that has only a training part says nothing about holding out.
+    id: says which row is which image, for ever. uri: relative to the source's root; the id where
+    none is given. offset: of the bytes, or the row number, inside ``uri``; -1 for a whole file.
+    length: in bytes, -1 where it is not needed. label: name of the class, if known. split:
+    ``train`` or ``heldout`` when the source says so.
     """
-    if not any(name.lower() in HELDOUT_NAMES for name in names):
-        return [None] * len(names)
-    return ["heldout" if name.lower() in HELDOUT_NAMES else "train" for name in names]
+    columns = (ids, ids if uris is None else uris, offsets, lengths, labels, splits)
+    num_rows = len(ids)
+    filled = [
+        _column(values, field.type, num_rows)
+        for values, field in zip(columns, RECORDS, strict=True)
+    ]
+    return pa.table(filled, schema=RECORDS)
 
 
-def refuse_duplicates(ids: Sequence[str], where: str) -> None:
+def _column(values: Any, kind: pa.DataType, num_rows: int) -> Any:
+    if values is None:
+        return pa.nulls(num_rows, kind)
+    if isinstance(values, str | int):
+        return pa.repeat(pa.scalar(values, kind), num_rows)
+    if isinstance(values, pa.ChunkedArray | pa.Array):
+        return values.cast(kind)
+    return pa.array(values, kind)
+
+
+def refuse_duplicates(ids: Sequence[str] | pa.ChunkedArray, where: str) -> None:
     """UsageError naming an id that is listed twice."""
-    if len(set(ids)) != len(ids):
-        twice, count = Counter(ids).most_common(1)[0]
-        raise UsageError(
-            f"{where} lists {twice!r} {count} times; every image needs an id of its own."
-        )
+    column = _column(ids, pa.string(), len(ids))
+    if pc.count_distinct(column).as_py() == len(column):
+        return
+    counts = pc.value_counts(column)
+    twice = counts[int(np.argmax(counts.field("counts").to_numpy()))]
+    raise UsageError(
+        f"{where} lists {twice['values'].as_py()!r} {twice['counts']} times; every image needs an "
+        "id of its own."
+    )
 
 
 def is_hidden(name: str) -> bool:
@@ -133,7 +192,25 @@ def is_hidden(name: str) -> bool:
 
 def is_text(name: str) -> bool:
     """Whether a name can be an id: one with bytes that are no UTF-8 cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def suffix_kind(name: str) -> str:
+    """``.txt files``: how a file that is not taken is counted."""
+    stem, _, suffix = name.rpartition(".")
+    if not stem or not suffix:
+        return "files without a suffix"
+    return f".{suffix.lower()} files" if len(suffix) <= 12 and is_text(suffix) else OTHER_KINDS
+
+
+def few_kinds(left_out: Mapping[str, int]) -> dict[str, int]:
+    """The same, commonest first, with no more than MAX_KINDS kinds."""
+    common = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
+    if len(common) <= MAX_KINDS:
+        return dict(common)
+    kinds = dict(common[: MAX_KINDS - 1])
+    rest = sum(count for _, count in common[MAX_KINDS - 1 :])
+    return {**kinds, OTHER_KINDS: kinds.get(OTHER_KINDS, 0) + rest}
 
 
 def left_out_text(left_out: Mapping[str, int], num_named: int = 6) -> str:
@@ -141,3 +218,10 @@ def left_out_text(left_out: Mapping[str, int], num_named: int = 6) -> str:
     kinds = [f"{count:,} {kind}" for kind, count in Counter(left_out).most_common()]
     more = f", and {len(kinds) - num_named} kinds more" if kinds[num_named:] else ""
     return f"left out: {', '.join(kinds[:num_named])}{more}." if kinds else ""
+
+
+def listing_text(source: ImageSource, num_images: int) -> str:
+    """What was chosen and what else is there, in a line."""
+    what = f" from {KINDS[source.kind]} (--kind {source.kind})" if source.kind in KINDS else ""
+    beside = left_out_text(source.left_out) or "nothing left out."
+    return f"{counted(num_images, 'image')}{what}; {beside}"

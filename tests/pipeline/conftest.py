@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phistill.pipeline.images import remote_files
-from phistill.pipeline.images.remote_files import WebFiles
+from phistill.pipeline.images.tars import remote_files
+from phistill.pipeline.images.tars.remote_files import WebFiles
 from tests.pipeline.tar_server import Server
 
 

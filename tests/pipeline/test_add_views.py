@@ -20,7 +20,7 @@ from phistill.errors import CacheMismatch, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.add_views import add_views
 from phistill.pipeline.decode.views import View
-from phistill.pipeline.images.source import ImageRecord
+from phistill.pipeline.images.source import image_records
 from phistill.stats import fit_stats, load_moments
 from phistill.stats.fit.partials import stored_partial
 from phistill.stats.fit.pieces import PassOptions, plan_array
@@ -97,7 +97,7 @@ def test_groups_of_shards_that_were_complete_are_not_read_for_statistics_again(
     fit_stats(cache)
     before = covered_groups(cache)
     assert len(before) > 2
-    listed = [ImageRecord(name, "") for name in cache.index()["id"].to_pylist()]
+    listed = image_records(cache.index()["id"], "")
     add_views(cache, [View("center-crop")], listed)
     generator = np.random.default_rng(0)
     for shard in cache.info.shards()[100:]:

@@ -11,13 +11,10 @@ import pytest
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract, open_source
 from phistill.pipeline.images.annotations import label, read_labels
-from phistill.pipeline.images.source import ImageRecord
+from phistill.pipeline.images.source import image_records
+from tests.pipeline.images.listed import listed
 
-ENTRIES = [
-    ImageRecord("n01/a.jpg", "n01/a.jpg", label="n01"),
-    ImageRecord("n01/b.png", "n01/b.png", label="n01"),
-    ImageRecord("deep/n02/c.jpg", "deep/n02/c.jpg", label="0"),
-]
+ENTRIES = image_records(["n01/a.jpg", "n01/b.png", "deep/n02/c.jpg"], labels=["n01", "n01", "0"])
 
 
 @pytest.mark.parametrize(
@@ -41,7 +38,7 @@ def test_a_key_is_an_id_a_folder_or_the_label_of_the_source(
 ) -> None:
     (tmp_path / name).write_text(text)
     found, missing = label(ENTRIES, tmp_path / name)
-    assert [entry.label for entry in found] == expected
+    assert found["label"].to_pylist() == expected
     assert missing == expected.count(None)
 
 
@@ -66,7 +63,7 @@ def test_a_parquet_table_is_read_by_its_columns_names(tmp_path: Path) -> None:
         ("a.csv", "n01,cat\nn01,dog\n", "gives 'n01' two labels"),
         ("a.csv", "n09,cat\n", r"names none of the images. It has, for example, 'n09'; an image "
          r"has the id 'n01/a.jpg' and the label 'n01'"),
-        ("a.txt", "n01,cat\n", "is not a .json, .csv, .tsv or .parquet file"),
+        ("a.txt", "n01,cat\n", "is not a .json, .jsonl, .csv, .tsv or .parquet file"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_label_map_is_refused_with_the_reason(
@@ -89,22 +86,25 @@ def test_labels_are_recorded_in_the_index(folder: Path, tiny: str, tmp_path: Pat
     assert {v for k, v in found.items() if k.startswith("cats/")} == {"Felis"}
     assert found["dogs/000.jpg"] == "Canis"
     assert found["dogs/002.png"] is None
-    assert said == [f"19 of 41 images have no label in {tmp_path / 'labels.json'}."]
+    assert said[1:] == [f"19 of 41 images have no label in {tmp_path / 'labels.json'}."]
 
 
 def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path: Path) -> None:
     for name in ("train/cats/a.jpg", "train/dogs/b.jpg", "val/cats/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    entries = open_source(tmp_path).records()
+    entries = listed(open_source(tmp_path))
     assert [(entry.label, entry.split) for entry in entries] == [
         ("cats", "train"), ("dogs", "train"), ("cats", "heldout"),
     ]  # fmt: skip
     (tmp_path / "other").mkdir()
     (tmp_path / "other/d.jpg").write_bytes(b"x")
-    entries = open_source(tmp_path).records()
-    assert {entry.split for entry in entries} == {None}
-    assert entries[0].label == "other"
+    entries = listed(open_source(tmp_path))
+    assert (entries[0].label, entries[0].split) == ("other", "train")
+    assert [entry.split for entry in entries][1:] == ["train", "train", "heldout"]
+    for name in ("train/cats/a.jpg", "train/dogs/b.jpg"):
+        (tmp_path / name).unlink()
+    assert {entry.split for entry in listed(open_source(tmp_path))} == {None}  # val is a class
 
 
 def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(

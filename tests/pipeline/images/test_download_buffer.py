@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from phistill.pipeline import ExtractOptions, extract
-from phistill.pipeline.images.download_buffer import DownloadBuffer
-from phistill.pipeline.images.remote_tar import RemoteTarSource
+from phistill.pipeline.images.source import SourceOptions
+from phistill.pipeline.images.tars.download_buffer import DownloadBuffer
+from phistill.pipeline.images.tars.fetched_tar import FetchedTarSource
 from phistill.pipeline.index import build_index
+from tests.pipeline.images.listed import listed
 from tests.pipeline.tar_server import PATTERN, SETTINGS, TARS, Server
 
 
@@ -39,23 +41,25 @@ def test_a_spool_forgets_a_tar_after_its_last_image() -> None:
 
 
 def test_a_window_mixes_its_tars_and_no_others(server: Server, tmp_path: Path) -> None:
-    source = RemoteTarSource([server.url(path) for path in TARS], window_tars=2)
+    source = FetchedTarSource.of_urls(
+        [server.url(path) for path in TARS], SourceOptions(window_tars=2)
+    )
     entries = source.records()
-    index = build_index(entries, num_views=1, seed=1, window=2).to_pydict()
-    assert sorted(index["id"]) == sorted(entry.id for entry in entries)
+    index = build_index(entries, num_views=1, seed=1, source=source).to_pydict()
+    assert sorted(index["id"]) == sorted(entries["id"].to_pylist())
     windows = [index["uri"][start : start + 10] for start in range(0, 30, 10)]
     assert [len(set(uris)) for uris in windows] == [2, 2, 2]
     assert len(set(map(frozenset, windows))) == 3
     assert any(uris != sorted(uris) for uris in windows)
-    assert index == build_index(entries, num_views=1, seed=1, window=2).to_pydict()
-    assert index != build_index(entries, num_views=1, seed=2, window=2).to_pydict()
+    assert index == build_index(entries, num_views=1, seed=1, source=source).to_pydict()
+    assert index != build_index(entries, num_views=1, seed=2, source=source).to_pydict()
     source.close()
 
 
 def test_the_window_reaches_a_cache(server: Server, tiny: str, tmp_path: Path) -> None:
     cache = extract(
         server.url(PATTERN), tmp_path / "c", [f"t={tiny}"], settings=SETTINGS,
-        options=ExtractOptions(window_tars=1),
+        options=ExtractOptions(source=SourceOptions(window_tars=1)),
     ).cache  # fmt: skip
     uris = cache.index()["uri"].to_pylist()
     assert [len(set(uris[start : start + 5])) for start in range(0, 30, 5)] == [1] * 6
@@ -66,12 +70,12 @@ def test_no_more_tars_than_two_windows_are_on_the_disk(
 ) -> None:
     here: list[int] = []
 
-    class Watched(RemoteTarSource):
+    class Watched(FetchedTarSource):
         def read(self, uri: str, offset: int, length: int) -> bytes:
             here.append(len(self._buffer._tars))
             return super().read(uri, offset, length)
 
-    source = Watched([server.url(path) for path in TARS], window_tars=1)
+    source = Watched.of_urls([server.url(path) for path in TARS], SourceOptions(window_tars=1))
     # One reader: another one, ahead of it, may ask for a third tar while two are here.
     options = ExtractOptions(num_workers=1)
     extract(source, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=options)
@@ -84,8 +88,10 @@ def test_no_more_tars_than_two_windows_are_on_the_disk(
 
 
 def test_images_out_of_order_are_read_by_ranges(server: Server) -> None:
-    source = RemoteTarSource([server.url(path) for path in TARS], window_tars=1)
-    entries = source.records()
+    source = FetchedTarSource.of_urls(
+        [server.url(path) for path in TARS], SourceOptions(window_tars=1)
+    )
+    entries = listed(source)
     source.expect([(entries[0].uri, entries[0].offset)])
     last = entries[-1]
     data = source.read(last.uri, last.offset, last.length)

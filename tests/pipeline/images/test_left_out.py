@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from phistill.errors import SourceError, UsageError
+from phistill.errors import SourceError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.images.open_source import open_source
-from phistill.pipeline.images.source import left_out_text
-from phistill.pipeline.images.tar import TarRules
+from phistill.pipeline.images.source import SourceOptions, left_out_text
+from tests.pipeline.images.listed import listed
 
 
 def picture() -> bytes:
@@ -36,9 +36,9 @@ def tar(path: Path, *names: str) -> Path:
     return path
 
 
-def names(path: Path, rules: TarRules | None = None) -> list[str]:
-    source = open_source(path, tars=rules or TarRules())
-    return [record.id.partition(".tar/")[2] or record.id for record in source.records()]
+def names(path: Path, rules: SourceOptions | None = None) -> list[str]:
+    source = open_source(path, rules or SourceOptions())
+    return [record.id.partition(".tar/")[2] or record.id for record in listed(source)]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def odd(tmp_path: Path) -> Path:
 
 def test_every_kind_of_thing_that_is_no_image_is_counted(odd: Path) -> None:
     source = open_source(odd)
-    assert [record.id for record in source.records()] == ["a/1.jpg", "x.jpg/2.JPE"]
+    assert [record.id for record in listed(source)] == ["a/1.jpg", "x.jpg/2.JPE"]
     assert source.left_out == {
         "hidden files and folders": 3,
         "pipes, sockets and devices": 2,
@@ -92,7 +92,9 @@ def test_what_was_left_out_is_told_at_once_and_in_the_end(
     )  # fmt: skip
     assert report.cache.num_rows == 2
     assert report.left_out["broken links"] == 2
-    assert any(text.startswith("left out: 3 hidden files and folders, ") for text in notices)
+    assert notices[0].startswith(
+        "2 images from image files (--kind folder); left out: 3 hidden files and folders, "
+    )
     assert left_out_text({}) == ""
 
 
@@ -124,9 +126,9 @@ def test_one_image_of_a_sample_is_taken_and_the_others_are_counted(
     members: list[str], taken: list[str], member: str, tmp_path: Path
 ) -> None:
     path = tar(tmp_path / "x.tar", *members)
-    assert names(path, TarRules(member)) == taken
-    source = open_source(path, tars=TarRules(member))
-    source.records()
+    assert names(path, SourceOptions(member=member)) == taken
+    source = open_source(path, SourceOptions(member=member))
+    listed(source)
     assert sum(source.left_out.values()) == len(members) - len(taken)
 
 
@@ -137,7 +139,7 @@ def test_a_cut_tar_is_an_error_unless_allowed(cut: int, tmp_path: Path) -> None:
     os.truncate(path, one + cut)
     with pytest.raises(SourceError, match=r"may have been cut.*--allow-cut-tars"):
         names(path)
-    assert names(path, TarRules(allow_cut=True)) == ["0.jpg"]
+    assert names(path, SourceOptions(allow_cut_tars=True)) == ["0.jpg"]
 
 
 def test_tars_behind_one_another_are_read_to_the_end(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_tars_behind_one_another_are_read_to_the_end(tmp_path: Path) -> None:
 
 def test_the_rules_reach_an_extraction(tiny: str, tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", "0.jpg", "0.seg.png", "1.jpg", "1.seg.png")
-    options = ExtractOptions(member="seg.png")
+    options = ExtractOptions(source=SourceOptions(member="seg.png"))
     settings = CacheSettings(pixel_size=0)
     cache = extract(path, tmp_path / "c", [f"t={tiny}"], settings=settings, options=options).cache
     assert sorted(cache.index()["id"].to_pylist()) == ["x.tar/0.seg.png", "x.tar/1.seg.png"]
@@ -173,10 +175,6 @@ def test_a_folder_is_read_by_what_holds_images(tmp_path: Path) -> None:
         pa.table({"image": [picture()]}), tmp_path / "hive" / "split=train" / "0.parquet"
     )
     assert open_source(tmp_path / "hive").kind == "parquet"
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "0.tar.gz").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"0\.tar\.gz is compressed"):
-        open_source(tmp_path / "packed")
 
 
 def test_a_list_may_begin_with_a_byte_order_mark_and_hold_odd_letters(tmp_path: Path) -> None:

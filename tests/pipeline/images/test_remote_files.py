@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from phistill.errors import SourceError
-from phistill.pipeline.images import remote_files as remote
-from phistill.pipeline.images.remote_files import ObjectFiles, WebFiles
+from phistill.pipeline.images.tars import remote_files as remote
+from phistill.pipeline.images.tars.remote_files import ObjectFiles, WebFiles
 from tests.pipeline.tar_server import TARS, Server
 
 

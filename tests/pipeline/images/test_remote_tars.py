@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from phistill.cli import main
 from phistill.errors import SourceError, UsageError
 from phistill.pipeline import extract, open_source
-from phistill.pipeline.images.remote_files import shown
-from phistill.pipeline.images.remote_tar import RemoteTarSource
+from phistill.pipeline.images.tars.fetched_tar import FetchedTarSource
+from phistill.pipeline.images.tars.remote_files import shown
 from phistill.report.plan import plan
+from tests.pipeline.images.listed import listed
 from tests.pipeline.tar_server import IMAGES_PER_TAR, NUM_TARS, PATTERN, SETTINGS, TARS, Server
 
 
@@ -29,9 +30,9 @@ def local(tmp_path: Path) -> Path:
 
 def test_a_server_lists_what_a_folder_does(server: Server, local: Path) -> None:
     source = open_source(server.url(PATTERN))
-    entries = source.records()
-    assert entries == open_source(local).records()
-    assert entries == open_source(str(local / "shard-{0000..0005}.tar")).records()
+    entries = listed(source)
+    assert entries == listed(open_source(local))
+    assert entries == listed(open_source(str(local / "shard-{0000..0005}.tar")))
     assert entries[0].label == "0"
     source.close()
 
@@ -39,10 +40,10 @@ def test_a_server_lists_what_a_folder_does(server: Server, local: Path) -> None:
 def test_a_text_file_may_list_tars_here_or_there(server: Server, local: Path) -> None:
     (local / "here.txt").write_text("# all\nshard-{0000..0001}.tar\nshard-0005.tar\n")
     (local / "there.txt").write_text(server.url("/data/shard-{0000..0001}.tar") + "\n")
-    assert len(open_source(local / "here.txt").records()) == 3 * IMAGES_PER_TAR
+    assert len(listed(open_source(local / "here.txt"))) == 3 * IMAGES_PER_TAR
     source = open_source(local / "there.txt")
-    assert isinstance(source, RemoteTarSource)
-    assert len(source.records()) == 2 * IMAGES_PER_TAR
+    assert isinstance(source, FetchedTarSource)
+    assert len(listed(source)) == 2 * IMAGES_PER_TAR
     source.close()
 
 
@@ -125,13 +126,13 @@ def test_a_tar_that_shrank_after_it_was_listed_is_named(
 
 def test_credentials_reach_neither_ids_nor_messages(server: Server) -> None:
     signed = server.url("/data/shard-0000.tar") + "?X-Signature=secret"
-    source = RemoteTarSource([signed])
-    assert "secret" not in str(source.records())
+    source = FetchedTarSource.of_urls([signed])
+    assert "secret" not in str(listed(source))
     source.close()
     assert shown("https://user:secret@host/a.tar?key=secret") == "https://host/a.tar"
-    gone = RemoteTarSource([server.url("/nowhere.tar") + "?key=secret"])
+    gone = FetchedTarSource.of_urls([server.url("/nowhere.tar") + "?key=secret"])
     with pytest.raises(SourceError, match=r"nowhere.tar cannot be read: 404") as caught:
-        gone.records()
+        listed(gone)
     assert "secret" not in str(caught.value)
     gone.close()
 

@@ -17,8 +17,9 @@ from PIL import Image
 from phistill.errors import SourceError, UsageError
 from phistill.pipeline.images.annotations import hold_out
 from phistill.pipeline.images.open_source import open_source
-from phistill.pipeline.images.parquet import ParquetSource
-from phistill.pipeline.images.source import ImageRecord
+from phistill.pipeline.images.source import image_records
+from phistill.pipeline.images.tables.parquet import ParquetSource
+from tests.pipeline.images.listed import listed
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = [GENERATOR.bytes(int(size)) for size in GENERATOR.integers(0, 5000, 60)]
@@ -45,8 +46,8 @@ def test_row_groups_are_unpacked_once_and_read_in_any_order(
 ) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(table(), path, row_group_size=16)
-    source = ParquetSource(tmp_path, [path], memory_bytes=memory_bytes)
-    entries = source.records()
+    source = ParquetSource(tmp_path, [path.name], memory_bytes=memory_bytes)
+    entries = listed(source)
     order = np.random.default_rng(1).permutation(60).tolist()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda row: source.read(entries[row].uri, row, -1), order))
@@ -57,22 +58,22 @@ def test_row_groups_are_unpacked_once_and_read_in_any_order(
 
 def test_a_class_label_is_its_name_and_a_plain_number_itself(tmp_path: Path) -> None:
     pq.write_table(table(), tmp_path / "t.parquet")
-    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").records()]
+    labels = [entry.label for entry in listed(open_source(tmp_path / "t.parquet"))]
     assert labels[:4] == ["cat", "dog", "eel", "cat"]
     plain = table().replace_schema_metadata({b"huggingface": b"[" * 100_000})
     pq.write_table(plain, tmp_path / "t.parquet")
-    labels = [entry.label for entry in open_source(tmp_path / "t.parquet").records()]
+    labels = [entry.label for entry in listed(open_source(tmp_path / "t.parquet"))]
     assert labels[:4] == ["0", "1", "2", "0"]
 
 
 def test_a_snapshot_with_a_test_part_is_split_by_the_names_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     pq.write_table(table(0, 40), tmp_path / "data" / "train-00000-of-00001.parquet")
-    only_train = open_source(tmp_path).records()
+    only_train = listed(open_source(tmp_path))
     assert {entry.split for entry in only_train} == {None}
     pq.write_table(table(40, 60), tmp_path / "data" / "test-00000-of-00001.parquet")
     source = open_source(tmp_path)
-    splits = {entry.split: entry for entry in source.records()}
+    splits = {entry.split: entry for entry in listed(source)}
     heldout = splits["heldout"]
     assert set(splits) == {"train", "heldout"}
     assert source.read(heldout.uri, heldout.offset, heldout.length) == IMAGES[59]
@@ -94,7 +95,7 @@ def saved(folder: Path, part: pa.Table, num_files: int = 2) -> None:
 def test_a_saved_dataset_is_read_in_any_order(tmp_path: Path) -> None:
     saved(tmp_path / "d", table())
     source = open_source(tmp_path / "d")
-    entries = source.records()
+    entries = listed(source)
     assert len(entries) == 60
     assert [entry.label for entry in entries[:3]] == ["cat", "dog", "eel"]
     for row in np.random.default_rng(0).permutation(60).tolist():
@@ -107,7 +108,7 @@ def test_a_saved_dictionary_keeps_its_splits(tmp_path: Path) -> None:
     saved(tmp_path / "d" / "validation", table(40, 60), num_files=1)
     (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
     source = open_source(tmp_path / "d")
-    entries = source.records()
+    entries = listed(source)
     assert [entry.split for entry in entries] == ["train"] * 40 + ["heldout"] * 20
     last = entries[-1]
     assert last.id == "validation/data-00000-of-00001.arrow#19"
@@ -125,7 +126,7 @@ def test_a_state_that_points_elsewhere_is_refused(tmp_path: Path, state: str) ->
     (tmp_path / "secret.arrow").write_bytes(b"")
     (tmp_path / "d" / "state.json").write_text(state)
     with pytest.raises(SourceError):
-        open_source(tmp_path / "d").records()
+        listed(open_source(tmp_path / "d"))
 
 
 def test_a_cut_arrow_file_is_refused(tmp_path: Path) -> None:
@@ -133,18 +134,18 @@ def test_a_cut_arrow_file_is_refused(tmp_path: Path) -> None:
     (path,) = (tmp_path / "d").glob("*.arrow")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SourceError, match="cannot be read as an Arrow stream"):
-        open_source(tmp_path / "d").records()
+        listed(open_source(tmp_path / "d"))
 
 
 def test_a_file_holds_out_ids_and_folders(tmp_path: Path) -> None:
-    entries = [ImageRecord(id=name, uri=name) for name in ("a/1", "a/2", "b/1", "c")]
-    listed = tmp_path / "holdout.txt"
-    listed.write_text("# chosen by hand\na/\nc\n")
-    assert [e.split for e in hold_out(entries, listed)] == ["heldout"] * 2 + ["train", "heldout"]
+    entries = image_records(["a/1", "a/2", "b/1", "c"])
+    names = tmp_path / "holdout.txt"
+    names.write_text("# chosen by hand\na/\nc\n")
+    assert hold_out(entries, names)["split"].to_pylist() == ["heldout"] * 2 + ["train", "heldout"]
     for text in ("d\n", "d/\n", "\n"):
-        listed.write_text(text)
+        names.write_text(text)
         with pytest.raises(UsageError, match="--holdout"):
-            hold_out(entries, listed)
+            hold_out(entries, names)
 
 
 def test_a_damaged_row_group_stops_the_run_and_is_no_reject(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_damaged_row_group_stops_the_run_and_is_no_reject(tmp_path: Path) -> N
     pq.write_table(table(), path, compression="zstd", use_dictionary=False, write_statistics=False)
     data = bytearray(path.read_bytes())
     source: Any = open_source(path)
-    entries = source.records()
+    entries = listed(source)
     data[4:2000] = bytes(1996)
     path.write_bytes(data)
     with pytest.raises(SourceError, match="cannot be read"):
@@ -186,17 +187,17 @@ def test_any_string_or_binary_type_holds_an_image(columns: dict[str, Any], tmp_p
     (tmp_path / "a.png").write_bytes(picture())
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     source = open_source(tmp_path / "x.parquet")
-    (record,) = source.records()
+    (record,) = listed(source)
     assert source.read(record.uri, record.offset, record.length) == picture()
 
 
 def test_a_row_without_an_image_or_a_path_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "x.parquet")
     with pytest.raises(UsageError, match="row 1 of column 'path' names no file"):
-        open_source(tmp_path / "x.parquet").records()
+        listed(open_source(tmp_path / "x.parquet"))
     image = pa.array([{"bytes": None, "path": "gone.png"}], STRUCT)
     pq.write_table(pa.table({"image": image}), tmp_path / "y.parquet")
     source = open_source(tmp_path / "y.parquet")
-    (record,) = source.records()
+    (record,) = listed(source)
     with pytest.raises(SourceError, match=r"names the file 'gone\.png' and does not hold"):
         source.read(record.uri, record.offset, record.length)

@@ -8,12 +8,11 @@ temporary file without a name (as large as the images; TMPDIR says where).
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,17 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from phistill.cache.storage.parquet import read_row_group, read_table
+from phistill.cache.storage.parquet import open_table, read_row_group, read_table
 from phistill.errors import SourceError, UsageError
 
+from ..local_files import read_bytes_at, read_file, retried
+from ..source import DEFAULTS, NOTHING, ImageSource, SourceOptions, refuse_duplicates
+from ..splits import splits_of_files
 from .columns import Columns, image_bytes
-from .local_files import read_bytes_at, read_file, retried
-from .source import ImageRecord, ImageSource, refuse_duplicates, splits_of_names
 
 MEMORY_BYTES = 2**30
 """Tables whose images are larger than this, unpacked, go to a temporary file."""
-PART = re.compile(r"-\d{5}-of-\d{5}$")
-"""What Hugging Face puts behind the split in a file's name."""
 
 
 class ParquetSource(ImageSource):
@@ -41,9 +39,17 @@ class ParquetSource(ImageSource):
     kind = "parquet"
 
     def __init__(
-        self, root: Path, tables: Sequence[Path], *, memory_bytes: int = MEMORY_BYTES
+        self,
+        root: Path,
+        tables: Sequence[str],
+        options: SourceOptions = DEFAULTS,
+        beside: Mapping[str, int] = NOTHING,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self._root, self._tables = root, list(tables)
+        """``tables`` are paths below ``root``; ``beside`` is what else lies there."""
+        self._root, self._tables, self.options = root, list(tables), options
+        self.left_out = beside
         self._memory_bytes = memory_bytes
         self._columns: dict[str, Columns] = {}
         self._starts: dict[str, list[int]] = {}
@@ -53,21 +59,18 @@ class ParquetSource(ImageSource):
         self._lock = threading.Lock()
         self._busy: dict[tuple[str, int], threading.Lock] = {}
 
-    def records(self) -> list[ImageRecord]:
-        splits = splits_of_names([PART.sub("", table.stem) for table in self._tables])
-        records = [
-            record
-            for table, split in zip(self._tables, splits, strict=True)
-            for record in self._table_records(table, split)
-        ]
-        refuse_duplicates([record.id for record in records], str(self._root))
+    def records(self) -> pa.Table:
+        splits = splits_of_files(self._tables)
+        records = pa.concat_tables(map(self._table_records, self._tables, splits))
+        if not records.num_rows:
+            raise UsageError(f"{self._root}: the tables have no rows.")
+        refuse_duplicates(records["id"], str(self._root))
         return records
 
-    def _table_records(self, table: Path, split: str | None) -> list[ImageRecord]:
-        uri = table.relative_to(self._root).as_posix()
+    def _table_records(self, uri: str, split: str | None) -> pa.Table:
         columns = self._open(uri)
-        data = read_table(table, columns.small)
-        return columns.records(uri, data, self._starts[uri][-1], table, split)
+        data = read_table(self._root / uri, columns.small)
+        return columns.records(uri, data, self._starts[uri][-1], self._root, split)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
@@ -92,14 +95,14 @@ class ParquetSource(ImageSource):
             raise SourceError(f"{table} cannot be read as parquet: {error}.") from error
         sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         self._starts[uri] = [0, *np.cumsum(sizes).tolist()] if sizes else [0]
-        self._columns[uri] = Columns.of(schema, table)
+        self._columns[uri] = Columns.of(schema, table, self.options.label_column)
         return self._columns[uri]
 
     def _decide(self) -> None:
         """Memory or a temporary file, once, from the sizes in the tables' footers."""
         if self._decided:
             return
-        total = sum(_image_bytes(table) for table in self._tables if table.is_file())
+        total = sum(_image_bytes(self._root / table) for table in self._tables)
         self._buffer = _DiskBuffer() if total > self._memory_bytes else None
         self._decided = True
 
@@ -193,9 +196,20 @@ def _image_bytes(table: Path) -> int:
     return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == name)
 
 
-def holds_images(table: Path) -> bool:
-    """Whether a table has a column of encoded images, and not only paths, or urls."""
+def num_images(table: Path) -> int:
+    """Rows of a table that has a column of encoded images, and not only paths, or urls; else 0."""
     try:
-        return not Columns.of(pq.read_schema(table), table).is_path
+        with open_table(table) as file:
+            columns = Columns.of(file.schema_arrow, table)
+            return 0 if columns.is_path else int(file.metadata.num_rows)
     except (UsageError, pa.ArrowException, OSError):
+        return 0
+
+
+def is_readable(table: Path) -> bool:
+    """Whether a file is a table, whatever it holds."""
+    try:
+        with open_table(table):
+            return True
+    except (pa.ArrowException, OSError):
         return False

@@ -1,7 +1,8 @@
 """Hugging Face datasets saved to disk, read through a memory map without the datasets package.
 
 A dataset is a folder with ``state.json`` and Arrow stream files; a dictionary of them is a folder
-with ``dataset_dict.json`` and a dataset per split.
+with ``dataset_dict.json`` and a dataset per split. Files without a state, as the cache of the
+datasets package has them, are read as they are.
 """
 
 from __future__ import annotations
@@ -9,52 +10,86 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from phistill.errors import SourceError
+from phistill.errors import SourceError, UsageError
 
+from ..local_files import read_file
+from ..source import DEFAULTS, NOTHING, ImageSource, SourceOptions, refuse_duplicates
+from ..splits import splits_of_files
 from .columns import Columns, image_bytes
-from .local_files import read_file
-from .source import ImageRecord, ImageSource, refuse_duplicates, splits_of_names
 
 STATE, DICTIONARY = "state.json", "dataset_dict.json"
 MAX_JSON_BYTES = 64 * 2**20
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``folder`` was written by ``save_to_disk``."""
+    """Whether ``folder`` itself was written by ``save_to_disk``."""
     return (folder / STATE).is_file() or (folder / DICTIONARY).is_file()
 
 
+def dataset_files(root: Path, arrow: Sequence[str]) -> list[str]:
+    """Which of the Arrow files below ``root`` are a dataset's, in its order; SourceError where a
+    dataset says what is not so."""
+    folders = {PurePosixPath(path).parent.as_posix() for path in arrow}
+    parts = sorted(folder for folder in folders if (root / folder / STATE).is_file())
+    if (root / DICTIONARY).is_file():
+        parts = _strings(_json(root / DICTIONARY).get("splits"), root / DICTIONARY)
+    elif (root / STATE).is_file():
+        parts = ["."]
+    if not parts:  # intermediate results of ``map`` lie in the same folder
+        names = {path: PurePosixPath(path).name for path in arrow}
+        return [path for path, name in names.items() if not name.startswith(("cache-", "tmp"))]
+    return [
+        name if part == "." else f"{part}/{name}"
+        for part in parts
+        for name in _data_files(root / part)
+    ]
+
+
 class ArrowSource(ImageSource):
-    """The rows of a saved dataset; a split's name is kept when one of the splits is held out."""
+    """The rows of Arrow streams; a split's name is kept when one of the splits is held out."""
 
     kind = "arrow"
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(
+        self,
+        root: Path,
+        arrow: Sequence[str],
+        options: SourceOptions = DEFAULTS,
+        beside: Mapping[str, int] = NOTHING,
+    ) -> None:
+        """``arrow`` are paths below ``root``; ``beside`` is what else lies there."""
+        self._root, self._arrow, self.options = root, list(arrow), options
+        self.left_out = beside
         self._files: dict[str, _File] = {}
         self._lock = threading.Lock()
 
-    def records(self) -> list[ImageRecord]:
-        parts = [""]
-        if (self._root / DICTIONARY).is_file():
-            parts = _strings(_json(self._root / DICTIONARY).get("splits"), self._root / DICTIONARY)
-        records: list[ImageRecord] = []
-        for part, split in zip(parts, splits_of_names(parts), strict=True):
-            for name in _data_files(self._root / part):
-                uri = f"{part}/{name}" if part else name
-                file = self._file(uri)
-                small = file.columns.small
-                table = pa.Table.from_batches(file.batches).select(small)
-                records += file.columns.records(
-                    uri, table, file.starts[-1], self._root / uri, split
-                )
-        refuse_duplicates([record.id for record in records], str(self._root))
+    def records(self) -> pa.Table:
+        splits = splits_of_files(self._arrow)
+        records = pa.concat_tables(map(self._file_records, self._arrow, splits))
+        if not records.num_rows:
+            raise UsageError(f"{self._root}: the dataset has no rows.")
+        refuse_duplicates(records["id"], str(self._root))
         return records
+
+    def _file_records(self, uri: str, split: str | None) -> pa.Table:
+        file = self._file(uri)
+        table = pa.Table.from_batches(file.batches).select(file.columns.small)
+        return file.columns.records(uri, table, file.starts[-1], self._root, split)
+
+    @property
+    def num_images(self) -> int:
+        """Rows that hold an image."""
+        try:
+            files = [self._file(uri) for uri in self._arrow]
+        except (SourceError, UsageError):
+            return 0
+        return sum(0 if file.columns.is_path else file.starts[-1] for file in files)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
@@ -73,14 +108,14 @@ class ArrowSource(ImageSource):
     def _file(self, uri: str) -> _File:
         with self._lock:
             if uri not in self._files:
-                self._files[uri] = _File(self._root / uri)
+                self._files[uri] = _File(self._root / uri, self.options.label_column)
             return self._files[uri]
 
 
 class _File:
     """A mapped Arrow stream: its batches, and the row that each of them starts with."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, label_column: str) -> None:
         try:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             stream = pa.ipc.open_stream(pa.memory_map(str(path)), options=options)
@@ -91,7 +126,7 @@ class _File:
             ) from error
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{path} cannot be read as an Arrow stream: {error}.") from error
-        self.columns = Columns.of(stream.schema, path)
+        self.columns = Columns.of(stream.schema, path, label_column)
         self.starts = [0]
         for batch in self.batches:
             self.starts.append(self.starts[-1] + batch.num_rows)

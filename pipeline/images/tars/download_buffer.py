@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .local_files import read_bytes_at
+from ..local_files import read_bytes_at
 
 NUM_DOWNLOADS = 4
 """At a time; more share the same line."""

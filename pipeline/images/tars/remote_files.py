@@ -35,7 +35,7 @@ AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 class RemoteFiles(Protocol):
-    """Files by URL."""
+    """Files by URL, or another place that is read from its beginning."""
 
     def download(self, url: str, file: BinaryIO) -> None:
         """Write the whole content; SourceError when it cannot be had."""
@@ -57,6 +57,8 @@ def remote_files(url: str) -> RemoteFiles:
 
 def shown(url: str) -> str:
     """A URL for a message or an id: without credentials and query."""
+    if "://" not in url:
+        return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -93,7 +95,7 @@ class WebFiles:
                 stated = answer.headers.get("Content-Length")
                 total = None if stated is None else done + int(stated)
                 while part := self._part(answer, PART):
-                    _write(file, part)
+                    write(file, part)
                     done += len(part)
             if total is not None and done < total:
                 raise _Passing(f"the body ended after {done:,} of {total:,} bytes")
@@ -167,7 +169,7 @@ class WebFiles:
             wait_s = min(2 * wait_s, MAX_WAIT_S)
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
+def write(file: BinaryIO, data: bytes) -> None:
     try:
         file.write(data)
         file.flush()
@@ -201,7 +203,7 @@ class ObjectFiles:
             if self._stopped.is_set():
                 raise SourceError("reading was stopped.")
             length = min(8 * PART, size - start)
-            _write(file, self.read(url, start, length))
+            write(file, self.read(url, start, length))
 
     def read(self, url: str, offset: int, length: int) -> bytes:
         import obstore

@@ -1,0 +1,1 @@
+"""Images in the rows of tables: parquet, and Hugging Face datasets saved to disk."""
