@@ -51,7 +51,7 @@ def fit_map(moments: Moments, method: str, options: Mapping[str, float]) -> Affi
             f"method={method!r} does not take {', '.join(unknown)}; its options: "
             f"{', '.join(allowed) or 'none'}."
         )
-    _check_spread(moments)
+    check_spread(moments)
     return _FITS[method](moments, options)
 
 
@@ -73,7 +73,7 @@ def eigenbasis(moments: Moments) -> tuple[Vector, Matrix]:
     return np.maximum(values, 0.0), np.where(np.diagonal(u) < 0, -u, u)
 
 
-def _check_spread(moments: Moments) -> None:
+def check_spread(moments: Moments) -> None:
     """Refuse moments that no scale can be taken from."""
     if moments.n < 2:
         raise DegenerateMoments(f"n={moments.n} vectors; a normalizer needs at least 2.")

@@ -1,0 +1,251 @@
+"""A fitted codec: rows of one teacher's features to bytes of a fixed number, and back.
+
+A row x (t, c) of t = h w tokens is coded like a picture in JPEG:
+
+1. the mean row is taken off, channels become principal axes, the grid becomes frequencies (an
+   orthonormal DCT-II along h and w): d = t c coefficients, few of which vary much;
+2. each coefficient has a number of bits, by reverse water-filling on its variance; those of equal
+   bits form a band, those without bits are not stored;
+3. in a band, coefficients over their standard deviations are rotated by Hadamard blocks, divided by
+   their root mean square in this row (a float16), and go to the nearest of 2^b Lloyd-Max levels.
+
+All steps but the last are orthogonal: a squared error of the codes is that of the features. The
+bytes are described in docs/codes.md, with a decoder of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import numpy as np
+from jaxtyping import Float32, Int, Shaped, UInt8
+
+from phistill.cache.format import tensor_file
+from phistill.errors import UsageError
+
+from ..normalizer.hadamard import sylvester
+from . import coding
+from .allocation import Band, row_bytes
+from .levels import MAX_BITS
+from .packing import lookup
+
+FORMAT: Literal[1] = 1
+"""Version of the stored form and of the bytes of a row."""
+
+_CHUNK_VALUES = 2**21
+"""Coefficients that are worked on at once: 16 MiB of float64 for each step."""
+
+_ARRAYS = ("mean_row", "axes", "down", "across", "order", "spread")
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is stored beside the arrays."""
+
+    format: Literal[1]
+    row_shape: tuple[int, ...]
+    unit_exponent: int
+    bands: list[tuple[int, int]]
+    """Bits and coefficients of each."""
+    scaled: bool
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowCodec:
+    """Tables and layout of one array's codes. All arrays are part of the format."""
+
+    row_shape: tuple[int, ...]
+    """(t, c) of tokens, (c,) of a summary."""
+    unit_exponent: int
+    """Coefficients are whole numbers of 2^unit_exponent."""
+    bands: tuple[Band, ...]
+    scaled: bool
+    """Whether every row has a float16 scale for each band."""
+    mean_row: Float32[np.ndarray, "t c"]
+    axes: Float32[np.ndarray, "c c"]
+    """Principal axes in columns, whole multiples of 2^-20, as are the next two."""
+    down: Float32[np.ndarray, "h h"]
+    across: Float32[np.ndarray, "w w"]
+    order: Int[np.ndarray, " m"]
+    """Number (frequency down, frequency across, axis) of the coefficient stored at each place; -1
+    where there is none."""
+    spread: Float32[np.ndarray, " m"]
+    """Standard deviation of each in units; 0 where there is none."""
+    levels: Mapping[int, Int[np.ndarray, " k"]]
+    """(2^b,) of each b in use, whole numbers of 2^-11."""
+
+    def __post_init__(self) -> None:
+        t, c = self.mean_row.shape
+        h, w = self.grid
+        m = sum(band.size for band in self.bands)
+        checks = {
+            "row_shape": self.row_shape == ((t, c) if len(self.row_shape) == 2 else (c,)),
+            "axes": self.axes.shape == (c, c),
+            "grid": h * w == t and self.down.shape == (h, h) and self.across.shape == (w, w),
+            "bands": m > 0 and all(b.size > 0 and b.size % 8 == 0 for b in self.bands),
+            "order": self.order.shape == (m,)
+            and -1 <= self.order.min() <= self.order.max() < t * c,
+            "spread": self.spread.shape == (m,) and bool(np.isfinite(self.spread).all()),
+            "levels": all(
+                1 <= b.bits <= MAX_BITS and self.levels[b.bits].shape == (2**b.bits,)
+                for b in self.bands
+            ),
+        }
+        wrong = [name for name, right in checks.items() if not right]
+        if wrong:
+            raise UsageError(f"{', '.join(wrong)} of this codec fit to nothing. Fit it again.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the tokens."""
+        return len(self.down), len(self.across)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row, exactly."""
+        return row_bytes(self.bands, scaled=self.scaled)
+
+    @property
+    def num_coefficients(self) -> int:
+        """d = t c, stored or not."""
+        return self.mean_row.size
+
+    @property
+    def bits(self) -> float:
+        """Bits per channel and token, everything that a row stores counted."""
+        return 8 * self.num_bytes / self.num_coefficients
+
+    @property
+    def layout(self) -> coding.Layout:
+        return coding.Layout(self.grid, 2.0**self.unit_exponent, self.bands, self.scaled)
+
+    @cached_property
+    def tables(self) -> coding.Tables:
+        """The arrays as the arithmetic takes them, for NumPy."""
+        spread = self.spread.astype(np.float64)
+        m, stored = len(self.order), self.order >= 0
+        place = np.full(self.num_coefficients, m)
+        place[self.order[stored]] = np.flatnonzero(stored)
+        gain = np.zeros(m)
+        np.divide(coding.FINE, spread, out=gain, where=spread > 0)
+        return coding.Tables(
+            mean_row=self.mean_row.astype(np.float64),
+            axes=self.axes.astype(np.float64),
+            down=self.down.astype(np.float64),
+            across=self.across.astype(np.float64),
+            order=np.maximum(self.order, 0).astype(np.int64),
+            place=place,
+            spread=spread,
+            gain=gain,
+            levels={bits: table.astype(np.float64) for bits, table in self.levels.items()},
+            lookups={bits: lookup(table.astype(np.float64)) for bits, table in self.levels.items()},
+            blocks={
+                size: sylvester(size).astype(np.float64) for size in coding.block_sizes(self.bands)
+            },
+        )
+
+    def encode(self, rows: Shaped[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n bytes"]:
+        """Codes of rows of row_shape, of any float type.
+
+        Raises UsageError for another shape, and for NaN or infinity, naming the row.
+        """
+        check_rows(rows.shape, self.row_shape)
+        codes = np.empty((len(rows), self.num_bytes), dtype=np.uint8)
+        for part in self._chunks(len(rows)):
+            with np.errstate(invalid="ignore", over="ignore"):
+                y = coding.transform(self.tables, self.layout, self._tokens(rows[part]))
+                y = y.reshape(len(y), -1)
+                finite = np.isfinite(y.sum(axis=1))
+            if not finite.all():
+                raise UsageError(not_finite_text(part.start + int(np.argmin(finite))))
+            codes[part] = coding.encode(self.tables, self.layout, y)
+        return codes
+
+    def decode(self, codes: UInt8[np.ndarray, "n bytes"]) -> Float32[np.ndarray, "n ..."]:
+        """Rows of row_shape, float32, the same bits wherever they are decoded.
+
+        Raises UsageError for another shape or type.
+        """
+        check_codes(codes.shape, codes.dtype == np.uint8, self.num_bytes)
+        rows = np.empty((len(codes), *self.row_shape), dtype=np.float32)
+        for part in self._chunks(len(codes)):
+            y = coding.decode(self.tables, self.layout, np.ascontiguousarray(codes[part]))
+            rows[part] = coding.untransform(self.tables, self.layout, y).reshape(rows[part].shape)
+        return rows
+
+    def lost_share(self, rows: Shaped[np.ndarray, "n ..."]) -> float:
+        """|x - decoded|^2 / |x - mean over tokens of the mean row|^2, summed over rows."""
+        lost = total = 0.0
+        mean = self.mean_row.mean(axis=0, dtype=np.float64)
+        for part in self._chunks(len(rows)):
+            x = rows[part].astype(np.float64)
+            lost += float(np.sum(np.square(x - self.decode(self.encode(rows[part])))))
+            total += float(np.sum(np.square(x - mean)))
+        return lost / total if total > 0 else 0.0
+
+    def _chunks(self, n: int) -> list[slice]:
+        step = max(1, _CHUNK_VALUES // self.num_coefficients)
+        return [slice(start, min(n, start + step)) for start in range(0, n, step)]
+
+    def _tokens(self, rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n t c"]:
+        return rows.reshape(len(rows), *self.mean_row.shape)
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file with a digest."""
+        facts = _Facts(
+            format=FORMAT,
+            row_shape=self.row_shape,
+            unit_exponent=self.unit_exponent,
+            bands=[(band.bits, band.size) for band in self.bands],
+            scaled=self.scaled,
+        )
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"levels{bits}": table for bits, table in self.levels.items()}
+        return tensor_file.encode(arrays, msgspec.to_builtins(facts))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RowCodec:
+        """Read to_bytes() back; UsageError when the bytes are something else or were changed."""
+        try:
+            arrays, metadata = tensor_file.decode(data)
+            facts = msgspec.convert(metadata, _Facts)
+            bands = tuple(Band(bits, size) for bits, size in facts.bands)
+            levels = {band.bits: arrays[f"levels{band.bits}"] for band in bands}
+            tables = {name: arrays[name] for name in _ARRAYS}
+        except (ValueError, KeyError, msgspec.ValidationError) as error:
+            raise UsageError(
+                f"These {len(data)} bytes are not a codec of format {FORMAT} ({error}). "
+                "Fit it again."
+            ) from error
+        return cls(
+            row_shape=facts.row_shape,
+            unit_exponent=facts.unit_exponent,
+            bands=bands,
+            scaled=facts.scaled,
+            levels=levels,
+            **tables,
+        )
+
+
+def bytes_for(bits: float, row_shape: tuple[int, ...]) -> int:
+    """Bytes of a row at ``bits`` per channel and token, rounded down, at least one."""
+    return max(1, int(bits * int(np.prod(row_shape)) / 8))
+
+
+def check_rows(shape: tuple[int, ...], row_shape: tuple[int, ...]) -> None:
+    """Refuse rows of another shape."""
+    if tuple(shape[1:]) != row_shape:
+        raise UsageError(f"Rows of shape {tuple(shape[1:])}; this codec takes {row_shape}.")
+
+
+def check_codes(shape: tuple[int, ...], bytes_type: bool, num_bytes: int) -> None:
+    """Refuse codes of another type or length."""
+    if not bytes_type or tuple(shape[1:]) != (num_bytes,):
+        raise UsageError(f"Codes of shape {tuple(shape)} must be uint8 (n, {num_bytes}).")
+
+
+def not_finite_text(row: int) -> str:
+    return f"Row {row} holds NaN or infinity. Only finite features can be coded."

@@ -1,0 +1,132 @@
+"""A codec for torch: the exact codec on a device, and decoding for training.
+
+n rows, t = h w tokens, c width, d = t c coefficients, m of them stored, B block of a rotation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phistill.compute.precision import without_autocast
+from phistill.errors import UsageError
+
+from ..normalizer.normalizer import Normalizer
+from . import coding
+from .allocation import SCALE_BYTES
+from .codec import RowCodec, check_codes, check_rows, not_finite_text
+from .levels import LEVEL_STEP
+from .packing import numbers
+
+
+class CodecModule(nn.Module):
+    """Encodes and decodes as `RowCodec` does, to the same bits, where its buffers are.
+
+    ``forward`` decodes in float32 and applies a normalizer on the way, which costs no more than
+    decoding alone. It rounds nothing to units, so that it differs from ``decode`` by about one.
+    It has no parameters, and none of its buffers is saved with a model.
+    """
+
+    turn: Tensor
+    """(c, c), axes and normalizer."""
+    shift: Tensor
+    """(t, c), the mean row under the normalizer."""
+    down: Tensor
+    across: Tensor
+    spread: Tensor
+    order: Tensor
+
+    def __init__(self, codec: RowCodec, normalizer: Normalizer | None = None) -> None:
+        super().__init__()
+        self.codec = codec
+        self._layout = codec.layout
+        exact = codec.tables
+        self._exact = exact.map(torch.from_numpy)
+        """Moved when it is used: float64, which not every device has."""
+        affine = np.eye(exact.axes.shape[0]) if normalizer is None else normalizer.forward
+        mean = 0.0 if normalizer is None else normalizer.mean
+        step = self._layout.unit * LEVEL_STEP
+        fast = {
+            "turn": exact.axes.T @ affine.T,
+            "shift": (exact.mean_row - mean) @ affine.T,
+            "down": exact.down.T,
+            "across": exact.across.T,
+            "spread": exact.spread * step,
+        }
+        fast |= {f"lookup{bits}": table for bits, table in exact.lookups.items()}
+        fast |= {f"block{size}": table / math.sqrt(size) for size, table in exact.blocks.items()}
+        for name, table in fast.items():
+            self.register_buffer(
+                name, torch.tensor(np.array(table), dtype=torch.float32), persistent=False
+            )
+        self.register_buffer("order", torch.from_numpy(exact.order), persistent=False)
+
+    @torch.no_grad()
+    def encode(self, rows: Shaped[Tensor, "n ..."]) -> UInt8[Tensor, "n bytes"]:
+        """Codes of rows of row_shape, on their device; errors as RowCodec.encode."""
+        check_rows(tuple(rows.shape), self.codec.row_shape)
+        tables = self._tables_on(rows.device)
+        tokens = rows.reshape(len(rows), *self.codec.mean_row.shape)
+        y = coding.transform(tables, self._layout, tokens).reshape(len(rows), -1)
+        finite = y.sum(dim=1).isfinite()
+        if not finite.all():
+            raise UsageError(not_finite_text(int((~finite).int().argmax())))
+        return coding.encode(tables, self._layout, y)
+
+    @torch.no_grad()
+    def decode(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
+        """Rows of row_shape, float32: the bits of RowCodec.decode."""
+        self._check(codes)
+        tables = self._tables_on(codes.device)
+        y = coding.decode(tables, self._layout, codes)
+        rows = coding.untransform(tables, self._layout, y)
+        return rows.reshape(len(codes), *self.codec.row_shape)
+
+    @torch.no_grad()
+    def forward(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
+        """Decoded and normalised rows, float32, even under autocast."""
+        self._check(codes)
+        with without_autocast(codes.device.type):
+            return self._normalised(codes)
+
+    def _normalised(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
+        (h, w), n = self._layout.grid, len(codes)
+        y = codes.new_zeros((n, self.codec.num_coefficients), dtype=torch.float32)
+        y.index_copy_(1, self.order, self._stored(codes))
+        y = y.reshape(n, h, w, -1)
+        if w > 1:
+            y = self.across @ y
+        if h > 1:
+            y = self.down @ y.reshape(n, h, -1)
+        rows = y.reshape(n, h * w, -1) @ self.turn
+        return rows.add_(self.shift).reshape(n, *self.codec.row_shape)
+
+    def _stored(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n m"]:
+        """Coefficients at their places."""
+        n, start, parts = len(codes), 0, []
+        if self._layout.scaled:
+            start = SCALE_BYTES * len(self._layout.bands)
+            scales = codes[:, :start].reshape(-1).view(torch.float16).reshape(n, -1).float()
+        for i, band in enumerate(self._layout.bands):
+            which = numbers(codes[:, start : start + band.num_bytes], band.bits)
+            start += band.num_bytes
+            values = F.embedding(which, self.get_buffer(f"lookup{band.bits}")).reshape(n, -1)
+            if self._layout.scaled:
+                values *= scales[:, i : i + 1]
+            for first, number, block in coding.pieces(band.size):
+                part = values[:, first : first + number * block].reshape(-1, block)
+                parts.append((part @ self.get_buffer(f"block{block}")).reshape(n, -1))
+        return torch.cat(parts, dim=1).mul_(self.spread)
+
+    def _tables_on(self, device: torch.device) -> coding.Tables:
+        if self._exact.axes.device != device:
+            self._exact = self._exact.map(lambda table: table.to(device))
+        return self._exact
+
+    def _check(self, codes: Tensor) -> None:
+        check_codes(tuple(codes.shape), codes.dtype == torch.uint8, self.codec.num_bytes)
