@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -13,23 +14,16 @@ from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
 from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .timm import fitted_state
 from .token_layout import patch_of, tokens
-from .weights import (
-    RANDOM,
-    cast,
-    licence_of_card,
-    load_weights,
-    parameter_dtype,
-    read_weights,
-    weights_sha256,
-    without_prefix,
-)
+from .weights import OPTIONS as WEIGHTS
+from .weights import WeightOptions, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "norm", "space", "weights", "prefix", "key", "random", "dtype")
+OPTIONS = ("size", "layer", "norm", "space", *WEIGHTS)
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 SPACES = ("trunk", "joint")
 LOCAL = "local-dir:"
@@ -131,18 +125,15 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     import open_clip
 
     take_options(options, OPTIONS, f"open_clip:{model}")
-    seed, size = integer(options, "random"), size_of(options)
-    local = Path(options["weights"]) if "weights" in options else None
-    if seed is not None and local is not None:
-        raise UsageError("options weights and random exclude each other; give one.")
+    weights, size = WeightOptions.of(options), size_of(options)
     schema = model.startswith(("hf-hub:", "local-dir:"))
     architecture, _, tag = (model, "", "") if schema else model.rpartition("/")
     if not schema and not architecture:
         architecture, tag = tag, ""
-    _check_known(architecture, tag, schema, own_weights=seed is not None or local is not None)
-    random = seed is not None or local is not None
+    random = not weights.from_hub
+    _check_known(architecture, tag, schema, own_weights=random)
     trained = {} if schema else open_clip.get_pretrained_cfg(architecture, tag)
-    with seeded(seed or 0):
+    with seeded(weights.seed or 0):
         net = open_clip.create_model(
             architecture,
             pretrained=None if random or schema else tag,
@@ -154,11 +145,7 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
             force_preprocess_cfg={key: trained[key] for key in PREPROCESSING if key in trained},
             force_image_size=size,
         )
-    notes = () if seed is None else (RANDOM,)
-    if local is not None:
-        state = read_weights(local, options.get("key", ""))
-        state = without_prefix(state, net.state_dict(), options.get("prefix"))
-        notes = (load_weights(net, state, local.name),)
+    notes = weights.load(net.visual, _fitted)
     preprocessing = preprocessing_of(net)
     visual: Any = net.visual
     patch = patch_of(visual.trunk) if hasattr(visual, "trunk") else None
@@ -166,7 +153,7 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     if size is not None and patch is not None:
         require_whole_patches(preprocessing.size, patch, f"open_clip:{model}")
     teacher = OpenClipTeacher(
-        cast(net, options.get("dtype")),
+        cast(net, weights.dtype),
         preprocessing,
         {"source": "open_clip", "model": model},
         space=options.get("space", "trunk"),
@@ -176,6 +163,21 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     )
     teacher.notes = notes
     return teacher
+
+
+def _fitted(visual: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An image tower's state dict at the tower's own size: positions resampled as open_clip does,
+    or timm where the tower is timm's."""
+    from open_clip.model import resize_pos_embed
+
+    if hasattr(visual, "trunk"):
+        trunk, begins = visual.trunk, "trunk."
+        inside = {n[len(begins) :]: v for n, v in state.items() if n.startswith(begins)}
+        rest = {name: value for name, value in state.items() if not name.startswith(begins)}
+        return {begins + name: value for name, value in fitted_state(trunk, inside).items()} | rest
+    whole = {f"visual.{name}": value for name, value in state.items()}
+    resize_pos_embed(whole, SimpleNamespace(visual=visual))
+    return {name.removeprefix("visual."): value for name, value in whole.items()}
 
 
 def preprocessing_of(net: nn.Module) -> Preprocessing:

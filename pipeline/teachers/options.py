@@ -20,7 +20,7 @@ def take_options(options: dict[str, str], known: tuple[str, ...], teacher: str) 
         )
 
 
-def integer(options: dict[str, str], key: str) -> int | None:
+def integer(options: Mapping[str, str], key: str) -> int | None:
     """An option as an integer; None when it is not given."""
     if key not in options:
         return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from jaxtyping import Float
 
@@ -15,16 +15,8 @@ from phistill.errors import TeacherError, UsageError
 from .contract import Features, Preprocessing, Teacher
 from .options import boolean, integer, require_whole_patches, size_of, take_options
 from .token_layout import depth_of, patch_of, tokens_of_layers
-from .weights import (
-    RANDOM,
-    cast,
-    file_state,
-    load_weights,
-    parameter_dtype,
-    read_weights,
-    weights_sha256,
-    without_prefix,
-)
+from .weights import OPTIONS as WEIGHTS
+from .weights import WeightOptions, cast, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +24,14 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     *("size", "layer", "norm", "neck", "summary", "registers"),
-    *("weights", "prefix", "key", "random", "revision", "dtype"),
+    *(*WEIGHTS, "revision"),
 )
 SUMMARIES = ("head", "mean", "none")
 _BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 """Models that a teacher still holds: several layers of one model are several teachers, and its
 weights are in memory once."""
+_NOTES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+"""What is worth knowing of their weights."""
 
 
 class TimmTeacher(Teacher):
@@ -140,25 +134,16 @@ class TimmTeacher(Teacher):
 def build(model: str, options: dict[str, str]) -> TimmTeacher:
     """``timm:MODEL``: MODEL as timm names it (``hf-hub:`` and ``local-dir:`` forms too)."""
     take_options(options, OPTIONS, f"timm:{model}")
-    seed, size = integer(options, "random"), size_of(options)
-    local = Path(options["weights"]) if "weights" in options else None
-    if seed is not None and local is not None:
-        raise UsageError("options weights and random exclude each other; give one.")
+    weights, size = WeightOptions.of(options), size_of(options)
     if "revision" in options:
         model = f"{model}@{options['revision']}"
-    key = (
-        *(model, size, seed, file_state(local)),
-        *(options.get(name) for name in ("dtype", "prefix", "key")),
-    )
-    notes = () if seed is None else (RANDOM,)
+    key = (model, size, weights, weights.file_facts())
     net = _BUILT.get(key)
     if net is None:
-        net = _create(model, size, seed, pretrained=seed is None and local is None)
-        if local is not None:
-            state = read_weights(local, options.get("key", ""))
-            state = fitted_state(net, state, options.get("prefix"))
-            notes = (load_weights(net, state, local.name),)
-        _BUILT[key] = net = cast(net, options.get("dtype"))
+        net = _create(model, size, weights)
+        notes = weights.load(net, fitted_state)
+        _BUILT[key] = net = cast(net, weights.dtype)
+        _NOTES[net] = notes
     preprocessing = preprocessing_of(net, size)
     # A size of the model's own may leave pixels out too (SigLIP's 384 by patches of 14).
     if size is not None and (patch := patch_of(net)) is not None:
@@ -177,11 +162,11 @@ def build(model: str, options: dict[str, str]) -> TimmTeacher:
         registers=boolean(options, "registers", default=False),
         summary=options.get("summary", "none" if dense else "head"),
     )
-    teacher.notes = notes
+    teacher.notes = _NOTES[net]
     return teacher
 
 
-def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretrained: bool) -> Any:
+def _create(model: str, size: tuple[int, int] | None, weights: WeightOptions) -> Any:
     import timm
 
     kwargs: dict[str, Any] = {"num_classes": 0}
@@ -189,33 +174,31 @@ def _create(model: str, size: tuple[int, int] | None, seed: int | None, *, pretr
     if size is not None and not model.startswith("samvit"):
         kwargs["img_size"] = size
     try:
-        with seeded(seed or 0):
+        with seeded(weights.seed or 0):
             try:
-                return timm.create_model(model, pretrained=pretrained, **kwargs)
+                return timm.create_model(model, pretrained=weights.from_hub, **kwargs)
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
                 del kwargs["img_size"]  # a convolutional model runs at any size
-                return timm.create_model(model, pretrained=pretrained, **kwargs)
+                return timm.create_model(model, pretrained=weights.from_hub, **kwargs)
     except RuntimeError as error:
         if "Unknown model" in str(error):
             raise _unknown(model) from error
         raise
 
 
-def fitted_state(
-    net: nn.Module, state: dict[str, torch.Tensor], prefix: str | None = None
-) -> dict[str, torch.Tensor]:
-    """A state dict as the model wants it: no prefix, other layouts and sizes by timm's own rules,
-    no classifier."""
+def fitted_state(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as the model wants it: other layouts and sizes by timm's own rules, without
+    its classifier."""
     import sys
 
     wanted = net.state_dict()
-    state = without_prefix(state, wanted, prefix)
     fits = all(name in state and state[name].shape == value.shape for name, value in wanted.items())
     if not fits:
         convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-        state = state if convert is None else convert(state, net)
+        with redirect_stdout(sys.stderr):  # some of timm's rules print
+            state = state if convert is None else convert(state, net)
     config = getattr(net, "pretrained_cfg", None) or {}
     heads = config.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)

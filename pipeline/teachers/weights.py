@@ -1,28 +1,30 @@
-"""The weights of a model: their digest, a local file of them, and seeded random ones."""
+"""The weights of a model: where they come from, what of a file was used, and their digest."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from phistill.errors import TeacherError, UsageError
+
+from .options import integer
+from .weights_file import ChosenWeights, read_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    Convert = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+OPTIONS = ("weights", "prefix", "key", "random", "dtype")
+"""Of WeightOptions."""
 MAX_CARD_BYTES = 2**20
 RANDOM = "the weights are random."
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
-NESTED = (
-    *("state_dict", "model", "teacher", "model_state_dict", "state_dict_ema", "model_ema", "ema"),
-    *("ema_state_dict", "module", "student", "net", "network", "backbone", "encoder", "params"),
-)
-"""Keys under which training programs keep the weights, in the order in which they are tried."""
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -37,78 +39,83 @@ def weights_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read_weights(path: Path, key: str = "") -> dict[str, torch.Tensor]:
-    """A state dict from a safetensors file or a weights-only torch file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightOptions:
+    """Where a model's weights come from, and in which dtype they are; the hub by default."""
 
-    ``key`` names the dictionary inside, ``a.b`` for one inside another; by default the first of
-    NESTED that is there. TeacherError where there is none, or where the file holds code.
-    """
-    import argparse
-    import pickle
+    seed: int | None = None
+    """Of random weights."""
+    path: Path | None = None
+    key: str = ""
+    prefix: str | None = None
+    dtype: str | None = None
 
-    import torch
-    from safetensors.torch import load_file
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> Self:
+        """From a teacher's options; UsageError for two sources."""
+        found = cls(
+            seed=integer(options, "random"),
+            path=Path(options["weights"]) if "weights" in options else None,
+            key=options.get("key", ""),
+            prefix=options.get("prefix"),
+            dtype=options.get("dtype"),
+        )
+        if found.seed is not None and found.path is not None:
+            raise UsageError("options weights and random exclude each other; give one.")
+        if found.path is None and (found.key or found.prefix is not None):
+            raise UsageError("options key and prefix say where in a file; give weights=FILE too.")
+        return found
 
-    if not path.is_file():
-        raise UsageError(f"weights file {path} does not exist.")
-    with path.open("rb") as file:
-        begins = file.read(9)
-    if path.suffix == ".safetensors" or begins[8:] == b"{":
-        state: Any = load_file(path)
+    @property
+    def from_hub(self) -> bool:
+        return self.seed is None and self.path is None
+
+    def file_facts(self) -> tuple[object, ...] | None:
+        """What changes when the file does: its path, size and time."""
+        if self.path is None:
+            return None
+        if not self.path.is_file():
+            raise UsageError(f"weights file {self.path} does not exist.")
+        facts = self.path.stat()
+        return self.path.absolute(), facts.st_size, facts.st_mtime_ns
+
+    def load(self, model: nn.Module, convert: Convert | None = None) -> tuple[str, ...]:
+        """Load the file where one is named, converted to the model's own layout; what is worth
+        knowing of the weights."""
+        if self.path is None:
+            return () if self.seed is None else (RANDOM,)
+        chosen = read_weights(self.path, model.state_dict(), self.key, self.prefix)
+        state = chosen.state if convert is None else convert(model, chosen.state)
+        left = load_weights(model, state, self.path.name)
+        return (_used(model, chosen, state, left, self.path.name),)
+
+
+def _used(
+    model: nn.Module,
+    chosen: ChosenWeights,
+    state: Mapping[str, torch.Tensor],
+    left: list[str],
+    name: str,
+) -> str:
+    """What was used of a file and what was left, in words; ``state`` is what was loaded."""
+    choice = chosen.choice
+    where = f" ({choice})" if choice.key or choice.prefix else ""
+    if any(name not in chosen.state for name in state):
+        where += " from another layout"
     else:
-        try:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise TeacherError(
-                f"{path} cannot be loaded as weights alone ({_first_line(error)}). If you trust "
-                "it, convert it once: torch.save(torch.load(FILE, weights_only=False)['model'], "
-                "'weights.pth'), with the key that holds the weights."
-            ) from error
-    for part in key.split(".") if key else ():
-        if not isinstance(state, dict) or part not in state:
-            inside = ", ".join(map(str, state)) if isinstance(state, dict) else "no dictionary"
-            raise UsageError(f"{path} has no key {part!r}; it holds {inside[:300]}.")
-        state = state[part]
-    while not key and isinstance(state, dict):
-        inner = next((state[name] for name in NESTED if isinstance(state.get(name), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    if isinstance(state, dict):
-        state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not isinstance(state, dict) or not state:
-        raise TeacherError(f"{path} holds no state dict of tensors. Name one with key=.")
-    return state
+        left = [*left, *(name for name in chosen.state if name not in state)]
+    text = f"weights of {name}: {len(model.state_dict())} keys used{where}, left "
+    text += _some([*left, *chosen.left])
+    dtypes = {str(v.dtype) for v in chosen.state.values() if v.dtype.is_floating_point}
+    if kinds := sorted(kind.removeprefix("torch.") for kind in dtypes - {"torch.float32"}):
+        text += f"; stored as {', '.join(kinds)}"
+    if chosen.others:
+        text += f"; as many are in {', '.join(map(str, chosen.others[:4]))}"
+    return f"{text}."
 
 
-def without_prefix(
-    state: dict[str, torch.Tensor], wanted: Collection[str], prefix: str | None = None
-) -> dict[str, torch.Tensor]:
-    """The tensors under a prefix, named without it: ``prefix``, or the one under which most of the
-    ``wanted`` names are. The state itself where none is."""
-    if prefix is None:
-        found: Counter[str] = Counter()
-        for name in state:
-            for start in (0, *(at + 1 for at, letter in enumerate(name) if letter == ".")):
-                if name[start:] in wanted:
-                    found[name[:start]] += 1
-        prefix = max(found, key=lambda one: (found[one], -len(one)), default="")
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-
-
-def file_state(path: Path | None) -> tuple[object, ...] | None:
-    """What changes when a file does: its path, size and time."""
-    if path is None:
-        return None
-    if not path.is_file():
-        raise UsageError(f"weights file {path} does not exist.")
-    facts = path.stat()
-    return path.absolute(), facts.st_size, facts.st_mtime_ns
-
-
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> str:
-    """Load every tensor of the model; what was used and what was left, in words.
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> list[str]:
+    """Load every tensor of the model; the names that were left.
 
     What only training needs (``mask_token``, heads) is left. TeacherError names what is missing,
     what belongs to a part of the model and is not in it, and what has another shape.
@@ -124,13 +131,18 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -
         if name in state and state[name].shape != value.shape
     ]
     if missing or unexpected or shapes:
+        part = re.search(r"-(\d+)-of-(\d+)\.", where)
         raise TeacherError(
             f"{where} does not fit the model: it lacks {_some(missing)}, holds the unknown "
-            f"{_some(unexpected)}, and has other shapes: {_some(shapes)}. Options prefix= and key= "
-            "say where the weights are in the file."
+            f"{_some(unexpected)}, and has other shapes: {_some(shapes)}. "
+            + (
+                f"It is one of {int(part[2])} parts; name their index, *.index.json."
+                if part
+                else "Options prefix= and key= say where the weights are in the file."
+            )
         )
     model.load_state_dict({name: state[name] for name in wanted})
-    return f"weights of {where}: {len(wanted)} keys used, left {_some(left)}."
+    return left
 
 
 def cast(model: nn.Module, dtype: str | None) -> nn.Module:
@@ -150,11 +162,6 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 
     dtypes = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     return next(dtypes, torch.float32)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(". ")[0][:200]
 
 
 def _some(names: list[str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -47,19 +49,169 @@ def test_a_prefix_is_taken_off(
     assert weights_sha256(built(path).model) == weights_sha256(net)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "teacher", "model_ema", "state_dict_ema"])
+def other(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As many names, with other values."""
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+CHECKPOINTS: dict[str, tuple[Any, str]] = {
+    # what a program writes, of the weights w and of others o, and the words about it
+    "lightning": (
+        lambda w, o: {"state_dict": under("model.backbone.", w), "hyper_parameters": {"lr": 1}},
+        "(key=state_dict prefix=model.backbone.), left none",
+    ),
+    "dino": (
+        lambda w, o: {
+            "student": under("module.backbone.", o),
+            "teacher": under("backbone.", w) | {"head.mlp.weight": torch.zeros(2, 2)},
+            "args": argparse.Namespace(lr=1e-3),
+            "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []},
+        },
+        "(key=teacher prefix=backbone.), left head.mlp.weight",
+    ),
+    "dinov2, both in one": (
+        lambda w, o: {"model": under("student.backbone.", o) | under("teacher.backbone.", w)},
+        "as many are in key=model prefix=student.backbone.",
+    ),
+    "ibot": (
+        lambda w, o: {"teacher": under("backbone.", w) | {"backbone.masked_embed": torch.zeros(1)}},
+        "left masked_embed",
+    ),
+    "mae": (
+        lambda w, o: {"model": w | {"mask_token": torch.zeros(1), "decoder.x": torch.zeros(1)}},
+        "(key=model), left mask_token, decoder.x",
+    ),
+    "moco": (
+        lambda w, o: {
+            "state_dict": under("module.momentum_encoder.", o) | under("module.base_encoder.", w)
+        },
+        "(key=state_dict prefix=module.base_encoder.)",
+    ),
+    "timm with averages": (
+        lambda w, o: {"state_dict": o, "state_dict_ema": w, "arch": "test_vit"},
+        "(key=state_dict_ema), left none; as many are in key=state_dict.",
+    ),
+    "averages inside": (lambda w, o: {"model": o, "model_ema": {"module": w}}, "model_ema.module"),
+    "averages beside": (lambda w, o: {"model": o, "ema_state_dict": w}, "(key=ema_state_dict)"),
+    "averages of torch": (
+        lambda w, o: {"n_averaged": torch.tensor(3), **under("module.", w)},
+        "(prefix=module.), left n_averaged",
+    ),
+    "deep": (lambda w, o: {"app": {"model": {"net": under("a.b.", w)}}}, "key=app.model.net"),
+    "compiled and parallel": (lambda w, o: under("_orig_mod.module.", w), "_orig_mod.module."),
+    "a classifier": (
+        lambda w, o: w | {"head.weight": torch.zeros(5, 64), "head.bias": torch.zeros(5)},
+        "left head.weight, head.bias",
+    ),
+    "half": (lambda w, o: {n: v.half() for n, v in w.items()}, "left none; stored as float16"),
+}
+
+
+@pytest.mark.parametrize(("written", "words"), CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_a_checkpoint_of_a_training_run_is_read(
-    key: str, state: dict[str, torch.Tensor], tmp_path: Path
+    written: Any, words: str, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    checkpoint = {
-        key: under("backbone.", state) | {"head.mlp.weight": torch.zeros(2, 2)},
-        "epoch": 3,
-        "args": argparse.Namespace(lr=1e-3),
-        "optimizer": {"state": {}, "param_groups": []},
+    torch.save(written(state, other(state)), tmp_path / "checkpoint.pth")
+    teacher = built(tmp_path / "checkpoint.pth")
+    expected = {n: v.half().float() for n, v in state.items()} if "float16" in words else state
+    for name, value in teacher.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    assert words in teacher.notes[0]
+
+
+def test_files_of_an_index_are_one(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    names = list(state)
+    files = {
+        name: f"model-0000{1 + (at > 9)}-of-00002.safetensors" for at, name in enumerate(names)
     }
-    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    for file in set(files.values()):
+        save_file({name: state[name] for name in names if files[name] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    torch.testing.assert_close(built(index).model.state_dict(), state)
+    with pytest.raises(TeacherError, match=r"one of 2 parts; name their index"):
+        built(tmp_path / "model-00001-of-00002.safetensors")
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(UsageError, match="no index of weights files"):
+        built(index)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        (
+            "w.pth",
+            b"hello world, this is no file of weights",
+            "is no file of torch.save, or is cut",
+        ),
+        ("w.pth", b"", "is no file of torch.save, or is cut"),
+        ("w.safetensors", b"<html>404 not found</html>", "is no safetensors file"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("w.index.json", b"[]", "no index of weights files"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_said_in_one_line(
+    name: str, content: bytes, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=what) as refused:
+        built(tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_teacher_of_one_file_says_what_was_used(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "own.pth")
+    first, second = built(tmp_path / "own.pth"), built(tmp_path / "own.pth", "&layer=-2")
+    assert first.model is second.model
+    assert first.notes == second.notes != ()
+
+
+def test_a_key_without_a_file_is_refused() -> None:
+    with pytest.raises(UsageError, match="give weights=FILE too"):
+        TeacherSpec.parse("timm:test_vit?random=0&key=model").build()
+
+
+def test_torch_hubs_own_dinov3_file_loads_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its names: storage_tokens, biases of q, k and v in one with a mask, periods of positions."""
+    name, depth = "vit_small_patch16_dinov3_qkvb", 12
+    net = timm.create_model(name, num_classes=0)
+    own = dict(net.state_dict())
+    for block in range(depth):
+        at = f"blocks.{block}.attn."
+        q, v = own.pop(f"{at}q_bias"), own.pop(f"{at}v_bias")
+        own[f"{at}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+        own[f"{at}qkv.bias_mask"] = torch.ones(3 * len(q))
+        own[f"blocks.{block}.ls1.gamma"] = own.pop(f"blocks.{block}.gamma_1")
+        own[f"blocks.{block}.ls2.gamma"] = own.pop(f"blocks.{block}.gamma_2")
+    own["storage_tokens"] = own.pop("reg_token")
+    own |= {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.zeros(16)}
+    torch.save(own, tmp_path / "dinov3.pth")
+    teacher: Any = TeacherSpec.parse(f"timm:{name}?weights={tmp_path / 'dinov3.pth'}").build()
+    torch.testing.assert_close(teacher.model.state_dict(), net.state_dict())
+    assert "from another layout" in teacher.notes[0]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("tower_alone", [True, False])
+def test_open_clip_takes_the_image_tower_of_a_file_at_another_size_too(
+    prefix: str, tower_alone: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = open_clip.create_model("ViT-S-32", load_weights=False)
+    whole = net.visual.state_dict() if tower_alone else net.state_dict()
+    torch.save({"state_dict": under(prefix, dict(whole))}, tmp_path / "clip.pt")
+    spec = f"open_clip:ViT-S-32/none?weights={tmp_path / 'clip.pt'}"
+    teacher: Any = TeacherSpec.parse(spec).build()
+    torch.testing.assert_close(teacher.visual.state_dict(), net.visual.state_dict())
+    larger: Any = TeacherSpec.parse(f"{spec}&size=288").build()
+    assert larger.visual.positional_embedding.shape[0] == 82
     torch.testing.assert_close(
-        built(tmp_path / "checkpoint.pth").model.norm.weight, state["norm.weight"]
+        larger.visual.positional_embedding[0], net.visual.positional_embedding[0]
     )
 
 
@@ -95,7 +247,9 @@ def test_one_of_two_models_is_chosen_by_its_key_and_prefix(
 
 def test_code_inside_a_file_is_never_run_and_how_to_convert_it_is_said(tmp_path: Path) -> None:
     torch.save({"model": {}, "hook": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(TeacherError, match=r"convert it once: torch\.save"):
+    with pytest.raises(
+        TeacherError, match=r"holds pathlib\.\w+, which is code.*convert it once: x ="
+    ):
         built(tmp_path / "code.pth")
 
 
