@@ -3,7 +3,7 @@ from .cache import Cache, open
 from .errors import PhistillError
 from .pipeline import CacheSettings, ExtractOptions, extract
 from .stats import fit_stats
-from .train import TrainConfig, evaluate, export, load_run, sweep, train
+from .train import TrainConfig, evaluate, export, load_run, load_student, sweep, train
 
 __version__: str
 
@@ -21,6 +21,7 @@ __all__ = [
     "extract",
     "fit_stats",
     "load_run",
+    "load_student",
     "open",
     "pipeline",
     "report",

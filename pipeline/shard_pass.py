@@ -38,7 +38,6 @@ from .teachers.to_host import StoredRows
 if TYPE_CHECKING:
     import torch
 
-PIXEL_INTERPOLATION = "bicubic"
 BATCHES_AHEAD = 2
 """Batches made ready before the teacher asks for them, and batches that may be on their way from
 it: more would only take memory."""
@@ -261,7 +260,7 @@ class ShardPass:
 
     def _pixel_rendering(self) -> Rendering:
         side = self._cache.info.pixel_size
-        return Rendering((side, side), PIXEL_INTERPOLATION)
+        return Rendering((side, side), names.PIXEL_INTERPOLATION)
 
     def _count(self, record: CommitRecord) -> None:
         self.num_shards += 1

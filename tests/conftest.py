@@ -127,6 +127,7 @@ def empty_cache(
     holdout: float = 0.0,
     seed: int = 0,
     compression: str = "",
+    view: str = "resize",
 ) -> Cache:
     """A cache of ``small_index`` that has its teachers and no shard of them."""
     info = CacheInfo(
@@ -134,7 +135,7 @@ def empty_cache(
         shard_rows=shard_rows,
         holdout=holdout,
         pixel_size=pixel_size,
-        views=({"kind": "resize"},),
+        views=({"kind": view},),
         decode={},
         compression=compression,
     )
@@ -154,6 +155,7 @@ def build_cache(
     seed: int = 0,
     rejects: Sequence[int] = (),
     compression: str = "",
+    view: str = "resize",
     teachers: Sequence[TeacherInfo] | None = None,
     features: Callable[[str, str, int, Any], Any] | None = None,
 ) -> Cache:
@@ -176,6 +178,7 @@ def build_cache(
         holdout=holdout,
         seed=seed,
         compression=compression,
+        view=view,
     )
     generator = np.random.default_rng(seed)
     for shard in cache.info.shards():

@@ -2,7 +2,8 @@
 
 ``train(cache, out, TrainConfig(...))`` makes a run folder; ``load_run(out)`` gives the student as a
 function, ``evaluate(out)`` says how much of each teacher it explains, ``export(out, folder)``
-leaves phistill behind. Names are loaded on first use, so that importing this room costs nothing.
+leaves phistill behind, ``load_student(folder)`` reads it. Names are loaded on first use, so that
+importing this room costs nothing.
 """
 
 import sys

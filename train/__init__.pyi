@@ -1,7 +1,8 @@
 from .config import TrainConfig
 from .evaluation import EvalRow, evaluate
 from .progress import Progress, RunResult
-from .student.export import export, load_export
+from .student.export import export
+from .student.exported import load_student
 from .student.predict import TrainedStudent, load_run
 from .sweeps.cells import Cell, cells, read_grid
 from .sweeps.sweep import SweepResult, sweep
@@ -18,8 +19,8 @@ __all__ = [
     "cells",
     "evaluate",
     "export",
-    "load_export",
     "load_run",
+    "load_student",
     "read_grid",
     "sweep",
     "train",

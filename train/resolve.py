@@ -21,7 +21,7 @@ from phistill.cache.joined import JoinedCaches
 from phistill.compute.precision import FLOAT32_PRODUCTS, resolve_precision
 from phistill.compute.ranks import Ranks
 from phistill.errors import RunMismatch, UsageError
-from phistill.stats import METHODS, Normalizer
+from phistill.stats import METHODS, Moments, Normalizer
 from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixed_moments
 
 from .config import TrainConfig
@@ -29,7 +29,7 @@ from .data.plan import RowPlan, make_plan
 from .data.source import PIXELS, Part, parts_of, require_pixels
 from .metrics import refuse_missing_loggers
 from .student.predict import stored_normalizers
-from .targets import PATCHES, SUMMARY, Target, chosen_teachers, targets_of
+from .targets import PATCHES, SUMMARY, Target, chosen_teachers, learns_direction, targets_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,6 +42,10 @@ class ResolvedRun:
     normalizers: Mapping[str, Normalizer]
     means: Mapping[str, NDArray[np.float64]]
     """Training mean by target key, float64."""
+
+    norms: Mapping[str, float]
+    """By target key, of summaries learnt by direction: root mean square of the teacher's norm on
+    training rows."""
 
     dispersions: Mapping[str, float]
     """By target key, in rad^2: of the summaries whose loss is divided by it."""
@@ -77,6 +81,9 @@ class ResolvedRun:
             "caches": [
                 {
                     "path": cache.files.absolute,
+                    "pixel_size": cache.info.pixel_size,
+                    "views": list(cache.info.views),
+                    "decode": dict(cache.info.decode),
                     "share": share,
                     "num_images": stream.num_images,
                     "rows_per_epoch": rows,
@@ -86,9 +93,11 @@ class ResolvedRun:
                 )
             ],
             "teachers": {name: self.caches.teacher(name).fingerprint for name in self.teachers},
+            "licences": {name: self.caches.teacher(name).licence for name in self.teachers},
             "targets": msgspec.to_builtins(self.targets),
             "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},
             "means": {key: mean.tolist() for key, mean in self.means.items()},
+            "norms": dict(self.norms),
             "dispersions": dict(self.dispersions),
             "image_size": self.image_size,
             "num_rows": plan.num_images,
@@ -108,10 +117,17 @@ class ResolvedRun:
             targets=msgspec.convert(facts["targets"], tuple[Target, ...]),
             normalizers=stored_normalizers(facts, tensors),
             means={key: np.asarray(value) for key, value in facts["means"].items()},
+            norms=facts["norms"],
             dispersions=facts["dispersions"],
             image_size=int(facts["image_size"]),
             precision=str(facts["precision"]),
         )
+
+
+def _root_mean_square_norm(moments: Moments) -> float:
+    """sqrt(E |x|^2) = sqrt(trace(S) + |m|^2)."""
+    square = np.trace(moments.covariance) + moments.mean @ moments.mean
+    return float(np.sqrt(square))
 
 
 LOCAL_KEYS = frozenset(
@@ -183,14 +199,17 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
             "Take summary_loss='none', or teachers that have one."
         )
     plan = make_plan(caches, config)
-    normalizers, means, dispersions = {}, {}, {}
+    normalizers, means, norms, dispersions = {}, {}, {}, {}
     for target in targets:
         drawn = caches.caches, plan.shares, target.teacher, target.kind
         by_value = target.kind == PATCHES or config.summary_loss == "mse"
         method = config.normalizer if by_value else "none"
         options = config.normalizer_options if by_value else {}
         normalizers[target.key] = fitted_to_mixture(*drawn, method, **options)
-        means[target.key] = mixed_moments(*drawn).mean
+        moments = mixed_moments(*drawn)
+        means[target.key] = moments.mean
+        if learns_direction(target, config.summary_loss):
+            norms[target.key] = _root_mean_square_norm(moments)
         # Over several caches it takes a pass over their summaries, so only where it is used.
         if target.kind == SUMMARY and config.summary_loss == "balanced-angle":
             dispersions[target.key] = mixed_dispersion(*drawn)
@@ -200,6 +219,7 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
         targets=targets,
         normalizers=normalizers,
         means=means,
+        norms=norms,
         dispersions=dispersions,
         image_size=config.image_size or caches.shapes(PIXELS)[PIXELS][0],
         plan=plan,

@@ -146,7 +146,7 @@ class Run:
         if not resolved.heldout:
             return []
         with self.state.averaged() as student:
-            trained = TrainedStudent(student, self.config, resolved.normalizers, {})
+            trained = TrainedStudent(student, self.config, resolved.normalizers, resolved.facts())
             trained.to(self.ranks.device)
             lines = [
                 line

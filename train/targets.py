@@ -34,6 +34,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.teacher}/{self.kind}"
 
 
+def learns_direction(target: Target, summary_loss: str) -> bool:
+    """Whether only the direction of a target is learnt: its length then means nothing."""
+    return target.kind == SUMMARY and summary_loss != "mse"
+
+
 def chosen_teachers(caches: JoinedCaches, teachers: Sequence[str]) -> tuple[str, ...]:
     """The teachers a run learns from, in the order asked for; UsageError lists the known ones."""
     for name in teachers:

@@ -12,6 +12,8 @@ from phistill.errors import UsageError
 
 ROOT = "zarr.json"
 PIXELS = "pixels"
+PIXEL_INTERPOLATION = "bicubic"
+"""How stored pixels are made of an image; a student at another size resizes them the same way."""
 TEACHERS = "teachers"
 COMMITS = "commits"
 KINDS = ("patches", "summary", "registers")

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from phistill.pipeline.decode.rgb import DecodeRules, decode
-from phistill.pipeline.decode.views import Rendering, View, render
+from phistill.pipeline.decode.views import Placement, Rendering, View, render
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
 
 from .. import task_scores
@@ -42,7 +42,9 @@ def rendered(split: str, preprocessing: Preprocessing) -> UInt8[np.ndarray, "n s
     table = pq.read_table(BUNDLED, filters=[("split", "==", split)], columns=["image"])
     rendering = Rendering(size=preprocessing.size, interpolation=preprocessing.interpolation)
     images = [decode(data, DecodeRules()) for data in table["image"].to_pylist()]
-    return np.stack([render(image, View().box(image.size), rendering) for image in images])
+    return np.stack(
+        [render(image, Placement(View().box(image.size)), rendering) for image in images]
+    )
 
 
 def run_teacher(

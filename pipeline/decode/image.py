@@ -81,10 +81,7 @@ def decode_image(
             setup.views[number].place(image.size, seed=setup.seed, image_id=image_id, number=number)
             for number in numbers
         ]
-        pixels = tuple(
-            tuple(render(image, place.box, r, flip=place.flip) for r in setup.renderings)
-            for place in places
-        )
+        pixels = tuple(tuple(render(image, place, r) for r in setup.renderings) for place in places)
     except Reject as reject:
         return DecodedImage(sha256, reason=str(reject))
     except MemoryError:

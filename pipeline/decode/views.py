@@ -44,6 +44,8 @@ class Placement:
     """(left, top, right, bottom)."""
     flip: bool = False
     """Mirrored left to right after the crop."""
+    centred: bool = False
+    """Of a ``center-crop``: the crop comes after the resize, as in everybody's transforms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class View:
         flip = self.flip == "yes" or (self.flip == "random" and draw.next() < 0.5)
         if self.kind == "random-resized-crop":
             return Placement(self._crop(size, draw), flip)
-        return Placement(self.box(size), flip)
+        return Placement(self.box(size), flip, centred=self.kind == "center-crop")
 
     def box(self, size: tuple[int, int]) -> Box:
         """(left, top, right, bottom) of a view that does not depend on the seed."""
@@ -192,10 +194,26 @@ class Rendering:
     interpolation: str
 
 
-def render(
-    image: Image.Image, box: Box, rendering: Rendering, *, flip: bool = False
-) -> NDArray[np.uint8]:
-    """The box of an RGB image as uint8 (height, width, 3), mirrored when asked."""
+LONGEST = 16
+"""Sides of an image in a ratio above this are cropped before they are resized."""
+
+
+def render(image: Image.Image, place: Placement, rendering: Rendering) -> NDArray[np.uint8]:
+    """A view of an RGB image as uint8 (height, width, 3), mirrored when asked."""
     height, width = rendering.size
-    resized = image.resize((width, height), RESAMPLING[rendering.interpolation], box=box)
-    return np.asarray(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized)
+    how = RESAMPLING[rendering.interpolation]
+    if place.centred and height == width and max(image.size) <= LONGEST * min(image.size):
+        resized = _centred(image, height, how)
+    else:
+        resized = image.resize((width, height), how, box=place.box)
+    return np.asarray(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if place.flip else resized)
+
+
+def _centred(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
+    """The shorter side made ``side``, then the middle: torchvision's Resize and CenterCrop to the
+    bit, so that timm's transform shows a student what it was trained on."""
+    width, height = image.size
+    longer = int(side * max(width, height) / min(width, height))
+    width, height = (longer, side) if width > height else (side, longer)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.resize((width, height), how).crop((left, top, left + side, top + side))

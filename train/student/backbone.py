@@ -47,6 +47,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.net, self.options = net, options
         """``options`` build the net again: the config's, and what was added (img_size, ...)."""
+        self.gives_maps = False
+        """Whether the net's features are a map, as a convolutional one's; known after a forward."""
         self.num_prefix = int(getattr(net, "num_prefix_tokens", 0))
         self.width = int(net.num_features)  # type: ignore[arg-type]
 
@@ -55,6 +57,7 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b p d"]]:
         """Patch tokens and prefix tokens."""
         x = self.net.forward_features(images)  # type: ignore[operator]
+        self.gives_maps = x.ndim == 4
         if x.ndim == 4:
             if getattr(self.net, "output_fmt", "NCHW") == "NCHW":
                 x = x.permute(0, 2, 3, 1)
@@ -89,7 +92,7 @@ class Student(nn.Module):
         self.summary_slot = {target.key: i for i, target in enumerate(summaries)}
         self.heads = nn.ModuleDict(
             {
-                _module_name(target): make_head(
+                module_name(target): make_head(
                     config.head, self.backbone.width, config.head_width, target.width
                 )
                 for target in targets
@@ -125,7 +128,7 @@ class Student(nn.Module):
 
     def head(self, target: Target) -> nn.Module:
         """The head of one target."""
-        return self.heads[_module_name(target)]
+        return self.heads[module_name(target)]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the backbone wants left alone, as position and class tokens."""
@@ -193,8 +196,8 @@ def build_student(config: TrainConfig, targets: Sequence[Target], image_size: in
         return Student(config, targets, image_size)
 
 
-def _module_name(target: Target) -> str:
-    """Module names hold no dots; teachers' may."""
+def module_name(target: Target) -> str:
+    """Of a target's head. Module names hold no dots; teachers' may."""
     return target.key.replace(".", "%2E")
 
 

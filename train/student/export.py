@@ -3,36 +3,43 @@
 model.safetensors, config.json    the backbone; timm.create_model("local-dir:FOLDER") loads it
 heads.safetensors                 a head per target, answering in the teacher's raw space
 phistill.json                     what the heads are, the grid rule, and where it all came from
+student.py                        the whole student from timm and torch alone, of no plug-in
+README.md                         the model card
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from phistill import __version__
+from phistill.cache.format import names
 from phistill.cache.storage import publish
 from phistill.cache.storage.new_folder import filling, require_new
-from phistill.errors import CorruptCheckpoint, UsageError
 from phistill.stats import Normalizer
 
-from ..config import TrainConfig
-from ..targets import Target
-from .backbone import build_student
+from .card import card
+from .exported import FORMAT
 from .predict import TrainedStudent, load_run
 from .probe import probe
+from .standalone import standalone
 
-FORMAT = 1
 NET = "backbone.net."
 """What the names of the backbone's weights begin with within a student."""
+
+
+KEPT = (
+    *("config", "targets", "image_size", "teachers", "licences", "norms", "num_rows"),
+    *("num_steps", "images_digest", "torch", "timm"),
+)
+"""What an export says of its run; no path of the machine is among it."""
 
 
 def folded(
@@ -63,10 +70,17 @@ def fold_heads(student: TrainedStudent) -> None:
     student.normalizers = None
 
 
-def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
+def export(
+    run: Path | str,
+    out: Path | str,
+    *,
+    which: str = "latest",
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Write the student of a run, folded, into a new or empty folder; returns the folder.
 
-    What a stopped call left in the folder is written again.
+    What a stopped call left in the folder is written again. ``metrics`` are lines for the model
+    card, with teacher, kind, value, low, high and num_images.
     """
     folder = Path(out)
     require_new(folder)  # loading takes a while
@@ -80,47 +94,46 @@ def export(run: Path | str, out: Path | str, *, which: str = "latest") -> Path:
         for name, value in student.student.backbone.net.state_dict().items()
         if name not in unused
     }
-    kept = ("config", "targets", "image_size", "teachers", "torch", "timm", "num_steps", "num_rows")
-    record = {"format": FORMAT, "phistill": __version__, **{key: facts[key] for key in kept}}
+    record = {"format": FORMAT, "phistill": __version__, **{key: facts[key] for key in KEPT}}
+    record["caches"] = [
+        {key: one[key] for key in ("pixel_size", "views", "decode", "num_images", "share")}
+        for one in facts["caches"]
+    ]
     record["untrained"] = sorted(unused)
+    record["student_options"] = options = _any_size(student)
+    alone = standalone(student)
     with filling(folder):
         publish.publish_bytes(folder / "model.safetensors", _weights(trained))
         publish.publish_bytes(folder / "heads.safetensors", heads)
         publish.publish_bytes(folder / "phistill.json", _json(record))
-        publish.publish_bytes(folder / "config.json", _json(_timm_config(student, unused)))
+        publish.publish_bytes(folder / "README.md", card(student, metrics).encode())
+        if ":" not in student.config.student:
+            config = _timm_config(student, options, unused)
+            publish.publish_bytes(folder / "config.json", _json(config))
+        if alone is not None:
+            publish.publish_bytes(folder / "student.py", alone.encode())
     return folder
 
 
-def load_export(folder: Path | str) -> TrainedStudent:
-    """The student that ``export`` wrote, as ``load_run`` gives it."""
-    path = Path(folder)
-    try:
-        record = json.loads((path / "phistill.json").read_bytes())
-        backbone = safetensors.torch.load_file(path / "model.safetensors")
-        heads = safetensors.torch.load_file(path / "heads.safetensors")
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{path} is not an exported student: {error.filename} is missing."
-        ) from error
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise CorruptCheckpoint(f"{path} cannot be read ({error}). Export it again.") from error
-    if record.get("format") != FORMAT:
-        raise UsageError(f"{path} has export format {record.get('format')!r}; wanted {FORMAT}.")
-    config = TrainConfig.from_dict({**record["config"], "pretrained": False})
-    targets = msgspec.convert(record["targets"], tuple[Target, ...])
-    student = build_student(config, targets, int(record["image_size"]))
-    missing, unexpected = student.backbone.net.load_state_dict(backbone, strict=False)
-    if unexpected or set(missing) != set(record["untrained"]):
-        raise CorruptCheckpoint(f"{path} lacks weights of its student. Export it again.")
-    student.heads.load_state_dict(heads)
-    return TrainedStudent(student, config, None, record)
+def _any_size(student: TrainedStudent) -> dict[str, Any]:
+    """The backbone's options, so that it takes inputs of other sizes where it can: any of whole
+    patches. One whose own input is no whole number of patches keeps to that."""
+    backbone, options = student.student.backbone, dict(student.student.backbone.options)
+    patch = getattr(getattr(backbone.net, "patch_embed", None), "patch_size", None)
+    if not hasattr(backbone.net, "dynamic_img_size") or patch is None:
+        return options
+    if any(student.image_size % int(along) for along in patch):
+        return options
+    return {"dynamic_img_size": True} | options
 
 
-def _timm_config(student: TrainedStudent, unused: Collection[str]) -> dict[str, Any]:
+def _timm_config(
+    student: TrainedStudent, given: Mapping[str, Any], unused: Collection[str]
+) -> dict[str, Any]:
     """timm's own form of a model folder, with the input the student was trained on."""
     config = student.config
     side = student.image_size
-    options = dict(student.student.backbone.options)
+    options = dict(given)
     if unused:  # timm would otherwise insist on weights that nothing has trained
         options["pretrained_strict"] = False
     return {
@@ -131,14 +144,15 @@ def _timm_config(student: TrainedStudent, unused: Collection[str]) -> dict[str, 
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, side, side],
-            "fixed_input_size": "img_size" in options,  # others take any size, and no such option
-            "interpolation": "bilinear",
+            # Others take any size, and no such option.
+            "fixed_input_size": "img_size" in options,
+            "interpolation": names.PIXEL_INTERPOLATION,
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # the whole image, as the cache has shown it
+            "crop_mode": "center" if student.preparation.view == "center-crop" else "squash",
             "mean": list(config.pixel_mean),
             "std": list(config.pixel_std),
             "num_classes": 0,
-            "license": "unknown",
+            "license": "other",
         },
     }
 

@@ -1,18 +1,24 @@
-"""A trained student as a function: pixels to every teacher's own feature space."""
+"""A trained student as a module: images to every teacher's own feature space.
+
+b images, H W pixels, T tokens of a teacher's grid, C D widths of its patches and summary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from phistill.compute.devices import choose_device
+from phistill.compute.memory import is_out_of_memory
 from phistill.errors import UsageError
 from phistill.stats import Normalizer
 from phistill.stats.normalizer.torch_module import NormalizerModule
@@ -21,11 +27,21 @@ from .. import checkpoint
 from ..checkpoint import Checkpoint, tensors_below
 from ..config import TrainConfig
 from ..loss.token_grids import GridRule
-from ..targets import SUMMARY, Target
+from ..targets import PATCHES, SUMMARY, Target
 from .backbone import Student, build_student
-from .pixels import to_images
+from .pixels import Preparation, to_images
 
 Prediction = dict[str, dict[str, Tensor]]
+
+
+class Features(NamedTuple):
+    """What a student says in the place of one teacher."""
+
+    summary: Float[Tensor, "b D"] | None
+    """None where the teacher has none or it was not learnt."""
+
+    patches: Float[Tensor, "b T C"] | None
+    """Row-major on the teacher's grid, which covers the image."""
 
 
 class InverseModule(NormalizerModule):
@@ -36,9 +52,11 @@ class InverseModule(NormalizerModule):
 
 
 class TrainedStudent(nn.Module):
-    """A student that answers in raw feature space. Needs neither cache nor teachers.
+    """A student that answers in the teachers' own spaces. Needs neither cache nor teachers.
 
-    ``normalizers`` are inverted behind the heads; None says that they are folded in already.
+    An ordinary module: it can be fine-tuned, moved and made part of another. ``normalizers`` are
+    inverted behind the heads; None says that they are folded in already. Summaries that were learnt
+    by direction are given the length that the teacher's have on training rows (root mean square).
     """
 
     def __init__(
@@ -59,6 +77,8 @@ class TrainedStudent(nn.Module):
         self.rule = GridRule(
             interpolation=config.grid_interpolation, align_corners=config.grid_align_corners
         )
+        self.norms: dict[str, float] = dict(facts["norms"])
+        self.preparation = Preparation.of_run(facts)
         self.eval()
 
     @property
@@ -70,14 +90,56 @@ class TrainedStudent(nn.Module):
     def device(self) -> torch.device:
         return self.student.pixel_mean.device
 
+    def preprocess(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
+        """A picture as the cache has shown its own: upright, over the background, squeezed."""
+        return self.preparation(image)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 H W"] | UInt8[Tensor, "b 3 H W"]
+    ) -> dict[str, Features]:
+        """Features by teacher. Images are uint8, or floating in units of 0 to 1.
+
+        Any size will do that the backbone takes, whole patches of it at least.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UsageError(
+                f"images are {tuple(images.shape)}; wanted (b, 3, H, W), as preprocess gives them."
+            )
+        answers = self.raw(images.float() / 255 if images.dtype == torch.uint8 else images)
+        return {
+            teacher: Features(kinds.get(SUMMARY), kinds.get(PATCHES))
+            for teacher, kinds in answers.items()
+        }
+
+    def raw(self, images: Float[Tensor, "b 3 H W"]) -> Prediction:
+        """The same by teacher and kind."""
+        try:
+            predictions = self.student(images).predictions
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if images.shape[2:] == (self.image_size,) * 2 or is_out_of_memory(error):
+                raise
+            height, width = images.shape[2:]
+            raise UsageError(
+                f"this student does not take {height} x {width} pixels ({error}). "
+                f"It was made for {self.image_size} x {self.image_size}."
+            ) from error
+        answers: Prediction = {}
+        for target, inverse in zip(self.targets, self.inverses, strict=True):
+            value = inverse(predictions[target.key].float())
+            if target.kind != SUMMARY:
+                value = self.rule.resize(value, target.grid).flatten(1, 2)
+            elif target.key in self.norms:
+                value = F.normalize(value, dim=-1) * self.norms[target.key]
+            answers.setdefault(target.teacher, {})[target.kind] = value
+        return answers
+
     @torch.inference_mode()
     def predict(
         self, pixels: UInt8[Tensor, "b S S 3"] | UInt8[np.ndarray, "b S S 3"]
     ) -> Prediction:
-        """By teacher and kind, float32 in the teacher's raw feature space.
+        """Features of stored pixels by teacher and kind, float32.
 
-        patches (b, T, C) on the teacher's grid, row-major; summary (b, D), whose direction alone
-        means something unless the summary loss was MSE.
+        patches (b, T, C) on the teacher's grid, row-major; summary (b, D).
         """
         batch = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
         square = batch.ndim == 4 and batch.shape[1] == batch.shape[2]
@@ -85,15 +147,7 @@ class TrainedStudent(nn.Module):
             raise UsageError(
                 f"pixels are {batch.dtype} {tuple(batch.shape)}; wanted uint8 (b, S, S, 3)."
             )
-        images = to_images(batch.to(self.device), self.image_size)
-        predictions = self.student(images).predictions
-        answers: Prediction = {}
-        for target, inverse in zip(self.targets, self.inverses, strict=True):
-            raw = inverse(predictions[target.key].float())
-            if target.kind != SUMMARY:
-                raw = self.rule.resize(raw, target.grid).flatten(1, 2)
-            answers.setdefault(target.teacher, {})[target.kind] = raw
-        return answers
+        return self.raw(to_images(batch.to(self.device), self.image_size))
 
     @torch.inference_mode()
     def features(self, pixels: UInt8[Tensor, "b S S 3"]) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,9 @@ def test_a_random_flip_takes_half_of_the_images() -> None:
 def test_a_flip_mirrors_the_rendered_box() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     image, rendering = Image.fromarray(pixels), Rendering((6, 8), "bicubic")
-    plain = render(image, (2, 1, 18, 11), rendering)
+    plain = render(image, Placement((2, 1, 18, 11)), rendering)
     np.testing.assert_array_equal(
-        render(image, (2, 1, 18, 11), rendering, flip=True), plain[:, ::-1]
+        render(image, Placement((2, 1, 18, 11), flip=True), rendering), plain[:, ::-1]
     )
 
 
@@ -84,7 +84,7 @@ def test_the_fixed_views_depend_on_the_size_alone(kind: str) -> None:
     assert view.to_dict() == {"kind": kind}
     for seed in range(3):
         placed = view.place((30, 20), seed=seed, image_id=str(seed), number=seed)
-        assert placed == Placement(view.box((30, 20)))
+        assert placed == Placement(view.box((30, 20)), centred=kind == "center-crop")
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,21 @@ def test_a_view_survives_its_dict_and_its_text(text: str) -> None:
 def test_what_is_no_view_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         View.parse(text)
+
+
+@pytest.mark.parametrize("size", [(70, 41), (41, 70), (20, 31), (64, 64), (400, 20)])
+def test_a_centre_crop_is_that_of_torchvision(size: tuple[int, int]) -> None:
+    from torchvision.transforms import v2
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image, view = Image.fromarray(pixels), View("center-crop")
+    found = render(
+        image,
+        view.place(size, seed=0, image_id="", number=0),
+        Rendering((32, 32), "bicubic"),
+    )
+    if max(size) > 16 * min(size):  # a panorama is cropped first
+        assert found.shape == (32, 32, 3)
+        return
+    theirs = v2.CenterCrop(32)(v2.Resize(32, interpolation=v2.InterpolationMode.BICUBIC)(image))
+    np.testing.assert_array_equal(found, np.asarray(theirs))

@@ -14,7 +14,7 @@ import torch
 from phistill.cache import Cache
 from phistill.cache.storage.new_folder import MARK
 from phistill.errors import UsageError
-from phistill.train import TrainConfig, export, load_export, load_run, train
+from phistill.train import TrainConfig, export, load_run, load_student, train
 from phistill.train.student.export import fold_heads
 from phistill.train.student.pixels import to_images
 
@@ -47,7 +47,7 @@ def test_an_exported_student_answers_like_the_run(
     train(fitted_cache, tmp_path / "run", make_config(num_steps=2))
     folder = export(tmp_path / "run", tmp_path / "student")
     pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
-    ours, theirs = load_run(tmp_path / "run").predict(pixels), load_export(folder).predict(pixels)
+    ours, theirs = load_run(tmp_path / "run").predict(pixels), load_student(folder).predict(pixels)
     for teacher, kinds in ours.items():
         for kind, value in kinds.items():
             # Both are float32: some 24 products of size 1 to 4 each.
@@ -91,7 +91,7 @@ def test_an_export_does_not_write_into_a_folder_in_use(
     with pytest.raises(UsageError, match="not an empty folder"):
         export(tmp_path / "run", tmp_path)
     with pytest.raises(UsageError, match="not an exported student"):
-        load_export(tmp_path / "run")
+        load_student(tmp_path / "run")
 
 
 def test_weights_that_nothing_has_trained_are_not_exported(
@@ -107,9 +107,9 @@ def test_weights_that_nothing_has_trained_are_not_exported(
     assert not {"head.norm.weight", "head.norm.bias"} & weights.keys()
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     expected = load_run(tmp_path / "run").predict(pixels)["a"]["patches"]
-    torch.testing.assert_close(load_export(folder).predict(pixels)["a"]["patches"], expected)
+    torch.testing.assert_close(load_student(folder).predict(pixels)["a"]["patches"], expected)
     net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = (to_images(pixels, 32) - 0.5) / 0.5
-    own, _ = load_export(folder).student.backbone(images)
+    own, _ = load_student(folder).student.backbone(images)
     features: torch.Tensor = net.forward_features(images)  # type: ignore[operator]
     torch.testing.assert_close(features.permute(0, 2, 3, 1), own)
