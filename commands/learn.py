@@ -183,16 +183,18 @@ def evaluate(
 @click.argument("run", type=PATH)
 @click.argument("out", type=PATH)
 @checkpoint_option
-def export(run: Path, out: Path, which: str) -> None:
-    """Write the student with its normalizers folded in.
+@click.option("--onnx", is_flag=True, help="Add student.onnx, compared with torch.")
+def export(run: Path, out: Path, which: str, onnx: bool) -> None:
+    """Write the student with its normalizers folded in, for timm, transformers and others.
 
-    OUT gets model.safetensors and config.json for timm, and heads.safetensors that answer in each
-    teacher's own feature space.
+    OUT gets weights, a model card, and student.py, which answers in each teacher's own feature
+    space without phistill.
     """
     refuse_no_run(run)
     from phistill.train import export as write
 
-    click.echo(f"{write(run, out, which=which)}: model.safetensors, heads.safetensors, config.json")
+    folder = write(run, out, which=which, onnx=onnx)
+    click.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 @click.command()

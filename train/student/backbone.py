@@ -64,14 +64,14 @@ class Backbone(nn.Module):
             return x, x.new_zeros(x.shape[0], 0, x.shape[-1])
         h, w = self.grid(images.shape[-2], images.shape[-1])
         prefix, patches = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        return patches.unflatten(1, (h, w)), prefix
+        return patches.reshape(x.shape[0], h, w, x.shape[-1]), prefix
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns for an input of that many pixels (token models only)."""
         embed: Any = self.net.patch_embed
         if hasattr(embed, "dynamic_feat_size"):
             rows, columns = embed.dynamic_feat_size((height, width))
-            return int(rows), int(columns)
+            return rows, columns
         patch = embed.patch_size
         return height // int(patch[0]), width // int(patch[1])
 

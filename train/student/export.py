@@ -5,6 +5,7 @@ heads.safetensors                 a head per target, answering in the teacher's 
 phistill.json                     what the heads are, the grid rule, and where it all came from
 student.py                        the whole student from timm and torch alone, of no plug-in
 README.md                         the model card
+student.onnx                      backbone and heads as a graph, where asked for
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from phistill.cache.storage.new_folder import filling, require_new
 from phistill.stats import Normalizer
 
 from .card import card
-from .exported import FORMAT
+from .exported import FORMAT, load_student
 from .predict import TrainedStudent, load_run
 from .probe import probe
 from .standalone import standalone
+from .to_onnx import require_onnx, to_onnx
 
 NET = "backbone.net."
 """What the names of the backbone's weights begin with within a student."""
@@ -75,15 +77,19 @@ def export(
     out: Path | str,
     *,
     which: str = "latest",
+    onnx: bool = False,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the student of a run, folded, into a new or empty folder; returns the folder.
 
     What a stopped call left in the folder is written again. ``metrics`` are lines for the model
-    card, with teacher, kind, value, low, high and num_images.
+    card, with teacher, kind, value, low, high and num_images. ``onnx`` adds student.onnx, compared
+    with torch; UsageError where the extra is not installed.
     """
     folder = Path(out)
     require_new(folder)  # loading takes a while
+    if onnx:
+        require_onnx()
     student = load_run(run, which=which)
     facts = student.facts
     fold_heads(student)
@@ -112,6 +118,9 @@ def export(
             publish.publish_bytes(folder / "config.json", _json(config))
         if alone is not None:
             publish.publish_bytes(folder / "student.py", alone.encode())
+        if onnx:
+            graph = to_onnx(load_student(folder))
+            publish.publish_bytes(folder / "student.onnx", graph.data)
     return folder
 
 

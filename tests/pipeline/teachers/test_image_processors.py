@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from phistill.errors import UsageError
-from phistill.pipeline.decode.views import Rendering, render
+from phistill.pipeline.decode.views import Placement, Rendering, render
 from phistill.pipeline.teachers.image_processor import PADS, processing_of
 
 transformers = pytest.importorskip("transformers")
@@ -61,7 +61,7 @@ def outcome(name: str, folder: Path) -> str:
         """The processor's input of the model and ours, as levels of 0 to 255."""
         picture = Image.fromarray(pixels)
         (theirs,) = processor(images=picture, return_tensors="pt")["pixel_values"]
-        rendered = render(picture, (0, 0, SIDE, SIDE), rendering)
+        rendered = render(picture, Placement((0, 0, SIDE, SIDE)), rendering)
         ours = (torch.from_numpy(rendered.copy()).permute(2, 0, 1) / 255 - mean) / std
         if found.bgr:
             theirs = theirs.flip(0)

@@ -16,10 +16,11 @@ from PIL import Image
 
 import phistill
 from phistill.cache import Cache, TeacherInfo
-from phistill.errors import UsageError
+from phistill.errors import PhistillError, UsageError
 from phistill.pipeline.decode.views import Rendering, View, render
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, export, load_run, load_student, train
+from phistill.train.student import to_onnx
 
 Config = Callable[..., TrainConfig]
 TEACHER = TeacherInfo(name="t.b", grid=(2, 3), widths={"patches": 8, "summary": 6})
@@ -196,3 +197,41 @@ def test_the_model_card_names_teachers_licences_data_and_figures(
     assert "| t.b | patches | 0.500 | 0.400 to 0.600 | 90 |" in (
         tmp_path / "other" / "README.md"
     ).read_text("utf-8")
+
+
+@pytest.mark.parametrize("case", ["ViT", "DINOv3", "ConvNeXt", "DINOv2, 14 px"])
+def test_onnxruntime_gives_the_features_of_torch_at_any_batch_and_size(
+    case: str, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx`")
+    exported(*STUDENTS[case])
+    folder = export(tmp_path / "run", tmp_path / "with-onnx", onnx=True)
+    student = load_student(folder)
+    session = onnxruntime.InferenceSession(folder / "student.onnx")
+    side = student.image_size
+    for batch, height, width in ((1, side, side), (3, side, side), (3, 2 * side, 3 * side)):
+        images = torch.rand(batch, 3, height, width)
+        with torch.inference_mode():
+            answer = student(images)["t.b"]
+        found = session.run(["t.b/patches", "t.b/summary"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found[0]), answer.patches, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(found[1]), answer.summary, rtol=0, atol=1e-4)
+
+
+def test_a_graph_that_gives_other_numbers_is_not_kept(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(*STUDENTS["ViT"])
+    monkeypatch.setattr(to_onnx, "_cubic", lambda given, wanted, like: torch.ones(wanted, given))
+    with pytest.raises(PhistillError, match="onnxruntime gives other features"):
+        export(tmp_path / "run", tmp_path / "out", onnx=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("new", [(3, 5), (7, 7), (14, 9), (4, 4)])
+def test_position_embeddings_are_resampled_as_timm_does_it(new: tuple[int, int]) -> None:
+    embedding = torch.randn(1, 2 + 49, 6)
+    layers: Any = importlib.import_module("timm.layers")
+    theirs = layers.resample_abs_pos_embed(embedding, new, (7, 7), num_prefix_tokens=2)
+    ours = to_onnx.resampled(embedding, new, (7, 7), num_prefix_tokens=2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
