@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,6 +33,10 @@ GROUPS = {
         exchange.export_normalizer,
     ),
 }
+
+
+TERMINATE_LIMIT_S = 8.0
+"""A command ends within this after SIGTERM, whatever its threads wait for."""
 
 
 class _Terminated(BaseException):
@@ -99,6 +104,11 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    # What waits for a place that does not answer cannot be ended otherwise, and holds nothing back:
+    # a shard counts when its record is written, which is one step.
+    limit = threading.Timer(TERMINATE_LIMIT_S, os._exit, (143,))
+    limit.daemon = True
+    limit.start()
     raise _Terminated
 
 

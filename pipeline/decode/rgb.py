@@ -12,13 +12,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import struct
 import warnings
+import zlib
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from phistill.errors import UsageError
 
@@ -27,8 +30,8 @@ MAX_IMAGE_PIXELS = 100_000_000
 """A decoded RGB image of this many pixels takes 300 MB."""
 
 FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM"),
-    *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG"),
+    *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 """What is tried, whatever a file is named. Pillow knows more, among them EPS, for which it runs
 another program."""
@@ -47,6 +50,12 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its EXIF orientation."""
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+SIGNED, WHITE_IS_ZERO = 2, 0
+"""Values of a TIFF's SampleFormat and PhotometricInterpretation."""
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -85,12 +94,17 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
     if len(data) > MAX_IMAGE_BYTES:
         raise Reject(f"{len(data):,} bytes, more than the cap of {MAX_IMAGE_BYTES:,}")
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            _check_size(image.size, rules)
-            image.load()
-            return _to_rgb(image, rules)
+        try:
+            return _decode(data, rules)
+        except (SyntaxError, ValueError, UnidentifiedImageError):
+            bare = bare_png(data)
+            if len(bare) == len(data):
+                raise
+            return _decode(bare, rules)
     except Reject:
         raise
+    except UnidentifiedImageError as error:
+        raise Reject(f"cannot be decoded: {_missing_plugin(data) or _one_line(error)}") from error
     except Image.DecompressionBombError as error:
         raise Reject(f"more than {rules.max_pixels:,} pixels") from error
     except MemoryError as error:
@@ -99,9 +113,16 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
         raise Reject(f"cannot be decoded: {_one_line(error)}") from error
 
 
+def _decode(data: bytes, rules: DecodeRules) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        _check_size(image.size, rules)
+        image.load()
+        return _to_rgb(image, rules)
+
+
 @cache
 def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow, or its plug-in for HEIF where it is installed, can open.
+    """Those of FORMATS that this Pillow, or a plug-in for HEIF or JPEG XL, can open.
 
     Long texts and colour profiles in a PNG are no reason to reject it.
     """
@@ -110,6 +131,8 @@ def _formats() -> list[str]:
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 2 * MAX_TEXT_BYTES)
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # registers itself
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -132,6 +155,8 @@ def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
     orientation = _orientation(image)
     if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
         image = _to_eight_bit(image)
+    elif _tiff_tag(image, TiffTag.SAMPLE_FORMAT) == SIGNED:
+        raise Reject("signed integers, whose range the file does not state")
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
@@ -141,12 +166,54 @@ def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
     return image.convert("RGB")
 
 
+class TiffTag(IntEnum):
+    """Tags that say what a TIFF's numbers mean."""
+
+    BITS = 258
+    PHOTOMETRIC = 262
+    SAMPLE_FORMAT = 339
+
+
+def _tiff_tag(image: Image.Image, tag: TiffTag) -> int | None:
+    """A tag of a TIFF, the first value of several; None where there is none."""
+    value: Any = getattr(image, "tag_v2", {}).get(tag) if image.format == "TIFF" else None
+    return value[0] if isinstance(value, tuple) and value else value
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 where the image states none, or nothing that can be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata raises nearly anything, and says nothing about the pixels
         return 1
+
+
+def bare_png(data: bytes) -> bytes:
+    """A PNG without texts and profiles, and without what is damaged but no part of the picture;
+    other bytes as they are. Metadata that cannot be read is no reason to reject a picture."""
+    if not data.startswith(PNG):
+        return data
+    kept, start = [PNG], len(PNG)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[start : start + 8])
+        chunk = data[start : start + 12 + length]
+        whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        is_critical = kind[:1].isupper()
+        if is_critical or (whole and kind not in PNG_METADATA):
+            kept.append(chunk)
+        start += len(chunk)
+        if kind == b"IEND":
+            break
+    return b"".join([*kept, data[start:]])
+
+
+def _missing_plugin(data: bytes) -> str:
+    """What would have to be installed for a picture that was not recognised, where that helps."""
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
+        return "HEIC, which needs pillow-heif: pip install 'phistill[heif]'"
+    if data.startswith(JXL) and "JXL" not in Image.OPEN:
+        return "JPEG XL, which needs its plug-in: pip install 'phistill[jxl]'"
+    return ""
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:
@@ -165,7 +232,11 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     ):  # Pillow scales a PGM's maxval
         values = values / 257.0
     else:
-        raise Reject("32-bit integers, whose range the file does not state")
+        wide = _tiff_tag(image, TiffTag.BITS) in (None, 32)
+        kind = "32-bit" if wide else "signed"
+        raise Reject(f"{kind} integers, whose range the file does not state")
+    if _tiff_tag(image, TiffTag.PHOTOMETRIC) == WHITE_IS_ZERO:  # of 8 bits Pillow does it itself
+        values = 255.0 - values
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 

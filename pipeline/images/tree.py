@@ -124,15 +124,15 @@ def _packed_suffix(name: str) -> str:
 def _files(root: Path, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
     """(path below the root, name) of each regular file; what is none is counted."""
     visits = Counter[tuple[int, int]]()
-    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", ())]
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...], bool]] = [(str(root), "", (), False)]
     while waiting:
-        folder, below, above = waiting.pop()
+        folder, below, above, linked = waiting.pop()
         here = _identity(folder)
-        visits[here] += 1
+        visits[here] += linked
         if here in above:
             left_out["links that lead back"] += 1
             continue
-        if visits[here] > MAX_VISITS:
+        if linked and visits[here] > MAX_VISITS:
             left_out["links to a folder that many lead to"] += 1
             continue
         folders = []
@@ -147,7 +147,8 @@ def _files(root: Path, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
             elif other:
                 left_out[other] += 1
             else:
-                folders.append((f"{folder}/{name}", f"{below}{name}/", (*above, here)))
+                way = linked or entry.is_symlink()
+                folders.append((f"{folder}/{name}", f"{below}{name}/", (*above, here), way))
         waiting += sorted(folders, reverse=True)
 
 
