@@ -31,6 +31,7 @@ GROUPS = {
     "Exchange": (
         *(exchange.stage, exchange.import_features, exchange.export_features),
         exchange.export_normalizer,
+        *(exchange.quantize, exchange.dequantize),
     ),
 }
 

@@ -17,6 +17,7 @@ from .arguments import (
     NUM_BYTES,
     PATH,
     cache_argument,
+    json_option,
     source_options,
     split_option,
     teachers_option,
@@ -260,6 +261,79 @@ def export_features(
         )
     shown = ", ".join(report.files[:6]) + (", ..." if len(report.files) > 6 else "")
     click.echo(f"{out}: {counted(report.num_rows, 'row')} in {shown}")
+
+
+@click.command()
+@click.argument("embeddings", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--bytes", "num_bytes", type=click.IntRange(min=1), required=True, help="A vector.")
+@click.option("--codec", type=PATH, help="Made before, to be used for these too.")
+@json_option
+def quantize(
+    embeddings: Path, out: Path, num_bytes: int, codec: Path | None, as_json: bool
+) -> None:
+    """Code embeddings in a few bytes each.
+
+    EMBEDDINGS is an npy file (n, c); OUT becomes one of uint8 (n, bytes), and OUT with the suffix
+    .codec what decodes it (docs/codes.md). Says what is lost, and how often the nearest neighbour
+    is still found, on vectors that the codec was not fitted on.
+
+    \b
+    phistill quantize clip.npy codes.npy --bytes 64
+    phistill dequantize codes.npy back.npy
+    """
+    import json
+    import math
+    from dataclasses import asdict
+
+    from phistill.report.terminal import progress_bar
+    from phistill.stats.codes.embeddings import codec_path
+    from phistill.stats.codes.embeddings import quantize as run
+
+    with progress_bar("quantize") as bar:
+        report = run(
+            embeddings,
+            out,
+            num_bytes=num_bytes,
+            codec=codec,
+            progress=lambda done, total: bar(done, total, "vectors"),
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    click.echo(
+        f"{out}: {report.num_vectors:,} vectors of {report.width} in {report.num_bytes} bytes "
+        f"each. What decodes them: {codec_path(out)}"
+    )
+    if report.num_measured:
+        decibel = -10 * math.log10(report.lost_share) if report.lost_share else math.inf
+        found = ", ".join(f"recall@{k} {share:.3f}" for k, share in report.recall.items())
+        click.echo(
+            f"Lost: {report.lost_share:.2%} of the variance ({decibel:.1f} dB). Nearest of "
+            f"{report.num_candidates:,}: {found} ({report.num_measured:,} queries)."
+        )
+
+
+@click.command()
+@click.argument("codes", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--codec", type=PATH, help="What decodes them.  [default: CODES with .codec]")
+def dequantize(codes: Path, out: Path, codec: Path | None) -> None:
+    """Decode what quantize coded.
+
+    OUT becomes an npy file of float32.
+
+    \b
+    phistill dequantize codes.npy back.npy
+    """
+    from phistill.report.terminal import progress_bar
+    from phistill.stats.codes.embeddings import dequantize as run
+
+    with progress_bar("dequantize") as bar:
+        num_vectors, width = run(
+            codes, out, codec=codec, progress=lambda done, total: bar(done, total, "vectors")
+        )
+    click.echo(f"{out}: {num_vectors:,} vectors of {width}, float32.")
 
 
 @click.command("export-normalizer")

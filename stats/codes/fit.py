@@ -10,6 +10,7 @@ t = h w tokens, c width, d = t c coefficients, n pilot rows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from phistill.errors import DegenerateMoments, UsageError
 from ..moments.moments import Moments
 from ..normalizer.methods import check_spread, eigenbasis
 from . import coding
-from .allocation import allocate
+from .allocation import allocate, gaussian_limit
 from .codec import RowCodec, check_rows
 from .levels import lloyd_max
 
@@ -50,51 +51,7 @@ def dct(n: int) -> Float[np.ndarray, "n n"]:
     return matrix
 
 
-def fit_codec(
-    moments: Moments,
-    pilot: Iterable[Shaped[np.ndarray, "n ..."]],
-    *,
-    grid: tuple[int, int] | None,
-    num_bytes: int,
-    scaled: bool | None = None,
-) -> RowCodec:
-    """Fit a codec of at most ``num_bytes`` per row.
-
-    ``pilot`` are blocks of rows (n, t, c) or (n, c), at least one row. ``grid`` is (h, w) with
-    h w = t; None for tokens in no order and for a summary, which are then not transformed along t.
-    ``scaled``: a scale per row and band, the default. Rows of at most SMALL_ROW bytes go without
-    where the first block of the pilot, of TRIAL_ROWS rows or more, loses less so.
-
-    Raises DegenerateMoments when the features do not vary or are fewer than two vectors, UsageError
-    for shapes that do not fit, rows that are not finite, and bytes that nothing can be coded in.
-    """
-    check_spread(moments)
-    blocks = iter(pilot)
-    first = next(blocks, None)
-    if first is None or len(first) == 0:
-        raise UsageError("The pilot has no rows. Give one at least.")
-    basis = _Basis.of(moments, first.shape[1:], grid)
-    sums = _Sums.zero(basis)
-    sums.add(first)
-    for block in blocks:
-        sums.add(block)
-    mean_row, variances = sums.shrunk(np.maximum(moments.spectrum[0][::-1], 0.0))
-
-    choices = (True, False) if scaled is None else (scaled,)
-    if scaled is None and num_bytes > SMALL_ROW:
-        choices = (True,)
-    codecs = [_codec(basis, mean_row, variances, num_bytes, scaled=choice) for choice in choices]
-    fitted = [codec for codec in codecs if codec is not None]
-    if not fitted:
-        if not variances.any():
-            raise DegenerateMoments("No coefficient of the pilot varies: there is nothing to code.")
-        raise UsageError(f"num_bytes={num_bytes}: nothing can be coded in so few bytes of a row.")
-    if len(fitted) == 1 or len(first) < TRIAL_ROWS:
-        return fitted[0]
-    return min(fitted, key=lambda codec: codec.lost_share(first))
-
-
-class _Basis(NamedTuple):
+class Basis(NamedTuple):
     """The orthogonal part of a codec, and the step of its coefficients."""
 
     row_shape: tuple[int, ...]
@@ -107,7 +64,7 @@ class _Basis(NamedTuple):
     @classmethod
     def of(
         cls, moments: Moments, row_shape: tuple[int, ...], grid: tuple[int, int] | None
-    ) -> _Basis:
+    ) -> Basis:
         t, c = row_shape if len(row_shape) == 2 else (1, *row_shape)
         h, w = grid or (1, t)
         if len(row_shape) > 2 or c != moments.width or h * w != t:
@@ -149,19 +106,15 @@ def _stepped(matrix: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
 class _Sums:
     """Sums over pilot rows of coefficients of x - mean, in units, and of their squares."""
 
-    def __init__(self, basis: _Basis) -> None:
-        self._basis = basis
+    def __init__(self, basis: Basis) -> None:
+        self.basis = basis
         shape = (basis.num_tokens, len(basis.mean))
         self._tables = basis.tables(np.broadcast_to(basis.mean, shape))
         self._n = 0
         self._sum, self._squares = np.zeros(shape), np.zeros(shape)
 
-    @classmethod
-    def zero(cls, basis: _Basis) -> _Sums:
-        return cls(basis)
-
     def add(self, block: Shaped[np.ndarray, "n ..."]) -> None:
-        check_rows(block.shape, self._basis.row_shape)
+        check_rows(block.shape, self.basis.row_shape)
         if not np.isfinite(block).all():
             raise UsageError(
                 "A pilot row holds NaN or infinity. Only finite features can be coded."
@@ -170,7 +123,7 @@ class _Sums:
         step = max(1, 2**21 // self._sum.size)
         for start in range(0, len(block), step):
             rows = block[start : start + step]
-            y = coding.transform(self._tables, self._basis.layout, rows.reshape(len(rows), *shape))
+            y = coding.transform(self._tables, self.basis.layout, rows.reshape(len(rows), *shape))
             y = y.reshape(len(rows), *shape)
             self._n += len(rows)
             self._sum += y.sum(axis=0)
@@ -180,41 +133,112 @@ class _Sums:
         self, eigenvalues: Float[np.ndarray, " c"]
     ) -> tuple[Float[np.ndarray, "t c"], Float[np.ndarray, " d"]]:
         """The mean row, and the variances of coefficients about it in squared units."""
-        unit = self._basis.layout.unit
+        unit = self.basis.layout.unit
         mean = self._sum / (self._n + PRIOR_ROWS)
         squares = self._squares - 2 * mean * self._sum + self._n * np.square(mean)
         axis = eigenvalues / unit**2
         frequency = squares.sum(axis=1) / self._n / axis.sum()
         prior = np.multiply.outer(frequency, axis)
         variances = (np.maximum(squares, 0.0) + PRIOR_ROWS * prior) / (self._n + PRIOR_ROWS)
-        mean_row = coding.untransform(self._tables, self._basis.layout, mean.reshape(1, -1))[0]
+        mean_row = coding.untransform(self._tables, self.basis.layout, mean.reshape(1, -1))[0]
         return mean_row, variances.reshape(-1)
 
 
-def _codec(
-    basis: _Basis,
-    mean_row: Float[np.ndarray, "t c"],
-    variances: Float[np.ndarray, " d"],
-    num_bytes: int,
+def fit_codec(
+    moments: Moments,
+    pilot: Iterable[Shaped[np.ndarray, "n ..."]],
     *,
-    scaled: bool,
-) -> RowCodec | None:
-    """None where nothing can be coded."""
-    allocation = allocate(variances, num_bytes, scaled=scaled)
-    if not allocation.bands:
-        return None
-    order = allocation.order
-    spread = np.where(order >= 0, np.sqrt(variances[order]), 0.0)
-    return RowCodec(
-        row_shape=basis.row_shape,
-        unit_exponent=basis.unit_exponent,
-        bands=allocation.bands,
-        scaled=scaled,
-        mean_row=mean_row,
-        axes=basis.axes.astype(np.float32),
-        down=basis.down.astype(np.float32),
-        across=basis.across.astype(np.float32),
-        order=order.astype(np.int32),
-        spread=spread.astype(np.float32),
-        levels={band.bits: lloyd_max(band.bits) for band in allocation.bands},
-    )
+    grid: tuple[int, int] | None,
+    num_bytes: int,
+    scaled: bool | None = None,
+) -> RowCodec:
+    """Fit a codec of at most ``num_bytes`` per row: RowSpectrum.of(...).codec(...)."""
+    return RowSpectrum.of(moments, pilot, grid=grid).codec(num_bytes, scaled=scaled)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpectrum:
+    """What a pilot says of rows: enough for a codec of any budget."""
+
+    basis: Basis
+    mean_row: Float[np.ndarray, "t c"]
+    """The pilot's mean row, drawn to the channels' means."""
+    variances: Float[np.ndarray, " d"]
+    """Of the coefficients about it, in squared units."""
+    trial_rows: Shaped[np.ndarray, "n ..."]
+    """The first block of the pilot."""
+
+    @classmethod
+    def of(
+        cls,
+        moments: Moments,
+        pilot: Iterable[Shaped[np.ndarray, "n ..."]],
+        *,
+        grid: tuple[int, int] | None,
+    ) -> RowSpectrum:
+        """From blocks of rows (n, t, c) or (n, c), at least one row.
+
+        ``grid`` is (h, w) with h w = t; None for tokens in no order and for a summary, which are
+        then not transformed along t.
+
+        Raises DegenerateMoments when the features do not vary or are fewer than two vectors,
+        UsageError for shapes that do not fit and for rows that are not finite.
+        """
+        check_spread(moments)
+        blocks = iter(pilot)
+        first = next(blocks, None)
+        if first is None or len(first) == 0:
+            raise UsageError("The pilot has no rows. Give one at least.")
+        sums = _Sums(Basis.of(moments, first.shape[1:], grid))
+        sums.add(first)
+        for block in blocks:
+            sums.add(block)
+        mean_row, variances = sums.shrunk(np.maximum(moments.spectrum[0][::-1], 0.0))
+        if not variances.any():
+            raise DegenerateMoments("No coefficient of the pilot varies: there is nothing to code.")
+        return cls(sums.basis, mean_row, variances, first)
+
+    def codec(self, num_bytes: int, *, scaled: bool | None = None) -> RowCodec:
+        """A codec of at most ``num_bytes`` per row.
+
+        ``scaled``: a scale per row and band, the default. Rows of at most SMALL_ROW bytes go
+        without where the first block of the pilot, of TRIAL_ROWS rows or more, loses less so.
+
+        Raises UsageError for bytes that nothing can be coded in.
+        """
+        choices = [True, False] if scaled is None else [scaled]
+        if scaled is None and num_bytes > SMALL_ROW:
+            choices = [True]
+        codecs = [self._codec(num_bytes, scaled=choice) for choice in choices]
+        fitted = [codec for codec in codecs if codec is not None]
+        if not fitted:
+            raise UsageError(f"num_bytes={num_bytes}: nothing can be coded in so few bytes.")
+        if len(fitted) == 1 or len(self.trial_rows) < TRIAL_ROWS:
+            return fitted[0]
+        return min(fitted, key=lambda codec: codec.lost_share(self.trial_rows))
+
+    def _codec(self, num_bytes: int, *, scaled: bool) -> RowCodec | None:
+        """None where nothing can be coded."""
+        order, bands = allocate(self.variances, num_bytes, scaled=scaled)
+        if not bands:
+            return None
+        basis = self.basis
+        spread = np.where(order >= 0, np.sqrt(self.variances[order]), 0.0)
+        return RowCodec(
+            row_shape=basis.row_shape,
+            unit_exponent=basis.unit_exponent,
+            bands=bands,
+            scaled=scaled,
+            mean_row=self.mean_row,
+            axes=basis.axes.astype(np.float32),
+            down=basis.down.astype(np.float32),
+            across=basis.across.astype(np.float32),
+            order=order.astype(np.int32),
+            spread=spread.astype(np.float32),
+            levels={band.bits: lloyd_max(band.bits) for band in bands},
+        )
+
+    def limit(self, bits: float) -> float:
+        """Share of the variance that any code of ``bits`` per channel and token leaves of normal
+        rows of this spectrum, at least."""
+        return gaussian_limit(self.variances, bits * self.variances.size)

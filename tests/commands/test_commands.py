@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -267,3 +268,21 @@ def test_a_mistake_gets_an_explanation_and_no_traceback(
     places["LIST"].write_text("nothing.png\n")
     found, _, err = run(*(places.get(argument, argument) for argument in arguments))
     assert (found, words in err) == (code, True), err
+
+
+def test_embeddings_are_coded_and_decoded_with_what_is_lost_in_words(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(400, 32)) * np.arange(1, 33) ** -0.5
+    np.save(tmp_path / "x.npy", x.astype(np.float16))
+    codes, back = tmp_path / "codes.npy", tmp_path / "back.npy"
+    code, out, _ = run("quantize", tmp_path / "x.npy", codes, "--bytes", 8)
+    assert code == 0
+    assert "400 vectors of 32 in 8 bytes each" in out
+    assert "% of the variance" in out
+    assert "recall@10" in out
+    code, out, _ = run("dequantize", codes, back)
+    assert (code, np.load(back).shape) == (0, (400, 32))
+    code, out, _ = run("quantize", tmp_path / "x.npy", codes, "--bytes", 8, "--json")
+    assert json.loads(out)["num_bytes"] == 8
+    code, _, err = run("dequantize", tmp_path / "x.npy", back)
+    assert code == 2
+    assert "Name the codec with --codec" in err

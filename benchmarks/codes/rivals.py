@@ -1,0 +1,100 @@
+"""Other ways to code tokens in b bits a channel, each as a function from tokens to decoded tokens.
+
+Quantisers of single coordinates have a table of standard deviations and Lloyd-Max levels, and no
+bytes beside the codes: their scales are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from phistill.stats import Moments, Normalizer
+from phistill.stats.codes.levels import LEVEL_STEP, lloyd_max
+
+Rival = Callable[[np.ndarray], np.ndarray]
+
+
+def _coordinates(mean: np.ndarray, axes: np.ndarray, spread: np.ndarray, bits: int) -> Rival:
+    """Lloyd-Max of equal bits on (x - mean) axes / spread; axes orthonormal, in columns."""
+    levels = lloyd_max(bits) * LEVEL_STEP
+    middles = (levels[1:] + levels[:-1]) / 2
+    safe = np.where(spread > 0, spread, 1)
+
+    def through(x: np.ndarray) -> np.ndarray:
+        z = (x - mean) @ axes / safe
+        return levels[np.searchsorted(middles, z)] * spread @ axes.T + mean
+
+    return through
+
+
+def channels(moments: Moments, bits: int) -> Rival:
+    return _coordinates(
+        moments.mean, np.eye(moments.width), np.sqrt(np.maximum(moments.variance, 0)), bits
+    )
+
+
+def _turned(moments: Moments, axes: np.ndarray, bits: int) -> Rival:
+    variance = np.einsum("ij,ik,kj->j", axes, moments.covariance, axes, optimize=True)
+    return _coordinates(moments.mean, axes, np.sqrt(np.maximum(variance, 0)), bits)
+
+
+def phi_s(moments: Moments, bits: int) -> Rival:
+    """PHI-S's own coordinates, which have one standard deviation."""
+    normalizer = Normalizer.fit(moments, "phi-s")
+    return _turned(moments, normalizer.inverse / normalizer.scale, bits)
+
+
+def random_axes(moments: Moments, bits: int) -> Rival:
+    square = np.random.default_rng(0).normal(size=(moments.width, moments.width))
+    return _turned(moments, np.linalg.qr(square)[0], bits)
+
+
+def principal(moments: Moments, bits: int) -> Rival:
+    return _turned(moments, moments.spectrum[1], bits)
+
+
+def product_quantiser(pilot: np.ndarray, bits: int) -> Rival | None:
+    """faiss' product quantiser: 256 centroids for 8 / bits channels, or 16 for 4 / bits."""
+    import faiss
+
+    c = pilot.shape[-1]
+    for code_bits in (8, 4):
+        width, rest = divmod(code_bits, bits)
+        if rest == 0 and c % width == 0:
+            break
+    else:
+        return None
+    tokens = pilot.reshape(-1, c).astype(np.float32)
+    some = tokens[np.random.default_rng(0).permutation(len(tokens))[:10_000]]
+    quantiser = faiss.ProductQuantizer(c, c // width, code_bits)
+    quantiser.cp.niter = 12
+    quantiser.train(some)
+    return lambda x: quantiser.decode(quantiser.compute_codes(x.astype(np.float32)))
+
+
+def mvq_codes(pilot: np.ndarray, num_bytes: int, num_steps: int, num_threads: int) -> Rival:
+    """multi-quantization (arXiv:2211.00508), trained on standardised tokens with 256 centroids in
+    each of num_bytes codebooks."""
+    import torch
+    from multi_quantization import QuantizerTrainer
+
+    torch.manual_seed(0)
+    torch.set_num_threads(num_threads)
+    c = pilot.shape[-1]
+    tokens = torch.from_numpy(pilot.reshape(-1, c).astype(np.float32))
+    mean, scale = tokens.mean(0), (tokens - tokens.mean(0)).square().mean().sqrt()
+    trainer = QuantizerTrainer(
+        c, num_bytes, torch.device("cpu"), phase_one_iters=num_steps, phase_two_iters=num_steps
+    )
+    while not trainer.done():
+        trainer.step((tokens[torch.randint(len(tokens), (600,))] - mean) / scale)
+    quantizer = trainer.get_quantizer()
+
+    @torch.no_grad()
+    def through(x: np.ndarray) -> np.ndarray:
+        z = (torch.from_numpy(x.astype(np.float32)) - mean) / scale
+        return (quantizer.decode(quantizer.encode(z)) * scale + mean).numpy()
+
+    return through
