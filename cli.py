@@ -36,6 +36,7 @@ GROUPS = {
 }
 
 
+INTERRUPTED = "Interrupted. What was finished is kept; run the same command again to go on."
 TERMINATE_LIMIT_S = 8.0
 """A command ends within this after SIGTERM, whatever its threads wait for."""
 
@@ -71,10 +72,7 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (KeyboardInterrupt, _Terminated) as stop:
-            click.echo(
-                "Interrupted. What was finished is kept; run the same command again to go on.",
-                err=True,
-            )
+            click.echo(INTERRUPTED, err=True)
             sys.exit(143 if isinstance(stop, _Terminated) else 130)
         except Exception as error:
             from phistill.errors import PhistillError, UsageError
@@ -104,10 +102,15 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _leave() -> NoReturn:
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(143)
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     # What waits for a place that does not answer cannot be ended otherwise, and holds nothing back:
     # a shard counts when its record is written, which is one step.
-    limit = threading.Timer(TERMINATE_LIMIT_S, os._exit, (143,))
+    limit = threading.Timer(TERMINATE_LIMIT_S, _leave)
     limit.daemon = True
     limit.start()
     raise _Terminated
