@@ -19,6 +19,7 @@ import click
 from phistill import __version__
 from phistill.cache.storage import limits
 from phistill.commands import change, exchange, learn, look, make
+from phistill.commands.mistakes import setting_advice
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -69,6 +70,14 @@ class _Commands(click.Group):
         warnings.formatwarning = _as_one_line
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if (
+                error.ctx
+                and error.ctx.command is learn.train
+                and (advice := setting_advice(error.option_name, _options(error.ctx)))
+            ):
+                raise click.UsageError(f"{error.message}{advice}", error.ctx) from None
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (KeyboardInterrupt, _Terminated) as stop:
@@ -90,6 +99,11 @@ class _Commands(click.Group):
             click.echo(f"Error: {error}", err=True)
             number = getattr(error, "signal_number", 0)
             sys.exit(128 + number if number else 2 if isinstance(error, UsageError) else 1)
+
+
+def _options(context: click.Context) -> set[str]:
+    """Every option of the command."""
+    return {name for param in context.command.get_params(context) for name in param.opts}
 
 
 def _as_one_line(message: Warning | str, *where: Any, **more: Any) -> str:

@@ -20,7 +20,12 @@ from .arguments import (
     json_option,
     split_option,
 )
-from .mistakes import refuse_no_run, refuse_train_mistakes
+from .mistakes import (
+    refuse_cache_as_out,
+    refuse_no_run,
+    refuse_nothing_to_evaluate,
+    refuse_train_mistakes,
+)
 
 
 def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -101,6 +106,7 @@ def train(
     values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.from_dict(values)
+    refuse_cache_as_out(out)
     refuse_train_mistakes(caches, [settings])
     from phistill.train import Progress
     from phistill.train import train as run
@@ -167,6 +173,7 @@ def evaluate(
     import json
 
     refuse_no_run(run)
+    refuse_nothing_to_evaluate(run, caches, split)
     from phistill.report.tables import evaluation_table
     from phistill.report.terminal import progress_bar
     from phistill.train import evaluate as measure
@@ -190,7 +197,10 @@ def export(run: Path, out: Path, which: str, onnx: bool) -> None:
     OUT gets weights, a model card, and student.py, which answers in each teacher's own feature
     space without phistill.
     """
+    from phistill.cache.storage.new_folder import require_new
+
     refuse_no_run(run)
+    require_new(out)
     from phistill.train import export as write
 
     folder = write(run, out, which=which, onnx=onnx)

@@ -18,7 +18,7 @@ from .arguments import (
     source_options,
     teacher_option,
 )
-from .mistakes import refuse_no_run, refuse_teacher_mistakes
+from .mistakes import refuse_image_mistakes, refuse_no_run, refuse_teacher_mistakes
 
 
 @click.command()
@@ -99,7 +99,9 @@ def verify(
 def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
     """Write one page to look at: statistics, curves, PCA maps."""
     from phistill import cache as store
+    from phistill.report.extras import require_libraries
 
+    require_libraries()
     store.open(cache)
     for run in runs:
         refuse_no_run(run)
@@ -139,6 +141,7 @@ def plan(
     """
     import json
 
+    refuse_image_mistakes(images)
     refuse_teacher_mistakes(teachers)
     from phistill.pipeline import CacheSettings
     from phistill.pipeline.images.source import SourceOptions

@@ -25,7 +25,7 @@ from .arguments import (
     teacher_option,
     teachers_option,
 )
-from .mistakes import refuse_teacher_mistakes
+from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
 
 
 @click.command()
@@ -163,6 +163,7 @@ def extract(
     Run it again after an interruption, or with another --teacher: only what is missing is done.
     Without --teacher the cache's own teachers are finished.
     """
+    refuse_image_mistakes(images)
     refuse_teacher_mistakes(teachers)
     from phistill.pipeline import CacheSettings, ExtractOptions
     from phistill.pipeline import extract as run
@@ -272,6 +273,9 @@ def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
 @click.option("--out", type=PATH, default="demo-out", show_default=True, help="Folder to make.")
 def demo(out: Path) -> None:
     """Run the whole method on bundled images and teachers."""
+    from phistill.report.extras import require_libraries
+
+    require_libraries()
     from phistill.demo.run import demo as run
 
     run(out, say=click.echo)

@@ -33,8 +33,7 @@ def build(model: str, options: dict[str, str]) -> Teacher:
     ``registers=true`` keeps the register tokens of `ssl`; the others have none.
     """
     refuse_unknown(model)
-    known = ("random", "registers") if model == "ssl" else ("random",)
-    take_options(options, known, f"demo:{model}")
+    take_options(options, options_of(model), f"demo:{model}")
     settings = read_settings(model)
     net = network(model, settings, integer(options, "random"))
     identity = {"source": "demo", "model": model}
@@ -52,6 +51,11 @@ def build(model: str, options: dict[str, str]) -> Teacher:
         registers=boolean(options, "registers", default=False),
         licence=LICENCE,
     )
+
+
+def options_of(model: str) -> tuple[str, ...]:
+    """Only ``ssl`` has register tokens."""
+    return ("random", "registers") if model == "ssl" else ("random",)
 
 
 def refuse_unknown(model: str) -> None:

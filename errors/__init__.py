@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -115,8 +115,17 @@ def repair_text(location: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean phi-s?`` to end a refusal with; empty where nothing is spelt nearly so."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return suggestion(nearest(name, known))
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of ``known`` that are spelt nearly so, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=3)
+
+
+def suggestion(names: Sequence[str]) -> str:
+    """`` Did you mean phi-s?``; empty without names."""
+    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -135,6 +135,10 @@ def table_text(
 
 
 def licences_text(licences: Mapping[str, str | None]) -> str:
-    """One line for a person: ``Licences: a apache-2.0; b unknown: check the model card.``"""
-    listed = "; ".join(f"{name} {licence or UNKNOWN_LICENCE}" for name, licence in licences.items())
-    return f"Licence{'s' if len(licences) > 1 else ''}: {listed}."
+    """A short line: ``Licences: apache-2.0 (a, c), unknown (b): check the model card.``"""
+    teachers: dict[str, list[str]] = {}
+    for name, licence in sorted(licences.items(), key=lambda item: item[1] is None):
+        teachers.setdefault(licence or "unknown", []).append(name)
+    listed = ", ".join(f"{licence} ({', '.join(names)})" for licence, names in teachers.items())
+    advice = ": check the model card" if None in licences.values() else ""
+    return f"Licence{'s' if len(teachers) > 1 else ''}: {listed}{advice}."

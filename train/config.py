@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-from phistill.errors import UsageError, did_you_mean
+from phistill.errors import UsageError, did_you_mean, nearest, suggestion
 
 PLUGIN = "package.module:function"
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
@@ -278,7 +278,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Build from a dictionary; unknown keys and wrong values are a UsageError."""
         for key in values:
             if key not in cls.__struct_fields__:
-                raise UsageError(f"{key!r} is not a setting of a training run.{_nearest(key)}")
+                near = suggestion(nearest_settings(key))
+                raise UsageError(f"{key!r} is not a setting of a training run.{near}")
         return cls(**values)
 
 
@@ -340,13 +341,12 @@ def _declared() -> tuple[inspect.Field, ...]:
     return declared.fields
 
 
-def _nearest(key: str) -> str:
+def nearest_settings(key: str) -> list[str]:
     """Settings spelt nearly so; or else those whose meaning has all of several words of ``key``."""
-    if near := did_you_mean(key, TrainConfig.__struct_fields__):
-        return near
     words = set(re.findall("[a-z]+", key.lower()))
     meant = [one.name for one in settings() if words <= set(re.findall("[a-z]+", one.meaning))]
-    return f" Did you mean {' or '.join(meant[:2])}?" if meant and len(words) > 1 else ""
+    near = nearest(key, TrainConfig.__struct_fields__)
+    return near or (meant[:2] if len(words) > 1 else [])
 
 
 def _spelt(hint: Any) -> str:

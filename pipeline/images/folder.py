@@ -13,7 +13,6 @@ from .local_files import read_file
 from .source import (
     DEFAULTS,
     NO_LABELS,
-    SUFFIXES,
     ImageSource,
     SourceOptions,
     image_records,
@@ -43,8 +42,9 @@ class FolderSource(ImageSource):
         self.left_out = left_out
         if not len(tree.images):
             raise UsageError(
-                f"{self._root} holds no image ({', '.join(sorted(SUFFIXES))}). "
-                f"Give another folder, or a parquet file. {left_out_text(left_out)}".rstrip()
+                f"{self._root} holds no image: no file ending in .jpg, .png, .webp or another "
+                "suffix of images, no parquet table and no tar. Give the folder that holds them. "
+                f"{left_out_text(left_out)}".rstrip()
             )
         folders = pc.replace_substring_regex(tree.images, r"[^/]+$", "").dictionary_encode()
         folders = folders.unify_dictionaries().combine_chunks()

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from phistill import cache as store
 from phistill import plugins
-from phistill.errors import PhistillError, SourceError, UsageError
+from phistill.errors import PhistillError, SourceError, UsageError, did_you_mean
 
 from .choice import choose
 from .folder import ListSource, listed_lines
@@ -74,11 +75,17 @@ def _open(path: str | Path, options: SourceOptions) -> ImageSource:
         return _local_tars([Path(name) for name in expand(str(path))], options)
     path = Path(path)
     if path.is_dir():
+        if store.exists(path):
+            raise UsageError(
+                f"{path} is a cache, where images are wanted. Give the images it was made from; "
+                "the shards of another cache are copied by `phistill merge`."
+            )
         return choose(path, options)
     if not path.exists():
+        near = did_you_mean(path.name, [file.name for file in path.absolute().parent.glob("*")])
         raise UsageError(
-            f"images {str(path)!r} do not exist. Give a folder, a parquet file, a tar, or a text "
-            "file with one path per line."
+            f"images {str(path)!r} do not exist.{near} Give a folder, a parquet file, a tar, or a "
+            "text file with one path per line."
         )
     if not path.is_file():
         raise UsageError(f"images {str(path)!r} are a pipe, a socket or a device, and no file.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,17 +15,15 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
 from .timm import fitted_state
 from .token_layout import patch_of, tokens
-from .weights import OPTIONS as WEIGHTS
 from .weights import WeightOptions, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "norm", "space", *WEIGHTS)
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 SPACES = ("trunk", "joint")
 LOCAL = "local-dir:"
@@ -120,11 +120,23 @@ def _pools_by_attention(visual: Any) -> bool:
     return getattr(visual, "attn_pool", None) is not None
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What open_clip says through the root logger is printed only where somebody set logging up: it
+    would otherwise set it up itself, and repeat on stderr what our messages say."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     """``open_clip:MODEL/PRETRAINED``, or ``open_clip:hf-hub:ORG/REPO``, ``local-dir:FOLDER``."""
     import open_clip
 
-    take_options(options, OPTIONS, f"open_clip:{model}")
+    take_options(options, OF_SOURCE["open_clip"], f"open_clip:{model}")
     weights, size = WeightOptions.of(options), size_of(options)
     schema = model.startswith(("hf-hub:", "local-dir:"))
     architecture, _, tag = (model, "", "") if schema else model.rpartition("/")
@@ -133,7 +145,7 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
     random = not weights.from_hub
     _check_known(architecture, tag, schema, own_weights=random)
     trained = {} if schema else open_clip.get_pretrained_cfg(architecture, tag)
-    with seeded(weights.seed or 0):
+    with seeded(weights.seed or 0), _unlogged():
         net = open_clip.create_model(
             architecture,
             pretrained=None if random or schema else tag,

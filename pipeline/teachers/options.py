@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from phistill.errors import UsageError
+from phistill.errors import UsageError, did_you_mean
 
 COMMON = ("mean", "std", "interpolation", "grid", "resample", "pad_from", "licence")
 """Options of every source, which ``wrapper`` reads."""
+OF_WEIGHTS = ("weights", "prefix", "key", "random", "dtype")
+"""Of ``WeightOptions``."""
+OF_SOURCE = {
+    "timm": (
+        *("size", "layer", "norm", "neck", "summary", "registers"),
+        *(*OF_WEIGHTS, "revision"),
+    ),
+    "open_clip": ("size", "layer", "norm", "space", *OF_WEIGHTS),
+    "transformers": (
+        *("size", "layer", "summary", "registers", "revision", "remote_code", "random", "dtype"),
+    ),
+}
+"""Options of the sources of this package. They stand here, and not beside their source, because
+those import torch."""
 MAX_SIDE = 65_536
 
 
 def take_options(options: dict[str, str], known: tuple[str, ...], teacher: str) -> None:
     """UsageError listing the known options when an unknown one is given."""
     if unknown := sorted(set(options) - set(known)):
+        near = "".join(did_you_mean(name, (*known, *COMMON)) for name in unknown)
         raise UsageError(
             f"{teacher}: unknown options {', '.join(unknown)}; known are {', '.join(known)}, "
-            f"and for every source {', '.join(COMMON)}."
+            f"and for every source {', '.join(COMMON)}.{near}"
         )
 
 

@@ -13,19 +13,14 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
 from .token_layout import depth_of, patch_of, tokens_of_layers
-from .weights import OPTIONS as WEIGHTS
 from .weights import WeightOptions, cast, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = (
-    *("size", "layer", "norm", "neck", "summary", "registers"),
-    *(*WEIGHTS, "revision"),
-)
 SUMMARIES = ("head", "mean", "none")
 _BUILT: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 """Models that a teacher still holds: several layers of one model are several teachers, and its
@@ -133,7 +128,7 @@ class TimmTeacher(Teacher):
 
 def build(model: str, options: dict[str, str]) -> TimmTeacher:
     """``timm:MODEL``: MODEL as timm names it (``hf-hub:`` and ``local-dir:`` forms too)."""
-    take_options(options, OPTIONS, f"timm:{model}")
+    take_options(options, OF_SOURCE["timm"], f"timm:{model}")
     weights, size = WeightOptions.of(options), size_of(options)
     if "revision" in options:
         model = f"{model}@{options['revision']}"

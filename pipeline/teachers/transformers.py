@@ -19,14 +19,13 @@ from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
 from .image_processor import pair, processing_of
-from .options import boolean, integer, require_whole_patches, size_of, take_options
+from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
 from .weights import RANDOM, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPTIONS = ("size", "layer", "summary", "registers", "revision", "remote_code", "random", "dtype")
 SUMMARIES = ("pooler", "class", "mean", "none")
 
 
@@ -144,7 +143,7 @@ def build(model: str, options: dict[str, str]) -> TransformersTeacher:
             "teachers from transformers need it installed: pip install 'phistill[transformers]'."
         ) from error
     auto: Any = AutoModel
-    take_options(options, OPTIONS, f"transformers:{model}")
+    take_options(options, OF_SOURCE["transformers"], f"transformers:{model}")
     revision = options.get("revision")
     remote = boolean(options, "remote_code", default=False)
     if remote and not re.fullmatch("[0-9a-f]{40}", revision or ""):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     Convert = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
-OPTIONS = ("weights", "prefix", "key", "random", "dtype")
-"""Of WeightOptions."""
 MAX_CARD_BYTES = 2**20
 RANDOM = "the weights are random."
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")

@@ -5,7 +5,6 @@ Everything shown is computed here from the cache and the runs; the template hold
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from phistill.cache.storage import publish
 from phistill.errors import UsageError
 from phistill.train import EvalRow
 
+from ..extras import require_libraries
 from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
@@ -118,16 +118,6 @@ def report(
     if progress is not None:
         progress(total, total, str(target))
     return target
-
-
-def require_libraries() -> None:
-    """UsageError naming the extra when matplotlib or Jinja2 is not installed."""
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"a report needs {' and '.join(missing)}. Install the extra: "
-            "pip install phistill[report]."
-        )
 
 
 def render(

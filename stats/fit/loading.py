@@ -78,20 +78,35 @@ def load_merged(cache: Cache, teacher: str, kind: str) -> tuple[PassResult, Merg
     """The sum over one array and what is stored with it; errors as load_moments."""
     cache.teacher(teacher).width(kind)  # UsageError for what the cache does not have
     path = merged_path(teacher, kind)
-    again = f"Run `phistill fit-stats {cache.location}`."
     try:
         data = cache.files.read(path)
     except FileNotFoundError as error:
-        raise MissingMoments(
-            f"{cache.location} has no statistics of {teacher} {kind} yet. {again}"
-        ) from error
+        raise _missing(cache, teacher, kind) from error
     result, facts = PassResult.from_bytes(data, cache.files.where(path), MergedFacts)
     if facts.key != array_key(cache, teacher, kind, facts.options):
         raise StaleMoments(
             f"The statistics of {teacher} {kind} in {cache.location} were taken of "
-            f"{result.num_rows} training rows, and its shards or split have changed since. {again}"
+            f"{result.num_rows} training rows, and its shards or split have changed since. "
+            f"{_advice(cache)}"
         )
     return result, facts
+
+
+def refuse_missing(cache: Cache, teacher: str, kind: str) -> None:
+    """MissingMoments when fit_stats has not run; nothing is read."""
+    cache.teacher(teacher).width(kind)
+    if not cache.files.exists(merged_path(teacher, kind)):
+        raise _missing(cache, teacher, kind)
+
+
+def _missing(cache: Cache, teacher: str, kind: str) -> MissingMoments:
+    return MissingMoments(
+        f"{cache.location} has no statistics of {teacher} {kind} yet. {_advice(cache)}"
+    )
+
+
+def _advice(cache: Cache) -> str:
+    return f"Run `phistill fit-stats {cache.location}`."
 
 
 def stored_options(cache: Cache, teacher: str, kind: str) -> PassOptions | None:

@@ -26,7 +26,7 @@ def test_a_folder_lists_images_below_it_with_their_folder_as_label(tmp_path: Pat
 
 
 def test_a_folder_without_images_says_which_suffixes_count(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no image .*\.jpg"):
+    with pytest.raises(UsageError, match=r"holds no image: .*\.jpg"):
         listed(open_source(tmp_path))
 
 

@@ -63,7 +63,7 @@ def test_the_bundled_teachers_have_the_licence_of_the_project() -> None:
 
 def test_the_line_for_a_person_names_every_teacher() -> None:
     text = licences_text({"a": "mit", "b": None})
-    assert text == "Licences: a mit; b unknown: check the model card."
+    assert text == "Licences: mit (a), unknown (b): check the model card."
 
 
 def test_a_licence_as_long_as_a_text_is_refused() -> None:

@@ -3,6 +3,8 @@ what we build."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,3 +128,12 @@ def test_every_pretrained_config_of_timm_is_preprocessed_as_timm_does() -> None:
             wrong.append((name, found, expected, how))
     assert not wrong
     assert len(names) > 1000
+
+
+def test_what_open_clip_logs_is_not_printed() -> None:
+    code = (
+        "from phistill.pipeline.teachers.spec import TeacherSpec\n"
+        "TeacherSpec.parse('open_clip:ViT-S-32-alt/none?random=1').build()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""

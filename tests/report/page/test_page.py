@@ -168,7 +168,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
     name: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # what Python takes for not installed
-    with pytest.raises(UsageError, match=rf"{name}\..*pip install phistill\[report\]"):
+    with pytest.raises(UsageError, match=rf"{name}\..*pip install 'phistill\[report\]'"):
         report(cache, [], tmp_path / "r.html")
 
 
