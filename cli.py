@@ -28,7 +28,13 @@ GROUPS = {
     "Make": (make.extract, make.fit_stats, make.demo),
     "Look": (look.inspect, look.verify, look.report, look.plan, look.check_teacher, look.doctor),
     "Learn": (learn.train, learn.sweep, learn.evaluate, learn.export),
-    "Change": (change.merge, change.remove_images, change.compact, change.remove_teacher),
+    "Change": (
+        change.merge,
+        change.remove_images,
+        change.compact,
+        change.pack,
+        change.remove_teacher,
+    ),
     "Exchange": (
         *(exchange.stage, exchange.import_features, exchange.export_features),
         exchange.export_normalizer,

@@ -120,7 +120,7 @@ def commit(cache: Cache, owner: str, shard: int, arrays: Mapping[str, np.ndarray
     start, stop = cache.info.shard_range(shard)
     num, side = stop - start, max(cache.info.pixel_size, 1)
     names = (hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop))
-    images = ImageFacts(
+    images = ImageFacts.of(
         sha256=tuple(names), size=((side, side),) * num, box=((0, 0, side, side),) * num
     )
     cache.commit_shard(owner, shard, dict(arrays), images=images, reasons={}, environment={})

@@ -1,5 +1,6 @@
+from .format.facts import ImageFacts
 from .format.info import CacheInfo, Segment, TeacherInfo
-from .format.record import CommitRecord, ImageFacts
+from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
 from .opening import create, exists, open
 from .reader import ArrayReader

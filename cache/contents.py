@@ -1,12 +1,12 @@
 """What a cache holds and which rows may be used: everything of a cache that only reads.
 
-Everything that is believed comes from two places: the root's attributes (segments, teachers) and
-the commit records. A file that no record names does not exist.
+Everything that is believed comes from three places: the root's attributes (segments, teachers), the
+commit records, and the facts of images that these name. A file that no record names does not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,18 @@ from phistill.errors import (
     repair_text,
 )
 
+from .catalogue import RESTORE, Catalogue
+from .commits import Commits
 from .format import names
 from .format.arrays import array_document, group_attributes, same_array
+from .format.facts import ImageFacts
 from .format.info import DTYPES, CacheInfo, Segment, TeacherInfo
 from .format.json_document import MAX_DOCUMENT_BYTES
 from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
 from .reader import ArrayReader
-from .rows import eligible_rows
+from .row_facts import RowFacts
+from .rows import check_split, eligible_rows
 from .segments import read_index, read_segment
 from .storage.files import Files
 from .storage.local_files import LocalFiles
@@ -38,9 +42,6 @@ from .storage.open_files import open_files
 
 SPLITS = (None, TRAIN, HELDOUT)
 """What the index may say of a row's side."""
-
-RESTORE = "Restore it from a copy."
-"""What helps with any document."""
 
 
 class Contents:
@@ -52,7 +53,7 @@ class Contents:
 
     def _attach(self, files: Files) -> None:
         self.files = files
-        self._commits: dict[str, dict[int, CommitRecord]] = {}
+        self.catalogue = Catalogue(files)
         self._teachers: dict[str, TeacherInfo] = {}
         self._splits: dict[str, NDArray[np.int8]] = {}
         self._index: tuple[tuple[Segment, ...], pa.Table] | None = None
@@ -83,7 +84,7 @@ class Contents:
         with remedy(RESTORE, CorruptCache):
             self.info = group_attributes(data, CacheInfo, self.files.where(names.ROOT))
         self._teachers.clear()
-        self._commits.clear()
+        self.catalogue.forget()
 
     @property
     def num_rows(self) -> int:
@@ -145,11 +146,9 @@ class Contents:
     def given_split(self, shard: int) -> list[str | None]:
         """The split that came with each row of a shard; None where none did."""
         start, stop = self.info.shard_range(shard)
-        number, segment = next(
-            (number, segment)
-            for number, segment in enumerate(self.info.segments)
-            if segment.start <= start < segment.start + segment.num_rows
-        )
+        number = self.info.segment_of(start)
+        assert number is not None, "every shard belongs to a segment"
+        segment = self.info.segments[number]
         if segment.index_sha256 not in self._splits:  # a byte for each row, for every shard to come
             table: Any = read_segment(self.files, number, segment)
             splits = table["split"].to_pylist() if "split" in table.column_names else [None]
@@ -163,50 +162,25 @@ class Contents:
         codes = self._splits[segment.index_sha256]
         return [SPLITS[code] for code in codes[start - segment.start : stop - segment.start]]
 
-    def commits(self, owner: str) -> dict[int, CommitRecord]:
+    def commits(self, owner: str) -> Commits:
         """Commit records by shard. Records already read are kept while their files are there; new
         ones are looked up.
 
         Those of segments that were added since the root was read are for who reads it again.
         """
-        folder, exist = names.commits(owner), set(self.info.shards())
-        named = (name.removesuffix(".json") for name in self.files.names_in(folder))
-        shards = [int(stem) for stem in named if stem.isdigit() and int(stem) in exist]
-        before = self._commits.get(owner, {})
-        known = {shard: before[shard] for shard in shards if shard in before}
-
-        def learn(shard: int) -> None:
-            known[shard] = self.read_commit(owner, shard)
-
-        self.files.each(learn, [shard for shard in shards if shard not in known])
-        self._commits[owner] = known
-        return dict(sorted(known.items()))
+        return self.catalogue.commits(owner, self.info, self.paths(owner))
 
     def committed(self, owner: str, shard: int) -> CommitRecord | None:
         """The commit record of one shard, None when there is none."""
-        known = self._commits.setdefault(owner, {})
-        try:
-            if shard not in known:
-                known[shard] = self.read_commit(owner, shard)
-            elif not self.files.exists(names.commit(owner, shard)):  # taken back by another
-                del known[shard]
-        except FileNotFoundError:
-            return None
-        return known.get(shard)
+        return self.catalogue.committed(owner, shard, self.info, self.paths(owner))
 
     def read_commit(self, owner: str, shard: int) -> CommitRecord:
-        """One commit record from its file; CorruptCache when it is damaged or another shard's."""
-        path = names.commit(owner, shard)
-        data = self.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)
-        where = self.files.where(path)
-        with remedy(f"{RESTORE} {repair_text(self.location)}", CorruptCache):
-            record = CommitRecord.from_bytes(data, where)
-            start, stop = self.info.shard_range(shard)
-            expected = (owner, shard, start, stop - start)
-            if (record.owner, record.shard, record.start, record.num_rows) != expected:
-                raise CorruptCache(f"{where} is the record of another shard.")
-            if set(record.files) != set(self.shard_paths(owner, shard).values()):
-                raise CorruptCache(f"{where} names other files than its shard has.")
+        """One commit record, read again; CorruptCache when it is damaged or another shard's,
+        FileNotFoundError when there is none."""
+        self.catalogue.forget_records(owner, [shard])
+        record = self.committed(owner, shard)
+        if record is None:
+            raise FileNotFoundError(f"{owner} has no commit record of shard {shard}.")
         return record
 
     def shard_paths(self, owner: str, shard: int) -> dict[str, str]:
@@ -216,16 +190,74 @@ class Contents:
             for kind, shape in self.shapes(owner).items()
         }
 
+    def paths(self, owner: str) -> Callable[[int], list[str]]:
+        """Gives the files of an owner's shard, ascending."""
+        dims = {kind: 1 + len(shape) for kind, shape in self.shapes(owner).items()}
+        return lambda shard: sorted(
+            names.shard(owner, kind, shard, num_dims) for kind, num_dims in dims.items()
+        )
+
+    def stored_shards(self, owner: str) -> NDArray[np.int64]:
+        """Shards that have a commit record by name, those that the cache does not have too."""
+        return self.catalogue.stored_shards(owner)
+
+    def stored_facts(self) -> NDArray[np.int64]:
+        """Shards that have facts by name, those that the cache does not have too."""
+        return self.catalogue.stored_facts()
+
+    def facts_of(self, shard: int) -> ImageFacts | None:
+        """What is known of a shard's images; None before its first commit."""
+        return self.catalogue.facts_of(shard, self.info)
+
+    def committed_facts(self, record: CommitRecord) -> ImageFacts:
+        """What is known of the images that a shard was committed with; CorruptCache where that is
+        lost."""
+        facts = self.facts_of(record.shard)
+        if facts is not None and facts.digest != record.facts:
+            self.catalogue.forget_facts([record.shard])
+            facts = self.facts_of(record.shard)
+        if facts is None or facts.digest != record.facts:
+            raise self._lost_facts(record.owner, record.shard)
+        return facts
+
+    def facts(self, owners: Sequence[str] | None = None) -> RowFacts:
+        """What is known of every row's image.
+
+        CorruptCache where a shard that one of ``owners`` (None: all) committed does not stand on
+        the facts that are there.
+        """
+        chosen = self.owners if owners is None else owners
+        return self._facts_under({owner: self.commits(owner) for owner in chosen})
+
+    def _facts_under(self, records: Mapping[str, Commits]) -> RowFacts:
+        facts = self.catalogue.facts(self.info)
+        wrong = _first_other(facts, records)
+        if wrong:  # they may have been read before another writer put these there
+            self.catalogue.forget_facts([wrong[1]])
+            facts = self.catalogue.facts(self.info)
+            wrong = _first_other(facts, records)
+        if wrong:
+            raise self._lost_facts(*wrong)
+        return facts
+
+    def _lost_facts(self, owner: str, shard: int) -> CorruptCache:
+        what = "are missing" if self.facts_of(shard) is None else "are others"
+        return CorruptCache(
+            f"{self.files.where(names.facts(shard))}: the facts of the images that {owner} was "
+            f"committed with {what} (shard {shard}). {repair_text(self.location)}"
+        )
+
     def missing_shards(self, owner: str) -> list[int]:
         """Shards of an owner that are not committed yet, ascending."""
-        done = self.commits(owner)
-        return [shard for shard in self.info.shards() if shard not in done]
+        done = self.catalogue.shards(owner, self.info)
+        missing: list[int] = np.setdiff1d(self.info.shard_numbers, done).tolist()
+        return missing
 
     def require_complete(self, teachers: Sequence[str] | None = None) -> None:
         """Raise IncompleteCache, naming the command that goes on, when shards are missing."""
         for owner in (*self.owners,) if teachers is None else (*self._pixels, *teachers):
             if missing := len(self.missing_shards(owner)):
-                total = len(self.info.shards())
+                total = len(self.info.shard_numbers)
                 raise IncompleteCache(
                     f"{self.location} is unfinished: {owner} has {total - missing} of {total} "
                     f"shards. Finish it with `{self.finishing(owner)}`."
@@ -247,10 +279,14 @@ class Contents:
         UsageError for a split or a teacher that is not known.
         """
         chosen = self.teachers if teachers is None else teachers
+        check_split(split)
         for name in chosen:
             self.teacher(name)
-        owners = [self.commits(owner) for owner in (*self._pixels, *chosen)]
-        return eligible_rows(self.info, owners, split)
+        owners = {owner: self.commits(owner) for owner in (*self._pixels, *chosen)}
+        eligible = eligible_rows(self.info, list(owners.values()))
+        if split != "all":
+            eligible &= self._facts_under(owners).heldout == (split == HELDOUT)
+        return np.flatnonzero(eligible).astype(np.int64)
 
     @property
     def _pixels(self) -> tuple[str, ...]:
@@ -274,3 +310,11 @@ class Contents:
             dtype=dtype,
             look=lambda: (self.info, self.commits(owner)),
         )
+
+
+def _first_other(facts: RowFacts, records: Mapping[str, Commits]) -> tuple[str, int] | None:
+    """The first owner and shard whose record stands on other facts than those known."""
+    for owner, commits in records.items():
+        if (others := facts.others(commits.shards, commits.facts)).size:
+            return owner, int(others[0])
+    return None

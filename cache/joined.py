@@ -21,7 +21,6 @@ from .format.info import TeacherInfo
 from .format.split import HELDOUT, TRAIN, Split
 from .readahead import ReadAhead
 from .reader import ArrayReader
-from .rows import row_hashes
 from .store import Cache
 
 Rows = NDArray[np.int64]
@@ -129,19 +128,15 @@ class JoinedCaches:
         agree = not has_split and len({(info.seed, info.holdout) for info in infos}) == 1
         if agree or len(self.caches) == 1:
             return [np.empty(0, np.int64) for _ in self.caches]
-        hashes = [
-            row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
-            for cache in self.caches
+        sides = [
+            (cache.rows(teachers, TRAIN), cache.rows(teachers, HELDOUT)) for cache in self.caches
         ]
-        heldout = [
-            set(known[cache.rows(teachers, HELDOUT)].tolist())
-            for cache, known in zip(self.caches, hashes, strict=True)
-        ]
+        images = [cache.facts().images for cache in self.caches]
+        heldout = [known[held] for known, (_, held) in zip(images, sides, strict=True)]
         leaked = []
-        for number, (cache, known) in enumerate(zip(self.caches, hashes, strict=True)):
-            others = set().union(*heldout[:number], *heldout[number + 1 :])
-            rows = cache.rows(teachers, TRAIN)
-            leaked.append(rows[[sha256 in others for sha256 in known[rows].tolist()]])
+        for number, (known, (train, _)) in enumerate(zip(images, sides, strict=True)):
+            others = np.concatenate([*heldout[:number], *heldout[number + 1 :]])
+            leaked.append(train[np.isin(known[train], others)])
         return leaked
 
 

@@ -43,7 +43,7 @@ def create(location: str | Path | Files, info: CacheInfo, index: pa.Table) -> Ca
         raise UsageError(f"{files.location} already exists. Choose another, or extract into it.")
     if not index.num_rows:
         raise UsageError("a cache needs at least one image.")
-    if files.names_in(names.COMMITS):
+    if names.COMMITTED & set(files.names_in("")):
         raise UsageError(
             f"{files.location} holds the shards of a cache but no {names.ROOT}: it was lost, or a "
             f"copy stopped. Put {names.ROOT} back, repeat the copy, or choose another place."
@@ -74,7 +74,7 @@ def _no_cache(files: Files) -> UsageError:
             f"{refusal}nothing is there.{_neighbours(files)} "
             f"Make one with `phistill extract IMAGES --cache {files.location} --teacher ...`."
         )
-    if inside & {names.COMMITS, "index"}:
+    if inside & {*names.COMMITTED, "index"}:
         return UsageError(
             f"{refusal}it has parts of one, but no {names.ROOT}. If it was being made or copied, "
             f"run the same command again; otherwise put {names.ROOT} back."

@@ -27,10 +27,11 @@ from phistill.errors import (
     repair_text,
 )
 
+from .commits import Commits
 from .format import names
 from .format.info import CacheInfo
 from .order import WINDOW_SHARDS
-from .rows import Mask, Records, readable_rows
+from .rows import Mask, readable_rows
 from .storage.files import BadRow, Files, OpenShard
 from .storage.shard_pool import POOL
 
@@ -71,7 +72,7 @@ class ArrayReader:
         *,
         row_shape: tuple[int, ...],
         dtype: np.dtype[Any],
-        look: Callable[[], tuple[CacheInfo, Records]],
+        look: Callable[[], tuple[CacheInfo, Commits]],
     ) -> None:
         """``look`` gives what is known of the cache now: settings, and the owner's records."""
         self.owner, self.kind = owner, kind
@@ -92,11 +93,7 @@ class ArrayReader:
         """See the shards that were committed, and the rows that came and went, since."""
         info, records = self._look()
         readable = readable_rows(info, records)
-        written_anew = {
-            shard
-            for shard, before in self._records.items()
-            if (now := records.get(shard)) is not before and now != before
-        }
+        written_anew = set(records.changed_since(self._records))
         with self._lock:
             POOL.forget(self._key, written_anew)
             for shard in written_anew & set(self._whole):
@@ -183,8 +180,7 @@ class ArrayReader:
             )
         missing = rows[~self._readable[rows]]
         row = int(missing[0])
-        record = self._records.get(row // self._shard_rows)
-        reason = record.reasons.get(row - record.start) if record else None
+        reason = self._records.reason(row)
         why = f"was rejected ({reason})" if reason else "is not committed"
         if any(start <= row < stop for start, stop in info.removed):
             why = "was removed"

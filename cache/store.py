@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from phistill.errors import UsageError
+from phistill.errors import CacheMismatch, UsageError
 
 from .contents import Contents
 from .format import names
 from .format.arrays import array_document, group_document
 from .format.compression import encode_compressed
+from .format.facts import ImageFacts
 from .format.index import image_id
 from .format.info import DTYPES, CacheInfo, TeacherInfo
-from .format.record import CommitRecord, ImageFacts
+from .format.record import CommitRecord
 from .format.shard import encode_shard, sha256_of
 from .format.split import decide_sides
+from .packs import publish_facts, publish_records, whole_facts, whole_records
+from .storage.files import Files
 
 
 class Cache(Contents):
     """A cache. Cheap to open; picklable (opened again by its files)."""
+
+    def _attach(self, files: Files) -> None:
+        super()._attach(files)
+        self._settling = Lock()
 
     def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
         """Hold the cache for writing, or only ``shards`` of it; LockHeld names who has it."""
@@ -36,8 +45,8 @@ class Cache(Contents):
         if teacher.name in self.teachers:
             raise UsageError(f"{self.location} already has a teacher {teacher.name!r}.")
         info = replace(self.info, teachers=(*self.teachers, teacher.name))
-        self.files.delete(names.commits(teacher.name))  # of one that was being removed
-        self.files.delete(names.group(teacher.name))
+        for folder in names.folders_of(teacher.name):  # of one that was being removed
+            self.files.delete(folder)
         for kind in teacher.kinds:
             document = array_document(self.info, kind, teacher.row_shape(kind))
             self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
@@ -60,16 +69,18 @@ class Cache(Contents):
         reasons: Mapping[int, str],
         environment: Mapping[str, str],
     ) -> CommitRecord:
-        """Write a shard whole: every file, each durable before the next, then the commit record.
+        """Write a shard whole: the facts of its images unless they are there, every file, each
+        durable before the next, then the commit record.
 
-        ``arrays`` maps each kind to (n, *row_shape), n the rows that exist in the shard. ``images``
-        without sides take those of the owner who committed first; the first has them decided.
+        ``arrays`` maps each kind to (n, *row_shape), n the rows that exist in the shard. The sides
+        of ``images`` are those that the first commit of the shard gave or decided; CacheMismatch
+        for other images than its.
         """
         start, stop = self.info.shard_range(shard)
         shapes = self.shapes(owner)
         if set(arrays) != set(shapes):
             raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
-        images = self._decided(owner, shard, images)
+        stored = self.settle_facts(owner, shard, images)
         paths = self.shard_paths(owner, shard)
         files: dict[str, tuple[int, str]] = {}
         for kind, values in arrays.items():
@@ -90,24 +101,58 @@ class Cache(Contents):
             start=start,
             num_rows=stop - start,
             files=files,
-            images=images,
+            facts=stored.digest,
             reasons=dict(sorted(reasons.items())),
             environment=dict(environment),
         )
-        self.files.create(names.commit(owner, shard), record.to_bytes())
-        self._commits.setdefault(owner, {})[shard] = record
+        self.publish_record(record)
         return record
 
-    def _decided(self, owner: str, shard: int, images: ImageFacts) -> ImageFacts:
-        """``images`` with the side of each row, the same for every owner of the shard."""
-        for other in self.owners:
-            if other != owner and (record := self.committed(other, shard)) is not None:
-                record.require_images(images, owner, lambda row: image_id(self.index(), row))
-                images = replace(images, heldout=record.images.heldout)
-        if images.heldout:
+    def publish_record(self, record: CommitRecord) -> None:
+        """Commit a shard whose facts and files are there."""
+        self.files.create(names.commit(record.owner, record.shard), record.to_bytes())
+        self.catalogue.learn_record(record)
+
+    def settle_facts(self, owner: str, shard: int, images: ImageFacts) -> ImageFacts:
+        """The facts that a shard's commits stand on: those that are there, or else ``images`` of
+        ``owner``, with the side of each row.
+
+        Facts that a killed writer left without a commit bind nobody.
+        """
+        with self._settling:  # owners of a shard are committed by several threads
+            return self._settle_facts(owner, shard, images)
+
+    def _settle_facts(self, owner: str, shard: int, images: ImageFacts) -> ImageFacts:
+        self.catalogue.forget_facts([shard])  # another writer may have been here
+        stored = self.facts_of(shard)
+        if stored is not None and stored.shows_same(images):
+            return stored
+        others = (self.committed(other, shard) for other in self.owners if other != owner)
+        standing = next((record for record in others if record is not None), None)
+        start, _ = self.info.shard_range(shard)
+        if standing is not None and stored is not None:
+            stored.require_same(
+                images,
+                start=start,
+                owners=(standing.owner, owner),
+                image_of=lambda row: image_id(self.index(), row),
+            )
+        decided = self._with_sides(shard, images)
+        if standing is not None and decided.digest != standing.facts:
+            raise CacheMismatch(
+                f"the images of shard {shard}, read for {owner}, are not those that "
+                f"{standing.owner} in the cache came from, and what was known of these was lost. "
+                "Put the old images back, or extract into a new cache."
+            )
+        self.files.publish(names.facts(shard), [decided.to_bytes()])
+        self.catalogue.learn_facts(shard, decided)
+        return decided
+
+    def _with_sides(self, shard: int, images: ImageFacts) -> ImageFacts:
+        if images.is_decided:
             return images
-        sides = decide_sides(images.sha256, self.given_split(shard), self.info)
-        return replace(images, heldout=sides)
+        sides = decide_sides(images.hashes(), self.given_split(shard), self.info)
+        return images.decided(np.array(sides, bool))
 
     def _encode(self, owner: str, kind: str, values: NDArray[Any]) -> list[memoryview]:
         if not self.info.compression:
@@ -116,8 +161,29 @@ class Cache(Contents):
 
     def forget_shard(self, owner: str, shard: int) -> None:
         """Take back a commit: the shard counts as missing and can be extracted again."""
-        self.files.delete(names.commit(owner, shard))
-        self._commits.get(owner, {}).pop(shard, None)
+        self.forget_shards(owner, [shard])
+
+    def forget_shards(self, owner: str, shards: Collection[int]) -> None:
+        """Take back commits. A pack that held one is made again without it, and without what of it
+        is damaged; the caller holds all that the pack's range may have."""
+        for number in sorted({shard // self.info.pack_shards for shard in shards}):
+            whole = whole_records(self.files, number, owner, self.info, self.paths(owner))
+            left = {s: record for s, record in whole.by_shard.items() if s not in shards}
+            if whole.problem or whole.shards & set(shards):
+                publish_records(self.files, number, owner, left)
+        self.files.delete_all([names.commit(owner, shard) for shard in shards])
+        self.catalogue.forget_records(owner, shards)
+
+    def forget_facts(self, shards: Collection[int]) -> None:
+        """Take back what is known of shards' images: whoever commits them next says it again. Of
+        packs as ``forget_shards``."""
+        for number in sorted({shard // self.info.pack_shards for shard in shards}):
+            whole = whole_facts(self.files, number, self.info)
+            left = {s: facts for s, facts in whole.by_shard.items() if s not in shards}
+            if whole.problem or whole.shards & set(shards):
+                publish_facts(self.files, number, left)
+        self.files.delete_all([names.facts(shard) for shard in shards])
+        self.catalogue.forget_facts(shards)
 
     def restore_metadata(self, owner: str) -> None:
         """Publish the zarr.json of an owner's arrays again, from the cache's settings."""
@@ -131,17 +197,31 @@ class Cache(Contents):
         self._version = self.files.replace(names.ROOT, document, self._version)
         self.info = info
         self._teachers.clear()
-        self._commits = {o: known for o, known in self._commits.items() if o in self.owners}
+        self.catalogue.keep_owners(self.owners)
 
     def write_small(self, relative: str, data: bytes) -> None:
         """Publish a small file below the cache (statistics, normalizers)."""
         self.files.publish(relative, [data])
 
     def digest(self) -> str:
-        """sha256 (hex) over every file's path and content, the lock left out."""
-        total = hashlib.sha256()
+        """sha256 (hex) over every file's path and content, the lock left out, and commit records
+        and facts as if each had a file of its own: packing changes nothing."""
+        content = dict(self._single_files())
         for relative in self.files.walk():
-            if relative.partition("/")[0] not in names.WRITERS:
-                content = hashlib.sha256(self.files.read(relative)).hexdigest()
-                total.update(f"{relative}\0{content}\n".encode())
+            folder = relative.partition("/")[0]
+            if folder not in (*names.WRITERS, names.PACKS, names.COMMITS, names.FACTS):
+                content[relative] = self.files.read(relative)
+        total = hashlib.sha256()
+        for relative, data in sorted(content.items()):
+            total.update(f"{relative}\0{hashlib.sha256(data).hexdigest()}\n".encode())
         return total.hexdigest()
+
+    def _single_files(self) -> Iterator[tuple[str, bytes]]:
+        """Each commit record and each shard's facts, as a file of its own."""
+        for owner in self.owners:
+            for shard, record in self.commits(owner).items():
+                yield names.commit(owner, shard), record.to_bytes()
+        facts = self.catalogue.facts(self.info)
+        for shard in self.info.shards():
+            if (known := facts.of_shard(shard)) is not None:
+                yield names.facts(shard), known.to_bytes()

@@ -121,3 +121,27 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
         )
     click.echo(f"Next: phistill fit-stats {out}")
     click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")
+
+
+@click.command()
+@cache_argument
+def pack(cache: str) -> None:
+    """Put commit records and facts of images into packs.
+
+    A finished extraction has done it. It is for a cache whose extraction was stopped: one file is
+    opened faster than thousands. Nothing that the cache says changes.
+    """
+    from phistill import cache as store
+    from phistill.cache.upkeep.pack import pack as run
+    from phistill.errors import counted
+
+    opened = store.open(cache)
+    with opened.writing():
+        report = run(opened, unfinished=True)
+    if not report.num_files:
+        click.echo(f"{cache}: everything is packed.")
+        return
+    click.echo(
+        f"{cache}: {counted(report.num_files, 'file')} of single shards went into "
+        f"{counted(report.num_packs, 'pack')}."
+    )

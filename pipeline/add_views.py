@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from phistill.cache import Cache
-from phistill.cache.rows import readable_rows, row_hashes
+from phistill.cache.rows import readable_rows
 from phistill.cache.upkeep.append import add_segment
 from phistill.errors import CacheMismatch, UsageError
 
@@ -85,12 +85,12 @@ def _records(cache: Cache) -> pa.Table:
 def require_same_images(cache: Cache) -> None:
     """CacheMismatch when the views of an image do not come from the same bytes."""
     index: Any = cache.index()
-    hashes = row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
-    known: dict[str, str] = {}
+    facts = cache.facts()
+    hashes, has = facts.images, facts.has_sha256
+    known: dict[str, bytes] = {}
     changed: dict[str, None] = {}
     for row, name in zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True):
-        sha256 = hashes[row]
-        if sha256 is not None and known.setdefault(name, sha256) != sha256:
+        if has[row] and known.setdefault(name, hashes[row]) != hashes[row]:
             changed[name] = None
     if changed:
         first = next(iter(changed))

@@ -22,6 +22,7 @@ from phistill.cache import Cache
 from phistill.cache.format import names
 from phistill.cache.storage.files import Files
 from phistill.cache.storage.open_files import open_files
+from phistill.cache.upkeep.pack import pack_what_is_free
 from phistill.compute.dask_client import connected, finished
 from phistill.errors import LockHeld, counted
 
@@ -127,13 +128,20 @@ def shards_task(job: Job, shards: tuple[int, ...]) -> list[ShardDone]:
             owner,
             record.shard,
             record.num_rows,
-            sum(size for size, _ in record.files.values()),
+            record.num_bytes,
             tuple(record.start + slot for slot in record.reasons),
         )
         for owner in cache.owners
         for record in map(cache.commits(owner).get, shards)
         if record is not None
     ]
+
+
+def pack_task(job: Job) -> None:
+    """Pack what is finished and nobody writes."""
+    session = _session(job)
+    with session.lock:
+        pack_what_is_free(store.open(session.request.files))
 
 
 def extract_on_cluster(
@@ -184,6 +192,10 @@ def extract_on_cluster(
         limit_s = options.time_limit_s
         left_s = None if limit_s is None else max(0.0, round(limit_s - meter.elapsed_s, 3))
         meter.count_all(finished(client, futures, left_s))
+        if not meter.out_of_time:
+            last = client.submit(pack_task, job, key=f"pack-{job.token}", pure=False)
+            for future in finished(client, [last]):
+                future.result()
     if meter.out_of_time:
         say("the workers finish the shards that they are at.")
     return cache, prepared, meter

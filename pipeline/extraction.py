@@ -15,6 +15,7 @@ from typing import Protocol
 
 from phistill.cache import Cache
 from phistill.cache.storage.files import Files
+from phistill.cache.upkeep.pack import pack, pack_what_is_free
 from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from .add_views import require_same_images
@@ -115,11 +116,15 @@ def _extract(
         with request.files.writing():
             prepared = prepare(request, built)
             shards = prepared.cache.info.shards()
-            return prepared, extract_shards(request, prepared, shards, on_progress, started)
+            work = extract_shards(request, prepared, shards, on_progress, started)
+            pack(prepared.cache)
+            return prepared, work
     prepared = prepare_once(request, started)
     shards = worker.of(missing_shards(prepared.cache, request.teachers))
     with holding(prepared.cache, shards, REFUSE_AFTER_S):
-        return prepared, extract_shards(request, prepared, shards, on_progress, started)
+        work = extract_shards(request, prepared, shards, on_progress, started)
+    pack_what_is_free(prepared.cache)
+    return prepared, work
 
 
 class Work(Protocol):

@@ -136,7 +136,7 @@ def _changes(cache: Cache, teacher: str, environment: Mapping[str, str]) -> list
     records = cache.commits(teacher)
     if not records:
         return []
-    stored = records[max(records)].environment
+    stored = records[int(records.shards[-1])].environment
     return [
         f"{key} {stored.get(key, 'absent')} -> {environment.get(key, 'absent')}"
         for key in sorted({*stored, *environment} - {"phistill"})
@@ -177,10 +177,9 @@ def _require_same_images(
     hashes: Sequence[str | None],
     ids: Sequence[str],
 ) -> None:
-    records = cache.commits(teacher)
-    for row, sha256, image in zip(rows.tolist(), hashes, ids, strict=True):
-        record = records[row // cache.info.shard_rows]
-        if record.images.sha256[row - record.start] != sha256:
+    stored = cache.facts([teacher]).take(rows).hashes()
+    for row, before, sha256, image in zip(rows.tolist(), stored, hashes, ids, strict=True):
+        if before != sha256:
             raise CacheMismatch(
                 f"image {image} (row {row}) is not the one the cache was extracted from: its bytes "
                 "changed. Put the old image back, or extract into a new cache."

@@ -264,7 +264,7 @@ class ShardPass:
 
     def _count(self, record: CommitRecord) -> None:
         self.num_shards += 1
-        self.written_bytes += sum(size for size, _ in record.files.values())
+        self.written_bytes += record.num_bytes
         self.done_rows += record.num_rows
         self._report()
         self._budget.spend(record)
@@ -289,7 +289,7 @@ class ShardPass:
 
 
 def _facts(shard: DecodedShard) -> ImageFacts:
-    return ImageFacts(sha256=tuple(shard.sha256), size=tuple(shard.size), box=tuple(shard.box))
+    return ImageFacts.of(sha256=shard.sha256, size=shard.size, box=shard.box)
 
 
 class _Stages:

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from phistill import cache as store
-from phistill.cache import Cache, CommitRecord
+from phistill.cache import Cache
+from phistill.cache.commits import Commits
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
 from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options
@@ -61,7 +62,7 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
         "images": len(set(index["id"].to_pylist())),
         "segments": len(opened.info.segments),
         "shards": len(shards),
-        "bytes": sum(_bytes(records.values()) for records in commits.values()),
+        "bytes": sum(int(records.shard_bytes.sum()) for records in commits.values()),
         "complete": all(len(records) == len(shards) for records in commits.values()),
         "finish": sorted(
             {opened.finishing(o) for o, records in commits.items() if len(records) < len(shards)}
@@ -85,16 +86,14 @@ def rejected_rows(cache: Cache) -> list[RejectedRow]:
     ids = dict(zip(*(cache.index()[name].to_pylist() for name in ("row", "id")), strict=True))
     by_row: dict[int, RejectedRow] = {}
     for owner in cache.owners:
-        for record in cache.commits(owner).values():
-            for slot, reason in record.reasons.items():
-                row = record.start + slot
-                before = by_row.get(row)
-                by_row[row] = RejectedRow(
-                    row=row,
-                    id=str(ids[row]),
-                    owners=(*(before.owners if before else ()), owner),
-                    reason=before.reason if before else reason,
-                )
+        for row, reason in cache.commits(owner).reasons():
+            before = by_row.get(row)
+            by_row[row] = RejectedRow(
+                row=row,
+                id=str(ids[row]),
+                owners=(*(before.owners if before else ()), owner),
+                reason=before.reason if before else reason,
+            )
     return [by_row[row] for row in sorted(by_row)]
 
 
@@ -160,18 +159,12 @@ def _source_text(listing: Mapping[str, Any]) -> str:
     )
 
 
-def _bytes(records: Any) -> int:
-    return sum(size for record in records for size, _ in record.files.values())
-
-
-def _owner(
-    cache: Cache, owner: str, records: Mapping[int, CommitRecord], num_shards: int
-) -> dict[str, Any]:
+def _owner(cache: Cache, owner: str, commits: Commits, num_shards: int) -> dict[str, Any]:
     return {
-        "committed": len(records),
+        "committed": len(commits),
         "shards": num_shards,
-        "bytes": _bytes(records.values()),
-        "rejected": sum(len(record.reasons) for record in records.values()),
+        "bytes": int(commits.shard_bytes.sum()),
+        "rejected": len(commits.rejected),
         "arrays": {kind: list(shape) for kind, shape in cache.shapes(owner).items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -55,13 +56,20 @@ def small_index(num_rows: int) -> pa.Table:
 
 def facts(start: int, num_rows: int) -> ImageFacts:
     """Facts of invented images: the sha256 of the row's number."""
-    return ImageFacts(
+    return ImageFacts.of(
         sha256=tuple(
             hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, start + num_rows)
         ),
         size=((8, 8),) * num_rows,
         box=((0, 0, 8, 8),) * num_rows,
     )
+
+
+def facts_with_hash(images: ImageFacts, slot: int, sha256: str) -> ImageFacts:
+    """The same facts but for the bytes of one image."""
+    hashes = images.sha256.copy()
+    hashes[slot] = np.frombuffer(bytes.fromhex(sha256), np.uint8)
+    return dataclasses.replace(images, sha256=hashes)
 
 
 def random_features(

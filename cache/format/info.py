@@ -7,11 +7,14 @@ and refuse unknown keys, so that a file of a later format is refused instead of 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache, UsageError
 
@@ -25,6 +28,9 @@ MAX_ROW_BYTES = 2**31
 """An array that claims more than this per row is refused before anything is allocated."""
 
 MAX_LICENCE_LENGTH = 200
+
+MAX_PACK_SHARDS, MAX_PACK_ROWS = 2**14, 2**22
+"""A pack holds so many shards and rows at most: what is made and read as one file."""
 
 MAX_ROWS = 2**40
 """A cache that claims more rows is refused: a byte per row is held while rows are chosen."""
@@ -55,7 +61,7 @@ FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "comp
 """Settings that are equal in two caches of which one takes in rows of the other."""
 
 
-class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Settings that all shards of a cache share."""
 
     seed: int
@@ -123,25 +129,73 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def num_shards(self) -> int:
         return math.ceil(self.num_rows / self.shard_rows)
 
+    def segment_of(self, row: int) -> int | None:
+        """Number of the segment that a row belongs to; None for padding and beyond the end."""
+        number = bisect_right(self._starts, row) - 1
+        if number < 0 or row >= self._starts[number] + self.segments[number].num_rows:
+            return None
+        return number
+
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First row and row after the last that really exist in a shard."""
         start = shard * self.shard_rows
-        for segment in self.segments:
-            end = segment.start + segment.num_rows
-            if segment.start <= start < end:
-                return start, min(start + self.shard_rows, end)
-        raise UsageError(f"shard {shard} does not exist; the cache has {self.num_shards} shards.")
+        number = self.segment_of(start)
+        if number is None:
+            raise UsageError(
+                f"shard {shard} does not exist; the cache has {self.num_shards} shards."
+            )
+        segment = self.segments[number]
+        return start, min(start + self.shard_rows, segment.start + segment.num_rows)
 
     def shards(self) -> list[int]:
         """Every shard that holds rows."""
-        return [
-            shard
-            for segment in self.segments
-            for shard in range(
+        numbers: list[int] = self.shard_numbers.tolist()
+        return numbers
+
+    @property
+    def pack_shards(self) -> int:
+        """Shards of a pack, a power of two: no more than its facts of about 240 MB allow."""
+        return min(MAX_PACK_SHARDS, max(1, MAX_PACK_ROWS // self.shard_rows))
+
+    def ranges(self) -> dict[int, list[int]]:
+        """The shards of each pack's range, by its number."""
+        numbers = self.shard_numbers // self.pack_shards
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        parts = np.split(self.shard_numbers, starts[1:]) if len(starts) else []
+        return {int(part[0]) // self.pack_shards: part.tolist() for part in parts}
+
+    @cached_property
+    def shard_numbers(self) -> NDArray[np.int64]:
+        """Every shard that holds rows, (s,), ascending."""
+        spans = [
+            np.arange(
                 segment.start // self.shard_rows,
                 math.ceil((segment.start + segment.num_rows) / self.shard_rows),
+                dtype=np.int64,
             )
+            for segment in self.segments
         ]
+        return np.concatenate([np.empty(0, np.int64), *spans])
+
+    @cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Rows of each of ``shard_numbers``, (s,)."""
+        starts = self.shard_numbers * self.shard_rows
+        ends = np.array([segment.start + segment.num_rows for segment in self.segments], np.int64)
+        number = np.searchsorted(np.array(self._starts, np.int64), starts, side="right") - 1
+        return np.minimum(self.shard_rows, ends[number] - starts)
+
+    @cached_property
+    def real_rows(self) -> NDArray[np.bool_]:
+        """(num_rows,) False for the padding between segments."""
+        real = np.zeros(self.num_rows, bool)
+        for segment in self.segments:
+            real[segment.start : segment.start + segment.num_rows] = True
+        return real
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [segment.start for segment in self.segments]
 
 
 class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 256 * 2**20
 """A document larger than this is refused before it is parsed: the largest real one, a commit record
-of 65,536 rows, is about 10 MB."""
+of 65,536 rejected rows, is about 10 MB."""
 
 MAX_DEPTH = 64
 """Nesting beyond this is refused; ours needs six levels."""
@@ -42,6 +42,11 @@ def canonical(value: object) -> bytes:
 def digest_of(value: object) -> str:
     """sha256 (hex) of the canonical form."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def is_sha256(text: object) -> bool:
+    """Whether it is 64 lower-case hex digits."""
+    return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
 def with_digest(content: object) -> dict[str, Any]:

@@ -16,6 +16,10 @@ PIXEL_INTERPOLATION = "bicubic"
 """How stored pixels are made of an image; a student at another size resizes them the same way."""
 TEACHERS = "teachers"
 COMMITS = "commits"
+FACTS = "facts"
+PACKS = "packs"
+COMMITTED = frozenset({COMMITS, FACTS, PACKS})
+"""What says which shards there are, and of which images."""
 KINDS = ("patches", "summary", "registers")
 LOCK = ".lock"
 LEASES = ".lease"
@@ -83,3 +87,27 @@ def commits(owner: str) -> str:
 def commit(owner: str, number: int) -> str:
     """The commit record of one shard."""
     return f"{commits(owner)}/{number:06d}.json"
+
+
+def folders_of(owner: str) -> tuple[str, ...]:
+    """All that a teacher has in a cache."""
+    return commits(owner), record_packs(owner), group(owner)
+
+
+def facts(number: int) -> str:
+    """What is known of the images of one shard."""
+    return f"{FACTS}/{number:06d}.bin"
+
+
+def record_packs(owner: str) -> str:
+    """The folder of the packs of an owner's commit records."""
+    return f"{PACKS}/{COMMITS}/{owner}"
+
+
+FACT_PACKS = f"{PACKS}/{FACTS}"
+"""The folder of the packs of facts."""
+
+
+def pack(folder: str, number: int) -> str:
+    """The pack of one range of shards."""
+    return f"{folder}/{number:06d}.safetensors"

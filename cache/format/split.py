@@ -1,6 +1,6 @@
 """Which images are held out: what was given with them, or else a function of their bytes.
 
-It is decided once, when an image is first read, and stored in the commit records; nothing that
+It is decided once, when an image is first read, and stored with its facts; nothing that
 happens to the cache later moves an image to the other side. By the hash all views and all exact
 duplicates of an image fall on the same side.
 """

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..format.columns import Bytes
 from .lock import Holder
 from .publish import Buffer
 
@@ -73,6 +74,13 @@ class Files(Protocol):
     def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
         """The whole content, and what ``replace`` needs to know that it is still the same."""
 
+    def mapped(self, relative: str) -> Bytes:
+        """The content, of which parts can be had, without reading the rest; FileNotFoundError when
+        it is not there."""
+
+    def version(self, relative: str) -> object:
+        """What changes when a file is published again, None when it is not there."""
+
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
         """Write the whole file atomically and durably."""
 
@@ -91,6 +99,9 @@ class Files(Protocol):
 
     def delete(self, relative: str) -> None:
         """Delete a file or a folder with all it holds."""
+
+    def delete_all(self, relatives: Sequence[str]) -> None:
+        """Delete many files of one folder, durable together."""
 
     def sweep(self) -> int:
         """Delete what killed writers left half written; returns how many."""

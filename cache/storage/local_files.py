@@ -16,7 +16,7 @@ from phistill.errors import CorruptCache
 
 from . import lock
 from .local_shard import LocalShard
-from .publish import Buffer, leftovers, publish_chunks, remove
+from .publish import Buffer, leftovers, publish_chunks, remove, remove_files
 
 T = TypeVar("T")
 
@@ -61,6 +61,20 @@ class LocalFiles:
     def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
         return self.read(relative, max_bytes=max_bytes), None
 
+    def mapped(self, relative: str) -> NDArray[np.uint8]:
+        path = self.path(relative)
+        try:
+            return np.memmap(path, np.uint8, "r")
+        except ValueError:  # an empty file
+            return np.empty(0, np.uint8)
+
+    def version(self, relative: str) -> object:
+        try:
+            found = self.path(relative).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
         publish_chunks(self.path(relative), chunks)
 
@@ -85,6 +99,9 @@ class LocalFiles:
 
     def delete(self, relative: str) -> None:
         remove(self.path(relative))
+
+    def delete_all(self, relatives: Sequence[str]) -> None:
+        remove_files([self.path(relative) for relative in relatives])
 
     def sweep(self) -> int:
         partial = list(leftovers(self.root))

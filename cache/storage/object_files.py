@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 NUM_CONNECTIONS = 16
 """Requests of one kind at a time: one connection gives a fraction of what a machine can take."""
+START_BYTES = 2**20
+"""Of a pack that is opened: its header, and of most packs of commit records all there is."""
 PART_BYTES = 16 * 2**20
 """Larger objects are read and written in parts of this size, several at a time."""
 
@@ -151,6 +153,32 @@ class ObjectFiles:
             pass
         return whole
 
+    def mapped(self, relative: str) -> ObjectBytes:
+        return ObjectBytes(self, relative)
+
+    def version(self, relative: str) -> object:
+        import obstore
+
+        head = partial(obstore.head, self._store, relative)
+        try:
+            return str(_version(attempt("looked up", self.where(relative), head)))
+        except FileNotFoundError:
+            return None
+
+    def read_start(self, relative: str, num_bytes: int) -> tuple[NDArray[np.uint8], int]:
+        """The first ``num_bytes`` of an object, fewer when it is shorter, and its size."""
+        import obstore
+
+        def get() -> tuple[NDArray[np.uint8], int]:
+            answer = obstore.get(self._store, relative, options={"range": (0, num_bytes)})
+            size = int(answer.meta["size"])
+            data = np.frombuffer(memoryview(answer.bytes()), np.uint8)
+            if data.size != min(num_bytes, size):
+                raise TooShort(f"{data.size:,} of {min(num_bytes, size):,} bytes came")
+            return data, size
+
+        return attempt("read", self.where(relative), get)
+
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
         import obstore
 
@@ -228,6 +256,16 @@ class ObjectFiles:
 
         attempt("deleted", self.where(relative), forget)
 
+    def delete_all(self, relatives: Sequence[str]) -> None:
+        import obstore
+
+        def forget() -> None:
+            self.require_lease()
+            obstore.delete(self._store, list(relatives))
+
+        if relatives:
+            attempt("deleted", self.where(relatives[0]), forget)
+
     def sweep(self) -> int:
         return 0  # a put that was cut off leaves nothing that can be listed or read
 
@@ -269,6 +307,26 @@ class ObjectFiles:
             out[...] = array.oindex[rows]
 
         attempt("read", self.where(array_path), read)
+
+
+class ObjectBytes:
+    """An object whose beginning is here; further parts are fetched when they are asked for."""
+
+    def __init__(self, files: ObjectFiles, relative: str) -> None:
+        self._files, self._relative = files, relative
+        self._start, self._size = files.read_start(relative, START_BYTES)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        start, stop, _ = part.indices(self._size)
+        if stop <= self._start.size:
+            return self._start[start:stop]
+        whole = start == 0 and stop == self._size
+        if whole and stop > PART_BYTES:
+            return self._files.read_whole(self._relative, stop)
+        return self._files.read_range(self._relative, start, stop, self._size)
 
 
 def _version(meta: Any) -> dict[str, str]:

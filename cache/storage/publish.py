@@ -85,6 +85,23 @@ def remove(path: Path) -> None:
         ) from error
 
 
+def remove_files(paths: Sequence[Path]) -> None:
+    """Remove files of one folder for good, which is flushed once; one that is gone is no error.
+
+    Raises PublishError naming the path.
+    """
+    path = None
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        if path is not None and path.parent.exists():
+            fsync_folder(path.parent)
+    except OSError as error:
+        raise PublishError(
+            f"{path} could not be removed: {error.strerror or error}. {_advice(error)}"
+        ) from error
+
+
 def _advice(error: OSError) -> str:
     if is_out_of_files(error):
         return out_of_files_text()

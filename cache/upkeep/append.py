@@ -50,11 +50,11 @@ def add_segment(
 
 
 def _forget_strays(cache: Cache) -> None:
-    """Delete commit records of shards that the cache does not have: it was put back to an earlier
-    root, and they are of other rows than those that come now."""
+    """Delete records and facts of shards that the cache does not have: it was put back to an
+    earlier root, and they are of other rows than those that come now."""
     num_shards = cache.info.num_shards
     for owner in cache.owners:
-        for name in cache.files.names_in(names.commits(owner)):
-            stem = name.partition(".")[0]
-            if stem.isdigit() and int(stem) >= num_shards:
-                cache.files.delete(f"{names.commits(owner)}/{name}")
+        if strays := [s for s in cache.stored_shards(owner) if s >= num_shards]:
+            cache.forget_shards(owner, strays)
+    if strays := [s for s in cache.stored_facts() if s >= num_shards]:
+        cache.forget_facts(strays)

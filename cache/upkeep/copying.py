@@ -27,6 +27,7 @@ from ..storage.local_files import LocalFiles
 from ..storage.publish import PublishError
 from ..store import Cache
 from .layout import Part, is_run, publish_segments
+from .pack import pack
 from .place import MARK
 from .shards import ShardTask
 
@@ -95,6 +96,7 @@ def copy_rows(
     target.publish_root(info)
     files.delete(MARK)
     copy = Cache(files)
+    pack(copy)
     return CopyReport(copy, len(missing), needed, reuse(source, copy) if reuse else 0)
 
 
@@ -110,7 +112,8 @@ def _begin(source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part])
     if files.exists(names.ROOT):
         return
     if not (files.exists(MARK) and files.read(MARK, max_bytes=2**10) == mark):
-        files.delete(names.COMMITS)
+        for folder in sorted(names.COMMITTED):
+            files.delete(folder)
         files.publish(MARK, [mark])
 
 
@@ -139,19 +142,21 @@ def _keep_expected(target: Cache, tasks: dict[tuple[str, int], ShardTask]) -> se
     """What is in the copy already; records of anything else are taken back."""
     done = set()
     for owner in target.owners:
-        for name in target.files.names_in(names.commits(owner)):
-            stem = name.partition(".")[0]
-            task = tasks.get((owner, int(stem))) if stem.isdigit() else None
-            if task is not None and name.endswith(".json") and _is_there(target, task):
-                done.add((owner, task.shard))
+        others = []
+        for shard in target.stored_shards(owner).tolist():
+            task = tasks.get((owner, shard))
+            if task is not None and _is_there(target, task):
+                done.add((owner, shard))
             else:
-                target.files.delete(f"{names.commits(owner)}/{name}")
+                others.append(shard)
+        target.forget_shards(owner, others)
     return done
 
 
 def _is_there(target: Cache, task: ShardTask) -> bool:
     try:
         record = target.read_commit(task.owner, task.shard)
+        target.committed_facts(record)
     except CorruptCache:
         return False
     sizes = all(target.files.size(path) == size for path, (size, _) in record.files.items())

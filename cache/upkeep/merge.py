@@ -20,6 +20,7 @@ from ..format.info import FIXED, Segment, TeacherInfo
 from ..rows import removed_rows, spans
 from ..store import Cache
 from .append import add_segment
+from .pack import pack
 from .shards import copy_shard
 
 
@@ -45,10 +46,12 @@ def merge(target: Cache, source: Cache) -> int:
         listings = ()
     _take_over_licences(target, source)
     _take_over_removed(target, source, starts)
-    return sum(
+    num_copied = sum(
         _copy_segment(target, source, segment, starts[segment.start])
         for segment in source.info.segments
     )
+    pack(target)
+    return num_copied
 
 
 def _starts(target: Cache, source: Cache) -> dict[int, int]:
@@ -157,17 +160,19 @@ def _copy_segment(target: Cache, source: Cache, segment: Segment, start: int) ->
 
 def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
     """Copy one shard of every owner under the number ``into``; what is there already stays."""
-    index, copied = target.index(), 0
-    for owner in source.owners:
-        record = source.committed(owner, shard)
-        if record is None:
-            continue
-        for other in target.owners:
-            if (theirs := target.committed(other, into)) is not None:
-                theirs.require_images(record.images, owner, lambda row: image_id(index, row))
-                images = replace(record.images, heldout=theirs.images.heldout)
-                record = replace(record, images=images)
-        if target.committed(owner, into) is None:
+    records = [source.committed(owner, shard) for owner in source.owners]
+    there = [target.committed(owner, into) for owner in target.owners]
+    new, standing = next(filter(None, records), None), next(filter(None, there), None)
+    if new is not None and standing is not None:
+        target.committed_facts(standing).require_same(
+            source.committed_facts(new),
+            start=standing.start,
+            owners=(standing.owner, new.owner),
+            image_of=lambda row: image_id(target.index(), row),
+        )
+    copied = 0
+    for record in filter(None, records):
+        if target.committed(record.owner, into) is None:
             copy_shard(source, target, record, into)
             copied += 1
     return copied

@@ -22,7 +22,7 @@ from .layout import Part
 MARK = ".copying"
 """A file of an unfinished copy: the digest of what it is a copy of."""
 
-OURS = frozenset({"index", "teachers", names.PIXELS, names.COMMITS, *names.WRITERS, MARK})
+OURS = frozenset({"index", names.TEACHERS, names.PIXELS, *names.COMMITTED, *names.WRITERS, MARK})
 """What an unfinished copy consists of."""
 
 
@@ -64,7 +64,7 @@ def require_own_place(files: Files, source: Cache) -> None:
     with anything there but an unfinished copy."""
     require_outside(files.absolute, source)
     inside = files.names_in("")
-    if names.COMMITS in inside and MARK not in inside:
+    if names.COMMITTED & set(inside) and MARK not in inside:
         raise UsageError(
             f"{files.location} holds the shards of a cache whose {names.ROOT} was lost. Put it "
             "back, or choose a path that does not exist yet."

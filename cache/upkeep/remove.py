@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from phistill.errors import UsageError
 
 from ..format import names
-from ..rows import removed_rows, row_hashes, spans
+from ..rows import removed_rows, spans
 from ..store import Cache
 
 
@@ -45,18 +45,20 @@ def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:
     """
     index = cache.index()
     named = set(ids)
-    rows, known = index["row"].to_numpy(), index["id"].to_pylist()
-    hashes = row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
+    known = index["id"].to_pylist()
+    rows = index["row"].to_numpy()
+    facts = cache.facts()
+    hashes = facts.sha256[rows]
+    chosen = np.array([name in named for name in known], bool)
+    open_rows = facts.has_sha256[rows] & ~removed_rows(cache.info)[rows]
     removed_as = {
-        hashes[row]: name
-        for row, name in zip(rows.tolist(), known, strict=True)
-        if name in named and hashes[row] is not None
+        hashes[line].tobytes(): known[line]
+        for line in np.flatnonzero(chosen & facts.has_sha256[rows]).tolist()
     }
-    hidden = removed_rows(cache.info)
     return {
-        name: removed_as[hashes[row]]
-        for row, name in zip(rows.tolist(), known, strict=True)
-        if name not in named and hashes[row] in removed_as and not hidden[row]
+        known[line]: removed_as[hashes[line].tobytes()]
+        for line in np.flatnonzero(open_rows & ~chosen).tolist()
+        if hashes[line].tobytes() in removed_as
     }
 
 
@@ -65,5 +67,5 @@ def remove_teacher(cache: Cache, name: str) -> None:
     cache.teacher(name)
     left = tuple(other for other in cache.teachers if other != name)
     cache.publish_root(replace(cache.info, teachers=left))
-    cache.files.delete(names.commits(name))
-    cache.files.delete(names.group(name))
+    for folder in names.folders_of(name):
+        cache.files.delete(folder)

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from phistill.errors import CorruptCache, repair_text
 
-from ..format import names
+from ..format.facts import ImageFacts, joined
 from ..format.info import DTYPES
-from ..format.record import CommitRecord, ImageFacts
+from ..format.record import CommitRecord
 from ..format.shard import index_bytes
 from ..rows import readable_rows
 from ..store import Cache
@@ -29,8 +29,11 @@ def renumbered(cache: Cache, record: CommitRecord, shard: int) -> CommitRecord:
 def copy_shard(source: Cache, target: Cache, record: CommitRecord, shard: int) -> None:
     """Copy a shard to the byte under the number ``shard``, its record last.
 
-    CorruptCache, naming the file, when it is not the one that was committed.
+    CorruptCache, naming the file, when it is not the one that was committed; CacheMismatch where
+    the target has other images in its place, and their sides where it has the same.
     """
+    images = source.committed_facts(record)
+    facts = target.settle_facts(record.owner, shard, images)
     for old, new in _paths(source, record, shard):
         data = source.files.read(old)
         if hashlib.sha256(data).hexdigest() != record.files[old][1]:
@@ -40,7 +43,7 @@ def copy_shard(source: Cache, target: Cache, record: CommitRecord, shard: int) -
             )
         target.files.publish(new, [data])
     moved = renumbered(source, record, shard)
-    target.files.create(names.commit(record.owner, shard), moved.to_bytes())
+    target.publish_record(replace(moved, facts=facts.digest))
 
 
 def _paths(cache: Cache, record: CommitRecord, shard: int) -> Iterator[tuple[str, str]]:
@@ -65,7 +68,7 @@ class ShardTask:
     @property
     def num_bytes(self) -> int:
         if self.whole is not None:
-            return sum(size for size, _ in self.whole.files.values())
+            return self.whole.num_bytes
         shapes = self.source.shapes(self.owner)
         row = sum(int(np.prod(s)) * DTYPES[k].itemsize + 4 for k, s in shapes.items())
         return len(self.rows) * row + len(shapes) * index_bytes(self.source.info.shard_rows)
@@ -75,7 +78,8 @@ class ShardTask:
         if self.whole is not None:
             return record == renumbered(self.source, self.whole, self.shard)
         facts, reasons, environment = self._facts()
-        return (record.images, record.reasons, record.environment) == (facts, reasons, environment)
+        expected = (facts.digest, reasons, environment)
+        return (record.facts, record.reasons, record.environment) == expected
 
     def run(self) -> ShardTask:
         """Write the shard's files and then its record."""
@@ -108,24 +112,27 @@ class ShardTask:
 
     def _facts(self) -> tuple[ImageFacts, dict[int, str], dict[str, str]]:
         """What the records of the source say of the rows: images, reasons by slot, environment."""
-        records = self.source.commits(self.owner)
-        shard_rows = self.source.info.shard_rows
-        places = [(records[row // shard_rows], row % shard_rows) for row in self.rows.tolist()]
-        by_record = [(record.images, slot) for record, slot in places]
-        images = ImageFacts(
-            sha256=tuple(facts.sha256[slot] for facts, slot in by_record),
-            size=tuple(facts.size[slot] for facts, slot in by_record),
-            box=tuple(facts.box[slot] for facts, slot in by_record),
-            heldout=tuple(facts.heldout[slot] for facts, slot in by_record),
+        commits = self.source.commits(self.owner)
+        shards, slots = np.divmod(self.rows, self.source.info.shard_rows)
+        records = {shard: commits[shard] for shard in np.unique(shards).tolist()}
+        facts = joined(
+            [
+                self.source.committed_facts(record).take(slots[shards == shard])
+                for shard, record in records.items()
+            ]
         )
+        places = [
+            (records[shard], slot)
+            for shard, slot in zip(shards.tolist(), slots.tolist(), strict=True)
+        ]
         reasons = {
             new: record.reasons[slot]
             for new, (record, slot) in enumerate(places)
             if slot in record.reasons
         }
         environment: dict[str, str] = {}
-        for record in {record.shard: record for record, _ in places}.values():
+        for record in records.values():
             for key, value in record.environment.items():
                 if value not in environment.setdefault(key, value).split(" | "):
                     environment[key] += f" | {value}"
-        return images, reasons, environment
+        return facts, reasons, environment

@@ -22,6 +22,7 @@ from ..format.info import DTYPES
 from ..format.record import CommitRecord
 from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
 from ..format.tensor_file import decode
+from ..packs import whole_facts, whole_records
 from ..segments import read_index
 from ..storage.files import Files
 from ..store import Cache
@@ -47,6 +48,11 @@ class Finding:
     statistics: bool = False
     """It is about moments or a normalizer, which ``fit-stats --repair`` makes again."""
 
+    @property
+    def is_of_facts(self) -> bool:
+        """It is about what is known of images; ``owner`` is who can read them again."""
+        return self.path.startswith((f"{names.FACTS}/", f"{names.FACT_PACKS}/"))
+
     def __str__(self) -> str:
         where = self.owner or "cache"
         where += f", shard {self.shard}" if self.shard is not None else ""
@@ -70,15 +76,15 @@ class VerifyReport:
 
 
 def verify(cache: Cache, *, progress: VerifyProgress | None = None) -> VerifyReport:
-    """Check the index, every zarr.json, every commit record, every byte of every shard, and all
-    stored statistics by the digest that they carry."""
+    """Check the index, every zarr.json, every commit record and the facts it stands on, every byte
+    of every shard, and all stored statistics by the digest that they carry."""
     findings = list(_metadata(cache))
     records: list[CommitRecord] = []
     for owner in cache.owners:
         readable, broken = _records(cache, owner)
         findings += broken
         records += readable
-    findings += _different_images(cache, records)
+    findings += _facts(cache, records)
     statistics = [path for name in cache.teachers for path in _statistics(cache.files, name)]
     total = sum(size for record in records for size, _ in record.files.values())
     total += sum(cache.files.size(path) or 0 for path in statistics)
@@ -113,7 +119,8 @@ def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> l
 def discard(cache: Cache, report: VerifyReport) -> int:
     """Take back the commit of every damaged shard and write damaged array documents anew.
 
-    The shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
+    Damaged facts go too: whoever commits the shard again brings the same ones, or is refused. The
+    shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
     Damaged statistics are deleted, and ``fit_stats`` makes them again.
     Raises CorruptCache for damage that no extraction can undo (the index, the root).
     """
@@ -124,8 +131,10 @@ def discard(cache: Cache, report: VerifyReport) -> int:
             "Restore that file from a copy, or extract into a new cache."
         )
     shards = {(f.owner, f.shard) for f in report.damaged if f.shard is not None}
-    for owner, shard in sorted(shards):
-        cache.forget_shard(owner, shard)
+    for owner in sorted({owner for owner, _ in shards}):
+        cache.forget_shards(owner, {shard for other, shard in shards if other == owner})
+    lost = {f.shard for f in report.damaged if f.shard is not None and f.is_of_facts}
+    cache.forget_facts(lost)
     for finding in report.damaged:
         if finding.statistics:
             cache.files.delete(finding.path)
@@ -169,31 +178,75 @@ def _records(cache: Cache, owner: str) -> tuple[list[CommitRecord], list[Finding
         cache.shapes(owner)
     except (CorruptCache, OSError):
         return [], []  # said of its group
-    present = set(cache.files.names_in(names.commits(owner)))
-    for shard in cache.info.shards():
-        path = names.commit(owner, shard)
-        if path.rsplit("/", 1)[1] not in present:
-            findings.append(Finding(owner, shard, path, "not extracted yet", unfinished=True))
-            continue
-        try:
-            records.append(cache.read_commit(owner, shard))
-        except (CorruptCache, OSError) as error:
-            findings.append(Finding(owner, shard, path, str(error)))
+    loose = cache.catalogue.loose_shards(names.commits(owner))
+    for number, shards in cache.info.ranges().items():
+        path = names.pack(names.record_packs(owner), number)
+        packed = whole_records(cache.files, number, owner, cache.info, cache.paths(owner))
+        damaged = []
+        for shard in shards:
+            if shard in loose:
+                try:
+                    records.append(cache.read_commit(owner, shard))
+                except (CorruptCache, OSError) as error:
+                    path_of_shard = names.commit(owner, shard)
+                    findings.append(Finding(owner, shard, path_of_shard, str(error)))
+            elif shard in packed.by_shard:
+                records.append(packed.by_shard[shard])
+            elif packed.problem and (shard in packed.shards or not packed.shards):
+                damaged.append(Finding(owner, shard, path, packed.problem))
+            else:
+                path_of_shard = names.commit(owner, shard)
+                finding = Finding(owner, shard, path_of_shard, "not extracted yet", unfinished=True)
+                findings.append(finding)
+        if packed.problem and not damaged:
+            damaged = [Finding(owner, shards[0], path, packed.problem)]
+        findings += damaged
     return records, findings
 
 
-def _different_images(cache: Cache, records: list[CommitRecord]) -> Iterator[Finding]:
-    """Owners whose rows come from different images than those of the first owner."""
-    first: dict[int, CommitRecord] = {}
+def _facts(cache: Cache, records: list[CommitRecord]) -> Iterator[Finding]:
+    """Facts that are damaged, missing or of another shard, said of the owner who can bring them
+    again by committing the shard again, and owners whose rows come from other images."""
+    by_shard: dict[int, list[CommitRecord]] = {}
     for record in records:
-        reference = first.setdefault(record.shard, record)
-        if record.images != reference.images:
-            yield Finding(
-                record.owner,
-                record.shard,
-                names.commit(record.owner, record.shard),
-                f"its rows come from other images than those of {reference.owner}",
-            )
+        by_shard.setdefault(record.shard, []).append(record)
+    loose = cache.catalogue.loose_shards(names.FACTS)
+    for number, shards in cache.info.ranges().items():
+        packed = whole_facts(cache.files, number, cache.info)
+        pack, named = names.pack(names.FACT_PACKS, number), False
+        for shard in filter(by_shard.get, shards):
+            standing, digest, path = by_shard[shard], "", names.facts(shard)
+            what = "the facts of its images are not those that it was committed with"
+            if shard in loose:
+                try:
+                    digest = cache.catalogue.read_facts(shard, cache.info).digest
+                except (CorruptCache, OSError) as error:
+                    what = str(error)
+            elif shard in packed.by_shard:
+                digest = packed.by_shard[shard].digest
+            elif packed.problem and (shard in packed.shards or not packed.shards):
+                path, what, named = pack, packed.problem, True
+            else:
+                what = "the facts of its images are missing"
+            others = [record for record in standing if record.facts != digest]
+            if len(others) == len(standing):
+                rows = tuple(range(*cache.info.shard_range(shard)))
+                yield Finding(_who_reads_again(cache, standing), shard, path, what, rows)
+                continue
+            first = next(record for record in standing if record.facts == digest)
+            for record in others:
+                what = f"its rows come from other images than those of {first.owner}"
+                yield Finding(record.owner, shard, names.commit(record.owner, shard), what)
+        if packed.problem and not named:
+            first_owner = cache.owners[0] if cache.owners else ""
+            yield Finding(first_owner, shards[0], pack, packed.problem)
+
+
+def _who_reads_again(cache: Cache, standing: Sequence[CommitRecord]) -> str:
+    """The owner who costs the least to make again: the pixels, a teacher, an imported one."""
+    owners = [record.owner for record in standing]
+    here = [o for o in owners if o == names.PIXELS or not cache.teacher(o).is_imported]
+    return (here or owners)[0]
 
 
 def _file(cache: Cache, record: CommitRecord, path: str, size: int, sha256: str) -> Finding | None:

@@ -117,12 +117,8 @@ def _table(cache: Cache, teachers: Sequence[str], rows: NDArray[np.int64]) -> pa
         columns["label"] = part["label"]
     heldout = np.isin(rows, cache.rows(teachers, HELDOUT))
     columns["split"] = pa.array([HELDOUT if held else TRAIN for held in heldout])
-    owner = cache.owners[0]
-    records, shard_rows = cache.commits(owner), cache.info.shard_rows
-    places = [(records[row // shard_rows].images, row % shard_rows) for row in rows.tolist()]
-    columns["sha256"] = pa.array([images.sha256[slot] for images, slot in places], pa.string())
-    sizes = [images.size[slot] for images, slot in places]
-    boxes = [images.box[slot] for images, slot in places]
-    columns["size"] = pa.array(sizes, pa.list_(pa.int64()))
-    columns["box"] = pa.array(boxes, pa.list_(pa.int64()))
+    facts = cache.facts().take(rows)
+    columns["sha256"] = pa.array(facts.hashes(), pa.string())
+    columns["size"] = pa.array(facts.sizes(), pa.list_(pa.int64()))
+    columns["box"] = pa.array(facts.boxes(), pa.list_(pa.int64()))
     return pa.table(columns)

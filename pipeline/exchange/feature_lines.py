@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from phistill.cache.format.json_document import is_sha256
 from phistill.errors import UsageError
 
 from ..images.source import refuse_duplicates
@@ -49,13 +50,9 @@ class ImageLines:
         if line < 0:
             return None, None, None
         sha256, size, box = (self.get(column, line) for column in ("sha256", "size", "box"))
-        if sha256 is not None and not _is_sha256(sha256):
+        if sha256 is not None and not is_sha256(sha256):
             raise UsageError(f"id {self.ids[line]!r}: sha256 {sha256!r} is not 64 hex digits.")
         return sha256, _whole(size, 2), _whole(box, 4)
-
-
-def _is_sha256(text: object) -> bool:
-    return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
 def _whole(value: Any, count: int) -> tuple[int, ...] | None:

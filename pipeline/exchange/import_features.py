@@ -23,6 +23,7 @@ from phistill.cache.format import names
 from phistill.cache.format.info import IMPORTED
 from phistill.cache.storage.files import Files
 from phistill.cache.storage.open_files import open_files
+from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, UsageError
 from phistill.stats.coarse import CoarseArray, coarse_arrays
@@ -124,6 +125,7 @@ def import_features(
         for teacher in teachers:
             work.add(teacher)
         work.run(imported, image_source)
+        pack(target)
     return ImportReport(
         cache=target,
         num_shards=work.num_shards,

@@ -164,26 +164,27 @@ class ImportPass:
     def _facts(self, shard: int) -> ImageFacts:
         """What the shard's images are: as another owner says, or as the table does."""
         stated = [self._lines.image(int(self._position[line])) for line in self._shard_lines(shard)]
-        for owner in self._cache.owners:
-            record = self._cache.commits(owner).get(shard)
-            if record is None:
-                continue
-            for slot, (sha256, _, _) in enumerate(stated):
-                known = record.images.sha256[slot]
+        owners = self._cache.owners
+        standing = (self._cache.committed(owner, shard) for owner in owners)
+        record = next(filter(None, standing), None)
+        if record is not None and (facts := self._cache.facts_of(shard)) is not None:
+            for slot, (known, (sha256, _, _)) in enumerate(
+                zip(facts.hashes(), stated, strict=True)
+            ):
                 if sha256 is not None and known is not None and sha256 != known:
                     raise CacheMismatch(
                         f"row {record.start + slot}: the features are of an image with sha256 "
-                        f"{sha256}, {owner} was extracted from {known}."
+                        f"{sha256}, {record.owner} was extracted from {known}."
                     )
-            return record.images
+            return facts
         lines = self._shard_lines(shard)
-        return ImageFacts(
-            sha256=tuple(
+        return ImageFacts.of(
+            sha256=[
                 sha256 or hashlib.sha256(self._ids[line].encode()).hexdigest()
                 for (sha256, _, _), line in zip(stated, lines, strict=True)
-            ),
-            size=tuple(size for _, size, _ in stated),
-            box=tuple(box for _, _, box in stated),
+            ],
+            size=[size for _, size, _ in stated],
+            box=[box for _, _, box in stated],
         )
 
     def _shard_lines(self, shard: int) -> range:

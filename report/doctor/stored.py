@@ -64,7 +64,7 @@ def _shards(cache: Cache) -> Iterator[Finding]:
                 f"{owner}: gone or cut: {counted(len(wrong), 'file')}, {wrong[0]} first",
                 f"phistill extract IMAGES --cache {cache.location} --repair",
             )  # fmt: skip
-        rejected |= {r.start + slot for r in commits.values() for slot in r.reasons}
+        rejected |= set(commits.rejected.tolist())
     if rejected:
         yield Finding(
             "cache", "note", f"rejected rows: {len(rejected):,}",

@@ -170,7 +170,8 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
     rows = sampled_rows(cache, teacher, options)
     shards, starts = np.unique(rows // spec.shard_rows, return_index=True)
     rows_of = dict(zip(shards.tolist(), np.split(rows, starts)[1:], strict=True))
-    digests = {shard: record.digest for shard, record in cache.commits(teacher).items()}
+    commits = cache.commits(teacher)
+    digests = dict(zip(commits, map(bytes, commits.digests), strict=True))
     groups = []
     for number, members in _chunks(shards.tolist(), layout.shards_per_group):
         pieces = [
@@ -187,7 +188,7 @@ def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
         yield number, list(members)
 
 
-def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " _"]]]) -> Piece:
+def _piece(spec: ArraySpec, shards: list[tuple[int, bytes, Int[np.ndarray, " _"]]]) -> Piece:
     """A piece of (shard, digest of its commit record, rows), keyed by all three."""
     # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
     seed = spec.options.seed if spec.options.tokens_per_image is not None else 0
@@ -196,7 +197,7 @@ def _piece(spec: ArraySpec, shards: list[tuple[int, str, Int[np.ndarray, " _"]]]
     for shard, digest, rows in shards:
         mask: Bool[np.ndarray, " shard_rows"] = np.zeros(spec.shard_rows, dtype=bool)
         mask[rows - shard * spec.shard_rows] = True
-        key.update(f"{shard} {digest} ".encode() + np.packbits(mask).tobytes())
+        key.update(f"{shard} ".encode() + digest + np.packbits(mask).tobytes())
     return Piece(key.hexdigest(), np.concatenate([rows for _, _, rows in shards]))
 
 
@@ -212,8 +213,8 @@ def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> st
     key.update(repr(sorted(map(tuple, info.removed))).encode())
     key.update(" ".join(segment.index_sha256 for segment in info.segments).encode())
     for owner in ("pixels", teacher) if info.pixel_size else (teacher,):
-        for shard, record in sorted(cache.commits(owner).items()):
-            key.update(f"{shard} {record.digest} ".encode())
+        commits = cache.commits(owner)
+        key.update(commits.shards.astype("<i8").tobytes() + commits.digests.tobytes())
     return key.hexdigest()
 
 

@@ -67,7 +67,7 @@ def test_a_reader_beside_a_writer_sees_whole_committed_shards_only(
 ) -> None:
     """G10: each read while shards are being committed is right, or says MissingRow."""
     rows, shard_rows, width = 4096, 8, 16
-    images = ImageFacts(sha256=(None,) * 8, size=(None,) * 8, box=(None,) * 8)
+    images = ImageFacts.of(sha256=(None,) * 8, size=(None,) * 8, box=(None,) * 8)
     teacher = TeacherInfo(name="t", grid=(1, 1), widths={"patches": width})
     cache = empty_cache(tmp_path / "c", [teacher], num_rows=rows, shard_rows=shard_rows)
     expected = np.arange(rows, dtype=np.float16)

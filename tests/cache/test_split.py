@@ -63,7 +63,7 @@ def fill(cache: Cache) -> None:
                 kind: np.zeros((num, *shape), np.float16)
                 for kind, shape in cache.shapes(owner).items()
             }
-            images = ImageFacts(
+            images = ImageFacts.of(
                 sha256=tuple(sha256_of(by_row[row]) for row in rows),
                 size=((1, 1),) * num,
                 box=((0, 0, 1, 1),) * num,
@@ -240,14 +240,10 @@ def test_rows_added_with_a_split_leave_the_others_where_the_hash_put_them(tmp_pa
 def test_a_later_owner_takes_over_the_sides_of_the_first(tmp_path: Path) -> None:
     """Of one row there is one truth, whoever reads the image again."""
     cache = new_cache(tmp_path / "c", "image", has_split=False)
-    record = cache.commits("t")[0]
+    first = cache.facts_of(0)
+    assert first is not None
     cache.add_teacher(OTHER)
-    facts = ImageFacts(
-        sha256=record.images.sha256,
-        size=record.images.size,
-        box=record.images.box,
-        heldout=tuple(not held for held in record.images.heldout),
-    )
+    facts = first.decided(~first.heldout)
     arrays = {"patches": np.zeros((SHARD_ROWS, 1, 3), np.float16)}
     later = cache.commit_shard("later", 0, arrays, images=facts, reasons={}, environment={})
-    assert later.images == record.images
+    assert later.facts == cache.commits("t")[0].facts == first.digest != facts.digest

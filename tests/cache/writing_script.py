@@ -1,4 +1,8 @@
-"""Writes a small cache, or goes on with it; killed by the tests at every place that matters."""
+"""Writes a small cache, or goes on with it; killed by the tests at every place that matters.
+
+writing_script.py PLACE [MODE]: ``single`` leaves commit records and facts in files of single
+shards, ``again`` takes a shard out of the packs and commits it anew.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import phistill.cache as store
 from phistill.cache import CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.storage import lease
 from phistill.cache.storage.open_files import open_files
+from phistill.cache.upkeep.pack import pack
 
 NUM_ROWS = 20
 
@@ -30,7 +35,7 @@ def index() -> pa.Table:
     )
 
 
-def main(location: str | Path) -> None:
+def main(location: str | Path, mode: str = "packed") -> None:
     lease.STALE_S = 1.5  # the next run need not wait as long as a user's
     files = open_files(location)
     with files.writing():
@@ -50,9 +55,15 @@ def main(location: str | Path) -> None:
         teacher = TeacherInfo(name="t", grid=(2, 2), widths={"patches": 4, "summary": 3})
         if "t" not in cache.teachers:
             cache.add_teacher(teacher)
+        if mode == "again":
+            cache.forget_shard("t", 1)
+            cache.forget_shard("pixels", 1)
+            cache.forget_facts([1])
         for owner in cache.owners:
             for shard in cache.missing_shards(owner):
                 commit(cache, owner, shard)
+        if mode != "single":
+            pack(cache)
 
 
 def commit(cache: store.Cache, owner: str, shard: int) -> None:
@@ -66,9 +77,9 @@ def commit(cache: store.Cache, owner: str, shard: int) -> None:
         for kind, shape in cache.shapes(owner).items()
     }
     digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop)]
-    images = ImageFacts(sha256=tuple(digests), size=((4, 4),) * num, box=((0, 0, 4, 4),) * num)
+    images = ImageFacts.of(sha256=tuple(digests), size=((4, 4),) * num, box=((0, 0, 4, 4),) * num)
     cache.commit_shard(owner, shard, arrays, images=images, reasons={}, environment={})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

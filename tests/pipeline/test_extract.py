@@ -131,8 +131,10 @@ def test_more_rejects_than_the_budget_stop_the_run(folder: Path, tiny: str, tmp_
 def test_a_center_crop_keeps_proportions(folder: Path, tiny: str, tmp_path: Path) -> None:
     settings = CacheSettings(pixel_size=16, shard_rows=8, views=(View("center-crop"),))
     cache = extract(folder, tmp_path / "c", [f"t={tiny}"], settings=settings).cache
-    for record in cache.commits("t").values():
-        for size, box in zip(record.images.size, record.images.box, strict=True):
+    for shard in cache.commits("t"):
+        images = cache.facts_of(shard)
+        assert images is not None
+        for size, box in zip(images.sizes(), images.boxes(), strict=True):
             if size is not None and box is not None:
                 assert box[2] - box[0] == box[3] - box[1] == min(size)
     other = CacheSettings(views=(View("resize"), View("center-crop", flip="yes")))

@@ -15,9 +15,14 @@ from phistill.cache.upkeep.verify import verify
 DATA = Path(__file__).parents[2] / "data"
 
 
+MODES = {"cache-v1": "packed", "cache-v1-single": "single"}
+"""A cache whose commit records and facts are packed, and one where each has a file."""
+
+
 @pytest.mark.guarantee("G23", "format 1 opens")
-def test_a_version_1_cache_opens_and_gives_its_values() -> None:
-    cache = Cache(DATA / "cache-v1")
+@pytest.mark.parametrize("name", MODES)
+def test_a_version_1_cache_opens_and_gives_its_values(name: str) -> None:
+    cache = Cache(DATA / name)
     assert cache.info.format == 1
     assert verify(cache).findings == ()
     assert cache.rows(split="all").tolist() == list(range(20))
@@ -28,12 +33,13 @@ def test_a_version_1_cache_opens_and_gives_its_values() -> None:
     assert cache.index()["id"].to_pylist() == [str(row) for row in range(20)]
 
 
-def test_what_is_written_today_is_still_version_1_to_the_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MODES)
+def test_what_is_written_today_is_still_version_1_to_the_byte(name: str, tmp_path: Path) -> None:
     """A change of the format needs a new number; this notices one that slipped in."""
     script = Path(__file__).parents[1] / "writing_script.py"
-    subprocess.run([sys.executable, str(script), str(tmp_path / "c")], check=True)
-    for path in sorted((DATA / "cache-v1").rglob("*")):
+    subprocess.run([sys.executable, str(script), str(tmp_path / "c"), MODES[name]], check=True)
+    for path in sorted((DATA / name).rglob("*")):
         # pyarrow names its own version inside the index, and with it the digest in the root.
-        if path.is_file() and path.suffix != ".parquet" and path.parent.name != "cache-v1":
-            copy = tmp_path / "c" / path.relative_to(DATA / "cache-v1")
+        if path.is_file() and path.suffix != ".parquet" and path.parent.name != name:
+            copy = tmp_path / "c" / path.relative_to(DATA / name)
             assert copy.read_bytes() == path.read_bytes(), path.name

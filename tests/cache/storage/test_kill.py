@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
+from phistill.cache.upkeep.verify import verify
 from tests.conftest import FULL
 
 SCRIPT = Path(__file__).parents[1] / "writing_script.py"
@@ -28,9 +29,9 @@ needs_strace = pytest.mark.skipif(
 )
 
 
-def write(path: Path, *strace: str) -> subprocess.CompletedProcess[str]:
+def write(path: Path, *strace: str, mode: str = "packed") -> subprocess.CompletedProcess[str]:
     """Run the script, under strace when it is to be disturbed."""
-    command = [sys.executable, str(SCRIPT), str(path)]
+    command = [sys.executable, str(SCRIPT), str(path), mode]
     if strace:
         command = ["strace", "-f", "-qq", "-o", str(path.with_suffix(".strace")), *strace, *command]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,6 +77,38 @@ def test_killed_at_a_system_call_and_run_again_it_ends_the_same(
         assert Cache(path).digest() == digest, f"{call} {place}"
         assert not list(path.rglob("*.partial"))
     record_property("G1", f"SIGKILL at {len(tried)} of {counts[call]} {call}s: same digest")
+
+
+@needs_strace
+@pytest.mark.root
+@pytest.mark.parametrize("call", ["rename", "fsync", "unlink"])
+def test_killed_while_a_shard_is_taken_out_of_its_packs_it_ends_the_same(
+    call: str,
+    whole: tuple[str, dict[str, int]],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The shard is committed anew and packed again, so every step of a repair is among them."""
+    assert write(tmp_path / "start").returncode == 0
+    shutil.copytree(tmp_path / "start", tmp_path / "traced")
+    traced = write(tmp_path / "traced", "-e", f"trace={call}", mode="again")
+    assert traced.returncode == 0, traced.stderr
+    count = len(re.findall(rf"\b{call}\(", (tmp_path / "traced.strace").read_text()))
+    assert count > 5
+    tried = places(count)
+    for place in tried:
+        path = shutil.copytree(tmp_path / "start", tmp_path / f"{call}-{place}")
+        inject = f"inject={call}:signal=KILL:when={place}"
+        killed = write(path, "-e", f"trace={call}", "-e", inject, mode="again")
+        assert killed.returncode != 0
+        assert verify(Cache(path)).damaged == ()
+        again = write(path)
+        assert again.returncode == 0, f"{call} {place}: {again.stderr}"
+        assert Cache(path).digest() == whole[0], f"{call} {place}"
+        assert not list(path.rglob("*.partial"))
+        left = [p for folder in ("commits", "facts") for p in (path / folder).rglob("*.*")]
+        assert left == [], "all of it is packed again"
+    record_property("G1", f"SIGKILL at {len(tried)} of {count} {call}s of a repair: same digest")
 
 
 class ForkServer:

@@ -48,7 +48,7 @@ for line in sys.stdin:  # PATH SHARDS MODE
                 values = np.repeat(np.arange(start, stop, dtype=np.float16)[:, None, None], 8, 2)
                 unknown = {name: (None,) * (stop - start) for name in ("sha256", "size", "box")}
                 cache.commit_shard(
-                    "t", shard, {"patches": values}, images=ImageFacts(**unknown),
+                    "t", shard, {"patches": values}, images=ImageFacts.of(**unknown),
                     reasons={}, environment={},
                 )
             if mode == "until-told":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_the_bytes_of_a_removed_image_are_in_no_file(
 ) -> None:
     cache = make_cache(num_rows=60)
     needles = [cache.reader(*array).read(np.array([20])).tobytes() for array in ARRAYS]
-    needles += [b"image-00020", cache.commits("a")[1].images.sha256[4].encode()]  # type: ignore[union-attr]
+    needles += [b"image-00020", cache.facts().sha256[20].tobytes()]
     without(cache, [20])
 
     def holds(root: Path, needle: bytes) -> bool:
@@ -247,8 +248,8 @@ def test_a_disk_that_is_too_small_is_found_before_a_byte_is_copied(
 
 
 def test_duplicates_of_an_image_are_named(tmp_path: Path) -> None:
-    hashes = [str(row) for row in range(20)]
-    hashes[3] = hashes[18] = hashes[19] = "one image"
+    hashes = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(20)]
+    hashes[18] = hashes[19] = hashes[3]
     info = CacheInfo(
         seed=0, shard_rows=16, holdout=0.0, pixel_size=2, views=({"kind": "resize"},), decode={}
     )
@@ -256,7 +257,7 @@ def test_duplicates_of_an_image_are_named(tmp_path: Path) -> None:
     for shard in (0, 1):
         start, stop = cache.info.shard_range(shard)
         num = stop - start
-        facts = ImageFacts(
+        facts = ImageFacts.of(
             sha256=tuple(hashes[start:stop]), size=((2, 2),) * num, box=((0, 0, 2, 2),) * num
         )
         pixels = {"pixels": np.zeros((num, 2, 2, 3), np.uint8)}

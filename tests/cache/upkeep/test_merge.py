@@ -18,7 +18,7 @@ from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
 from phistill.errors import CacheMismatch, CorruptCache, MissingRow, UsageError
-from tests.conftest import small_index
+from tests.conftest import facts_with_hash, small_index
 
 CacheFactory = Callable[..., Cache]
 
@@ -122,12 +122,13 @@ def test_images_of_the_same_names_with_other_bytes_are_no_earlier_merge(
     make_cache: CacheFactory,
 ) -> None:
     first, second = make_cache(num_rows=20), make_cache(num_rows=20, name="other.cache")
+    images = second.facts_of(0)
+    assert images is not None
+    changed = facts_with_hash(images, 0, "0" * 64)
+    (second.path / "facts/000000.bin").write_bytes(changed.to_bytes())
     for owner in second.owners:
-        record = second.commits(owner)[0]
-        changed = replace(record.images, sha256=("0" * 64, *record.images.sha256[1:]))
-        (second.path / f"commits/{owner}/000000.json").write_bytes(
-            replace(record, images=changed).to_bytes()
-        )
+        record = replace(second.commits(owner)[0], facts=changed.digest)
+        (second.path / f"commits/{owner}/000000.json").write_bytes(record.to_bytes())
     with pytest.raises(CacheMismatch, match="image image-00000"):
         merge(first, Cache(second.path))
 

@@ -18,6 +18,7 @@ import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import Selection, stage
 from phistill.cache.upkeep.verify import verify
@@ -58,6 +59,7 @@ def test_a_staged_cache_equals_the_whole(fitted: Cache, tmp_path: Path) -> None:
 def test_one_teacher_comes_with_its_shards_and_statistics_alone(
     fitted: Cache, tmp_path: Path
 ) -> None:
+    pack(fitted)
     staged = stage(
         fitted, tmp_path / "dest", Selection(teachers=("b",)), reuse=reuse_statistics
     ).cache

@@ -205,7 +205,10 @@ def test_images_give_the_pixels_and_the_hashes(folder: Path, tmp_path: Path) -> 
     assert report.cache.rows(split="all").size == len(ids) - 1, "one image is broken"
     record = report.cache.commits("t")[0]
     (name,) = ids_of(report.cache, np.array([record.start]))
-    assert record.images.sha256[0] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert (
+        report.cache.committed_facts(record).hashes()[0]
+        == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    )
     (feats / "ids.txt").write_text("\n".join([*ids[:-1], "not-there.png"]))
     with pytest.raises(UsageError, match=r"images have no 'not-there.png'"):
         import_features(feats, tmp_path / "d", source="s", images=folder, settings=settings)

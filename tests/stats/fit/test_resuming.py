@@ -88,7 +88,7 @@ def test_adding_a_teacher_reads_only_the_new_one(make_cache: CacheFactory) -> No
             "b",
             shard,
             {"patches": values.astype(np.float16)},
-            images=record.images,
+            images=cache.committed_facts(record),
             reasons={},
             environment={},
         )
@@ -182,7 +182,7 @@ def grow(cache: Cache, num_rows: int) -> None:
     add_segment(cache, index.set_column(1, "id", ids))
     for shard in range(start // 16, len(cache.info.shards())):
         first, stop = cache.info.shard_range(shard)
-        facts = store.ImageFacts(
+        facts = store.ImageFacts.of(
             sha256=tuple(
                 hashlib.sha256(f"new {row}".encode()).hexdigest() for row in range(first, stop)
             ),
@@ -207,7 +207,7 @@ def replace_shard(cache: Cache, teacher: str, shard: int) -> None:
         teacher,
         shard,
         {"patches": values},
-        images=record.images,
+        images=cache.committed_facts(record),
         reasons=record.reasons,
         environment={},
     )

@@ -1,0 +1,105 @@
+"""The facts of many shards as columns: what a pack stores.
+
+k shards, N rows in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+
+from .columns import Columns
+from .facts import COLUMNS, ImageFacts
+
+KINDS: dict[str, tuple[str, int]] = {
+    "shards": ("<i8", 1),
+    "num_rows": ("<u4", 1),
+    "digests": ("u1", 2),
+    **{name: (dtype, 1 + len(shape)) for name, (dtype, shape) in COLUMNS.items()},
+}
+"""The type and the dimensions of each column."""
+
+
+class FactTable:
+    """Facts by ascending shard. A column is read when it is first asked for."""
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @property
+    def shards(self) -> Int64[np.ndarray, " k"]:
+        """Which shard each is of."""
+        return self.columns["shards"]
+
+    @property
+    def digests(self) -> UInt8[np.ndarray, "k 32"]:
+        """Of the facts of each shard."""
+        return self.columns["digests"]
+
+    @classmethod
+    def of(cls, facts: Mapping[int, ImageFacts]) -> Self:
+        """The table of facts by shard."""
+        shards = sorted(facts)
+        parts: Sequence[ImageFacts] = [facts[shard] for shard in shards]
+        digests = b"".join(bytes.fromhex(part.digest) for part in parts)
+        columns: dict[str, NDArray[Any]] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS
+        }
+        columns["shards"] = np.array(shards, np.int64)
+        columns["num_rows"] = np.array([len(part) for part in parts], np.uint32)
+        columns["digests"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        return cls(columns)
+
+    @classmethod
+    def of_columns(cls, content: Columns) -> Self:
+        """The table that a pack holds; CorruptCache for columns that do not fit one another."""
+        cls.unchecked(content)
+        table = cls(content)
+        k, num_rows = len(table), int(table.ends[-1])
+        expected: dict[str, tuple[int, ...]] = {"shards": (k,), "num_rows": (k,)}
+        expected |= {"digests": (k, 32)}
+        expected |= {name: (num_rows, *shape) for name, (_, shape) in COLUMNS.items()}
+        shapes = {name: content.unchecked(name).shape for name in content}
+        if shapes != expected or (np.diff(table.shards) <= 0).any():
+            raise content.damaged("its columns do not fit one another")
+        return table
+
+    @classmethod
+    def unchecked(cls, content: Columns) -> Self:
+        """The table of a pack some of whose bytes may have changed; CorruptCache for a pack of
+        something else."""
+        content.require(KINDS)
+        return cls({name: content.unchecked(name) for name in content})
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """(k + 1,) where the rows of each shard begin and end."""
+        return np.concatenate([[0], np.cumsum(self.columns["num_rows"], dtype=np.int64)])
+
+    def facts(self, place: int) -> ImageFacts:
+        """The facts of the shard at ``place``."""
+        start, stop = self.ends[place : place + 2].tolist()
+        return ImageFacts.of_columns({name: self.columns[name][start:stop] for name in COLUMNS})
+
+    def spread(
+        self, name: str, places: NDArray[np.int64], shard_rows: int, out: NDArray[Any]
+    ) -> None:
+        """Put the rows of a column that belong to the shards at ``places`` into ``out``, which has
+        one for each row of the cache."""
+        values = self.columns[name]
+        starts, counts = self.shards * shard_rows, np.diff(self.ends)
+        whole = len(places) == len(self) > 0
+        if whole and (np.diff(starts) == counts[:-1]).all():  # they follow one another
+            out[starts[0] : starts[0] + len(values)] = values
+            return
+        rows = np.arange(len(values)) + np.repeat(starts - self.ends[:-1], counts)
+        wanted = np.repeat(np.isin(np.arange(len(self)), places), counts)
+        out[rows[wanted]] = values[wanted]

@@ -1,0 +1,181 @@
+"""Many commit records of one owner as columns: what a pack stores, and what is counted with.
+
+k records, a arrays of the owner, m rejected rows. A record has the same digest here as in a file of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from jaxtyping import Int64, UInt8, UInt32
+from numpy.typing import NDArray
+
+from .columns import Columns
+from .record import CommitRecord
+
+Range = tuple[int, int]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+KINDS: dict[str, tuple[str, int]] = {
+    "shards": ("<i8", 1),
+    "num_bytes": ("<i8", 2),
+    "sha256": ("u1", 3),
+    "facts": ("u1", 2),
+    "digests": ("u1", 2),
+    "environment": ("<u4", 1),
+    "num_rejects": ("<u4", 1),
+    "reject_slots": ("<u4", 1),
+    "reject_reasons": ("<u4", 1),
+}
+"""The type and the dimensions of each column."""
+
+
+class Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What records say in words, each text once."""
+
+    owner: str
+    environments: tuple[dict[str, str], ...]
+    reasons: tuple[str, ...]
+
+
+class RecordTable:
+    """Records by ascending shard. A column is read when it is first asked for."""
+
+    def __init__(self, texts: Texts, columns: Arrays) -> None:
+        self.texts, self.columns = texts, columns
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @property
+    def shards(self) -> Int64[np.ndarray, " k"]:
+        """Which shard each record is of."""
+        return self.columns["shards"]
+
+    @property
+    def num_bytes(self) -> Int64[np.ndarray, "k a"]:
+        """Of each file, by ascending path."""
+        return self.columns["num_bytes"]
+
+    @property
+    def facts(self) -> UInt8[np.ndarray, "k 32"]:
+        """Digest of the facts that each record stands on."""
+        return self.columns["facts"]
+
+    @property
+    def digests(self) -> UInt8[np.ndarray, "k 32"]:
+        """Digest of each record."""
+        return self.columns["digests"]
+
+    @property
+    def num_rejects(self) -> UInt32[np.ndarray, " k"]:
+        """Rows that each record rejected."""
+        return self.columns["num_rejects"]
+
+    @classmethod
+    def of(cls, owner: str, records: Sequence[CommitRecord], num_arrays: int) -> Self:
+        """The table of ``records``, each with ``num_arrays`` files."""
+        records = sorted(records, key=lambda record: record.shard)
+        environments: dict[tuple[tuple[str, str], ...], int] = {}
+        reasons: dict[str, int] = {}
+        rejected = [item for record in records for item in sorted(record.reasons.items())]
+        files = [file for record in records for _, file in sorted(record.files.items())]
+        keys = [tuple(sorted(record.environment.items())) for record in records]
+        k, a = len(records), num_arrays
+        columns: dict[str, NDArray[Any]] = {
+            "shards": np.array([record.shard for record in records], np.int64),
+            "num_bytes": np.array([size for size, _ in files], np.int64).reshape(k, a),
+            "sha256": _bytes([sha256 for _, sha256 in files]).reshape(k, a, 32),
+            "facts": _bytes([record.facts for record in records]),
+            "digests": _bytes([record.digest for record in records]),
+            "environment": _numbered(keys, environments),
+            "num_rejects": np.array([len(record.reasons) for record in records], np.uint32),
+            "reject_slots": np.array([slot for slot, _ in rejected], np.uint32),
+            "reject_reasons": _numbered([reason for _, reason in rejected], reasons),
+        }
+        texts = Texts(
+            owner=owner, environments=tuple(map(dict, environments)), reasons=tuple(reasons)
+        )
+        return cls(texts, columns)
+
+    @classmethod
+    def of_columns(cls, content: Columns) -> Self:
+        """The table that a pack holds; CorruptCache for columns that do not fit one another."""
+        texts = cls.unchecked(content).texts
+        table = cls(texts, content)
+        k, shapes = len(table), {name: content.unchecked(name).shape for name in content}
+        m, (_, a) = int(table.num_rejects.sum(dtype=np.int64)), table.num_bytes.shape
+        expected = {
+            "shards": (k,), "num_bytes": (k, a), "sha256": (k, a, 32), "facts": (k, 32),
+            "digests": (k, 32), "environment": (k,), "num_rejects": (k,), "reject_slots": (m,),
+            "reject_reasons": (m,),
+        }  # fmt: skip
+        if (
+            shapes != expected
+            or (np.diff(table.shards) <= 0).any()
+            or (content["environment"] >= len(texts.environments)).any()
+            or (content["reject_reasons"] >= len(texts.reasons)).any()
+        ):
+            raise content.damaged("its columns do not fit one another")
+        return table
+
+    @classmethod
+    def unchecked(cls, content: Columns) -> Self:
+        """The table of a pack some of whose bytes may have changed; CorruptCache for a pack of
+        something else."""
+        content.require(KINDS)
+        try:
+            texts = msgspec.convert(content.facts, Texts)
+        except msgspec.ValidationError as error:
+            raise content.damaged(str(error)) from error
+        return cls(texts, {name: content.unchecked(name) for name in content})
+
+    @cached_property
+    def reject_ends(self) -> NDArray[np.int64]:
+        """(k + 1,) where each record's rejects begin and end."""
+        return np.concatenate([[0], np.cumsum(self.num_rejects, dtype=np.int64)])
+
+    def record(self, place: int, rows: Range, paths: Sequence[str]) -> CommitRecord:
+        """The record at ``place``: its rows are [start, stop), its files ``paths``, ascending."""
+        begin, end = self.reject_ends[place : place + 2].tolist()
+        slots = self.columns["reject_slots"][begin:end].tolist()
+        positions = self.columns["reject_reasons"][begin:end].tolist()
+        sizes = self.num_bytes[place].tolist()
+        hashes = [sha256.tobytes().hex() for sha256 in self.columns["sha256"][place]]
+        return CommitRecord(
+            owner=self.texts.owner,
+            shard=int(self.shards[place]),
+            start=rows[0],
+            num_rows=rows[1] - rows[0],
+            files=dict(zip(paths, zip(sizes, hashes, strict=True), strict=True)),
+            facts=self.facts[place].tobytes().hex(),
+            reasons={slot: self.texts.reasons[n] for slot, n in zip(slots, positions, strict=True)},
+            environment=dict(self.texts.environments[int(self.columns["environment"][place])]),
+        )
+
+    def rejected(
+        self, places: NDArray[np.int64], starts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Rows (m,) that the records at ``places`` (p,) rejected, in their order, and the position
+        of each one's reason in the texts; ``starts`` (p,) are the records' first rows."""
+        counts = self.num_rejects[places].astype(np.int64)
+        offsets = np.repeat(self.reject_ends[places] - np.cumsum(counts) + counts, counts)
+        taken = np.arange(counts.sum()) + offsets
+        rows = np.repeat(starts, counts) + self.columns["reject_slots"][taken]
+        return rows, self.columns["reject_reasons"][taken]
+
+
+def _bytes(hashes: Sequence[str]) -> NDArray[np.uint8]:
+    """(n, 32) from n texts of 64 hex digits."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
+
+
+def _numbered(values: Sequence[Any], numbers: dict[Any, int]) -> NDArray[np.uint32]:
+    """The number of each value, in the order in which they first come; fills ``numbers``."""
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.uint32)
