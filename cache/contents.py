@@ -23,19 +23,19 @@ from phistill.errors import (
     repair_text,
 )
 
-from .catalogue import RESTORE, Catalogue
-from .commits import Commits
+from .committed.catalogue import RESTORE, Catalogue
+from .committed.commits import Commits
+from .committed.row_facts import RowFacts
 from .format import names
 from .format.arrays import array_document, group_attributes, same_array
 from .format.facts import ImageFacts
-from .format.info import DTYPES, CacheInfo, Segment, TeacherInfo
+from .format.info import DTYPES, CacheInfo, TeacherInfo
 from .format.json_document import MAX_DOCUMENT_BYTES
 from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
 from .reader import ArrayReader
-from .row_facts import RowFacts
 from .rows import check_split, eligible_rows
-from .segments import read_index, read_segment
+from .segments import Index
 from .storage.files import Files
 from .storage.local_files import LocalFiles
 from .storage.open_files import open_files
@@ -56,7 +56,7 @@ class Contents:
         self.catalogue = Catalogue(files)
         self._teachers: dict[str, TeacherInfo] = {}
         self._splits: dict[str, NDArray[np.int8]] = {}
-        self._index: tuple[tuple[Segment, ...], pa.Table] | None = None
+        self._index = Index(files)
         self._version: Any = None
 
     def __reduce__(self) -> tuple[type[Contents], tuple[Files]]:
@@ -134,14 +134,22 @@ class Contents:
         teacher = self.teacher(owner)
         return {kind: teacher.row_shape(kind) for kind in teacher.kinds}
 
-    def index(self) -> pa.Table:
-        """One line per row, ascending: row, id, view, uri, offset, length, label?, split?."""
-        if isinstance(self.files, LocalFiles):  # in the page cache after the first time
-            return read_index(self.files, self.info.segments)
-        if self._index is None or self._index[0] != self.info.segments:
-            table = read_index(self.files, self.info.segments)
-            self._index = (self.info.segments, table)
-        return self._index[1]
+    def index(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """One line per row, ascending: row, id, view, uri, offset, length, label?, split?, or some
+        of these ``columns``."""
+        return self._index.table(self.info, columns)
+
+    def index_columns(self) -> list[str]:
+        """Names of the columns of the index, of which no line is read."""
+        return self._index.column_names(self.info)
+
+    def lines(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """What the index says of ``rows`` (n,), in this order; only what they need is read."""
+        return self._index.lines(self.info, rows, columns)
+
+    def image_id(self, row: int) -> str:
+        """What the image of a row is called."""
+        return str(self.lines(np.array([row]), ["id"])["id"][0].as_py())
 
     def given_split(self, shard: int) -> list[str | None]:
         """The split that came with each row of a shard; None where none did."""
@@ -150,8 +158,9 @@ class Contents:
         assert number is not None, "every shard belongs to a segment"
         segment = self.info.segments[number]
         if segment.index_sha256 not in self._splits:  # a byte for each row, for every shard to come
-            table: Any = read_segment(self.files, number, segment)
-            splits = table["split"].to_pylist() if "split" in table.column_names else [None]
+            file = self._index.segment(number, segment)
+            known = "split" in file.column_names
+            splits = file.table(["split"])["split"].to_pylist() if known else [None]
             if unknown := set(splits) - set(SPLITS):
                 raise CorruptCache(
                     f"{self.files.where(names.index(number))} says split={unknown.pop()!r}; "

@@ -124,7 +124,7 @@ class JoinedCaches:
         image is held out is then a function of its bytes. Images are told apart by their sha256.
         """
         infos = [cache.info for cache in self.caches]
-        has_split = any("split" in cache.index().column_names for cache in self.caches)
+        has_split = any("split" in cache.index_columns() for cache in self.caches)
         agree = not has_split and len({(info.seed, info.holdout) for info in infos}) == 1
         if agree or len(self.caches) == 1:
             return [np.empty(0, np.int64) for _ in self.caches]

@@ -27,7 +27,7 @@ from phistill.errors import (
     repair_text,
 )
 
-from .commits import Commits
+from .committed.commits import Commits
 from .format import names
 from .format.info import CacheInfo
 from .order import WINDOW_SHARDS

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from phistill.errors import UsageError
 
-from .commits import Commits
+from .committed.commits import Commits
 from .format.info import CacheInfo
 from .format.split import HELDOUT, TRAIN, Split
 

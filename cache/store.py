@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, UsageError
 
+from .committed.packs import publish_facts, publish_records, whole_facts, whole_records
 from .contents import Contents
 from .format import names
 from .format.arrays import array_document, group_document
 from .format.compression import encode_compressed
 from .format.facts import ImageFacts
-from .format.index import image_id
 from .format.info import DTYPES, CacheInfo, TeacherInfo
 from .format.record import CommitRecord
 from .format.shard import encode_shard, sha256_of
 from .format.split import decide_sides
-from .packs import publish_facts, publish_records, whole_facts, whole_records
 from .storage.files import Files
 
 
@@ -135,7 +134,7 @@ class Cache(Contents):
                 images,
                 start=start,
                 owners=(standing.owner, owner),
-                image_of=lambda row: image_id(self.index(), row),
+                image_of=self.image_id,
             )
         decided = self._with_sides(shard, images)
         if standing is not None and decided.digest != standing.facts:

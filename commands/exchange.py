@@ -80,7 +80,9 @@ def stage(
         )
     else:
         click.echo(f"{dest} is complete: nothing to do.")
-    click.echo(f"{counted(staged.index().num_rows, 'row')}, teachers {', '.join(staged.teachers)}.")
+    click.echo(
+        f"{counted(staged.info.num_real_rows, 'row')}, teachers {', '.join(staged.teachers)}."
+    )
     if _has_statistics(staged):
         click.echo(f"Next: phistill train {dest} --out runs/phi-s")
     elif split != "heldout":

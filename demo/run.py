@@ -78,7 +78,7 @@ def demo(
             settings=CacheSettings(pixel_size=PIXEL_SIZE),
             on_progress=lambda at: bar(at.done_rows, at.total_rows),
         ).cache
-    say(f"   {cache.index().num_rows:,} images in {cache.location}")
+    say(f"   {cache.info.num_real_rows:,} images in {cache.location}")
     say("2. fit-stats: moments and PHI-S")
     rows = fit_stats(cache)
     say(statistics_table(rows))

@@ -52,12 +52,10 @@ def build_index(
 
 def rows_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[ShardRows]:
     """What the index says of each shard's rows, in order."""
-    table = cache.index().select(["row", "id", "uri", "offset", "length", "view"])
-    rows = table["row"].to_numpy()
+    columns = ["id", "uri", "offset", "length", "view"]
     for shard in shards:
-        start, stop = cache.info.shard_range(shard)
-        part = table.slice(int(rows.searchsorted(start)), stop - start)
-        yield shard_rows(part, shard)
+        rows = np.arange(*cache.info.shard_range(shard), dtype=np.int64)
+        yield shard_rows(cache.lines(rows, columns), shard)
 
 
 def shard_rows(lines: pa.Table, shard: int = 0) -> ShardRows:
@@ -69,8 +67,7 @@ def shard_rows(lines: pa.Table, shard: int = 0) -> ShardRows:
 def reads_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[tuple[str, int]]:
     """(uri, offset) of the images of ``shards``, in order; nothing is done until one is asked
     for."""
-    index = cache.index().select(["row", "uri", "offset"])
-    rows = index["row"].to_numpy()
-    spans = [cache.info.shard_range(shard) for shard in shards]
-    part = index.take(np.concatenate([np.arange(*rows.searchsorted(span)) for span in spans]))
-    yield from zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True)
+    for shard in shards:
+        rows = np.arange(*cache.info.shard_range(shard), dtype=np.int64)
+        part = cache.lines(rows, ["uri", "offset"])
+        yield from zip(part["uri"].to_pylist(), part["offset"].to_pylist(), strict=True)

@@ -200,4 +200,4 @@ def num_new_images(cache: Cache, records: pa.Table) -> int:
 
 
 def _is_new(cache: Cache, records: pa.Table) -> Any:
-    return pc.invert(pc.is_in(records["id"], value_set=cache.index()["id"]))
+    return pc.invert(pc.is_in(records["id"], value_set=cache.index(["id"])["id"]))

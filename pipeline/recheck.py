@@ -148,9 +148,7 @@ def _render(
     cache: Cache, source: ImageSource, runner: TeacherRunner, rows: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """The teacher's input of ``rows``, from the images themselves: uint8 (n, h, w, 3)."""
-    index = cache.index()
-    lines = np.searchsorted(index["row"].to_numpy(), rows)
-    job = shard_rows(index.take(lines))
+    job = shard_rows(cache.lines(rows))
     info = cache.info
     decoded = decode_shards(
         source.read,

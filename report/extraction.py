@@ -80,7 +80,7 @@ def _summary(
         command = f"phistill extract {images} --cache {location}"
         yield from who_misses(report.missing_shards, worker, cache.files.holders(), command)
         return
-    yield f"{counted(cache.index().num_rows, 'row')}, teachers {', '.join(cache.teachers)}."
+    yield f"{counted(cache.info.num_real_rows, 'row')}, teachers {', '.join(cache.teachers)}."
     yield licences_text({name: cache.teacher(name).licence for name in cache.teachers})
     if report.rejects:
         yield f"{len(report.rejects)} rejected:"

@@ -13,7 +13,7 @@ import msgspec
 
 from phistill import cache as store
 from phistill.cache import Cache
-from phistill.cache.commits import Commits
+from phistill.cache.committed.commits import Commits
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
 from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options

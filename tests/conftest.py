@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
+from phistill.cache.format import names
 from phistill.cache.segments import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
 
@@ -70,6 +71,19 @@ def facts_with_hash(images: ImageFacts, slot: int, sha256: str) -> ImageFacts:
     hashes = images.sha256.copy()
     hashes[slot] = np.frombuffer(bytes.fromhex(sha256), np.uint8)
     return dataclasses.replace(images, sha256=hashes)
+
+
+def damage_record(cache: Cache, owner: str, shard: int) -> None:
+    """Change a byte of a commit record, wherever it lies."""
+    path = cache.path / names.commit(owner, shard)
+    if path.exists():
+        path.write_bytes(path.read_bytes()[:-30] + b" " * 30)
+        return
+    digest = bytes.fromhex(cache.commits(owner)[shard].digest)
+    path = cache.path / names.pack(names.record_packs(owner), shard // cache.info.pack_shards)
+    data = bytearray(path.read_bytes())
+    data[data.index(digest) + 5] ^= 1
+    path.write_bytes(data)
 
 
 def random_features(

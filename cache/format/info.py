@@ -121,6 +121,11 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.segments[-1].start + self.segments[-1].num_rows if self.segments else 0
 
     @property
+    def num_real_rows(self) -> int:
+        """Rows that exist, without the padding."""
+        return sum(segment.num_rows for segment in self.segments)
+
+    @property
     def next_row(self) -> int:
         """First row of the next segment: the end of the last, rounded up to a whole shard."""
         return self.num_shards * self.shard_rows

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from phistill.errors import CacheMismatch, UsageError
 
-from ..format.index import INDEX_COLUMNS, image_id
+from ..format.index import INDEX_COLUMNS
 from ..format.info import FIXED, Segment, TeacherInfo
 from ..rows import removed_rows, spans
 from ..store import Cache
@@ -168,7 +168,7 @@ def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
             source.committed_facts(new),
             start=standing.start,
             owners=(standing.owner, new.owner),
-            image_of=lambda row: image_id(target.index(), row),
+            image_of=target.image_id,
         )
     copied = 0
     for record in filter(None, records):

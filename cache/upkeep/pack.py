@@ -13,10 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from phistill.errors import CorruptCache, LockHeld, repair_text
 
+from ..committed.packs import Whole, publish_facts, publish_records, whole_facts, whole_records
 from ..format import names
 from ..format.facts import ImageFacts
 from ..format.record import CommitRecord
-from ..packs import Whole, publish_facts, publish_records, whole_facts, whole_records
 from ..store import Cache
 
 T = TypeVar("T", CommitRecord, ImageFacts)

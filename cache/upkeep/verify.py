@@ -16,14 +16,14 @@ import numpy as np
 
 from phistill.errors import CorruptCache, UsageError
 
+from ..committed.packs import whole_facts, whole_records
 from ..format import names
 from ..format.arrays import same_array, same_group
 from ..format.info import DTYPES
 from ..format.record import CommitRecord
 from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
 from ..format.tensor_file import decode
-from ..packs import whole_facts, whole_records
-from ..segments import read_index
+from ..segments import Index
 from ..storage.files import Files
 from ..store import Cache
 
@@ -145,7 +145,7 @@ def discard(cache: Cache, report: VerifyReport) -> int:
 
 def _metadata(cache: Cache) -> Iterator[Finding]:
     try:
-        read_index(cache.files, cache.info.segments)
+        Index(cache.files).table(cache.info)
     except (CorruptCache, OSError) as error:
         yield Finding("", None, "index", str(error))
     node = names.metadata(names.TEACHERS)

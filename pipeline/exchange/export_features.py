@@ -90,7 +90,7 @@ def export_features(
 
 def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, Any]:
     info = cache.info
-    has_split = "split" in cache.index().column_names
+    has_split = "split" in cache.index_columns()
     return {
         "format": 1,
         "num_rows": num_rows,
@@ -109,9 +109,7 @@ def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, An
 
 def _table(cache: Cache, teachers: Sequence[str], rows: NDArray[np.int64]) -> pa.Table:
     """A line per row: id, view, label?, split, and what the commit records say of the image."""
-    index: Any = cache.index()
-    lines = np.searchsorted(index["row"].to_numpy(), rows)
-    part = index.take(pa.array(lines))
+    part = cache.lines(rows)
     columns = {"row": pa.array(rows), "id": part["id"], "view": part["view"]}
     if "label" in part.column_names:
         columns["label"] = part["label"]

@@ -129,7 +129,7 @@ def import_features(
     return ImportReport(
         cache=target,
         num_shards=work.num_shards,
-        num_rows=target.index().num_rows,
+        num_rows=target.info.num_real_rows,
         num_rejects=work.num_rejects,
         num_unknown=work.num_unknown,
         num_repaired=replaced.num_shards,

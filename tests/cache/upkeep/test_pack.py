@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import phistill.cache as store
 from phistill.cache import Cache
+from phistill.cache.committed.packs import whole_records
+from phistill.cache.committed.record_table import RecordTable
 from phistill.cache.format.columns import Columns, encode
-from phistill.cache.format.record_table import RecordTable
-from phistill.cache.packs import whole_records
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.pack import PackReport, pack, pack_what_is_free
 from phistill.cache.upkeep.remove import remove_teacher

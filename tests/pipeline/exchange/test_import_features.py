@@ -19,6 +19,7 @@ from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.decode.views import View
 from phistill.pipeline.exchange.export_features import export_features
 from phistill.pipeline.exchange.import_features import import_features
+from tests.conftest import damage_record
 from tests.pipeline.exchange.feature_folders import ids_of, normal, write
 
 
@@ -121,8 +122,7 @@ def test_a_damaged_record_is_mended_and_extract_leaves_it_alone(
     extract(folder, tmp_path / "c", [f"own={tiny}"], options=ExtractOptions(max_reject_frac=1.0))
     digest = store.open(tmp_path / "c").digest()
     for owner in ("t", "own"):
-        record = tmp_path / f"c/commits/{owner}/000001.json"
-        record.write_bytes(record.read_bytes()[:-30] + b" " * 30)
+        damage_record(store.open(tmp_path / "c"), owner, 1)
     before = sorted(path for path in (tmp_path / "c").rglob("*") if path.is_file())
     with pytest.raises(UsageError, match=r"t of .* is damaged, and was imported"):
         extract(folder, tmp_path / "c", options=ExtractOptions(repair=True))

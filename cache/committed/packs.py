@@ -15,15 +15,15 @@ import msgspec
 
 from phistill.errors import CorruptCache, PhistillError
 
+from ..format import names
+from ..format.columns import Columns, encode
+from ..format.facts import ImageFacts
+from ..format.info import CacheInfo
+from ..format.record import CommitRecord
+from ..storage.files import Files
 from .commits import Paths
-from .format import names
-from .format.columns import Columns, encode
-from .format.fact_table import FactTable
-from .format.facts import ImageFacts
-from .format.info import CacheInfo
-from .format.record import CommitRecord
-from .format.record_table import RecordTable
-from .storage.files import Files
+from .fact_table import FactTable
+from .record_table import RecordTable
 
 T = TypeVar("T", CommitRecord, ImageFacts)
 

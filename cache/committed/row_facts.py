@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
 
-from .format.fact_table import FactTable
-from .format.facts import COLUMNS, HAS_SHA256, HELD_OUT, ImageFacts, joined
-from .format.info import CacheInfo
+from ..format.facts import COLUMNS, HAS_SHA256, HELD_OUT, ImageFacts, joined
+from ..format.info import CacheInfo
+from .fact_table import FactTable
 
 
 class RowFacts:

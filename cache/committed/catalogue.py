@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache, remedy, repair_text
 
+from ..format import names
+from ..format.columns import Columns
+from ..format.facts import DIGEST_BYTES, ROW_BYTES, ImageFacts
+from ..format.info import CacheInfo
+from ..format.json_document import MAX_DOCUMENT_BYTES
+from ..format.record import CommitRecord
+from ..storage.files import Files
 from .commits import Commits, Paths
-from .format import names
-from .format.columns import Columns
-from .format.fact_table import FactTable
-from .format.facts import DIGEST_BYTES, ROW_BYTES, ImageFacts
-from .format.info import CacheInfo
-from .format.json_document import MAX_DOCUMENT_BYTES
-from .format.record import CommitRecord
-from .format.record_table import RecordTable
+from .fact_table import FactTable
+from .record_table import RecordTable
 from .row_facts import RowFacts
-from .storage.files import Files
 
 Table = TypeVar("Table", RecordTable, FactTable)
 

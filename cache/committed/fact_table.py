@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
-from .columns import Columns
-from .facts import COLUMNS, ImageFacts
+from ..format.columns import Columns
+from ..format.facts import COLUMNS, ImageFacts
 
 KINDS: dict[str, tuple[str, int]] = {
     "shards": ("<i8", 1),

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 from numpy.typing import NDArray
 
-from .columns import Columns
-from .record import CommitRecord
+from ..format.columns import Columns
+from ..format.record import CommitRecord
 
 Range = tuple[int, int]
 Arrays = Mapping[str, NDArray[Any]]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
 
-from .format.info import CacheInfo
-from .format.record import CommitRecord
-from .format.record_table import RecordTable
+from ..format.info import CacheInfo
+from ..format.record import CommitRecord
+from .record_table import RecordTable
 
 Paths = Callable[[int], Sequence[str]]
 """The files of an owner's shard, ascending."""

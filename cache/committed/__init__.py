@@ -1,0 +1,1 @@
+"""Which shards are committed and what is known of their images: columns, packs, looking up."""
