@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from phistill.errors import (
@@ -147,6 +148,12 @@ class Contents:
         """What the index says of ``rows`` (n,), in this order; only what they need is read."""
         return self._index.lines(self.info, rows, columns)
 
+    def num_images(self) -> int:
+        """Images that the rows show; of caches with one view no line of the index is read."""
+        if len(self.info.views) == 1:
+            return self.info.num_real_rows
+        return int(pc.count_distinct(self.index(["id"])["id"]).as_py())
+
     def image_id(self, row: int) -> str:
         """What the image of a row is called."""
         return str(self.lines(np.array([row]), ["id"])["id"][0].as_py())
@@ -191,6 +198,12 @@ class Contents:
         if record is None:
             raise FileNotFoundError(f"{owner} has no commit record of shard {shard}.")
         return record
+
+    def _look(self, owner: str, again: bool) -> tuple[CacheInfo, Commits]:
+        """What is known of an owner's shards now, ``again`` where others may have written."""
+        if again:
+            self.catalogue.look_again()
+        return self.info, self.commits(owner)
 
     def shard_paths(self, owner: str, shard: int) -> dict[str, str]:
         """The file of each kind of an owner's shard."""
@@ -307,17 +320,18 @@ class Contents:
         if kind not in shapes:
             raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
         dtype = DTYPES[kind]
-        path = names.metadata(names.array(owner, kind))
-        expected = self.array_document(owner, kind)
-        with remedy(RESTORE, CorruptCache):
-            same_array(self.files.read(path, max_bytes=2**20), expected, self.files.where(path))
+        if not self.files.is_far:  # it is for zarr; where it costs a request, `verify` looks at it
+            path = names.metadata(names.array(owner, kind))
+            expected = self.array_document(owner, kind)
+            with remedy(RESTORE, CorruptCache):
+                same_array(self.files.read(path, max_bytes=2**20), expected, self.files.where(path))
         return ArrayReader(
             self.files,
             owner,
             kind,
             row_shape=shapes[kind],
             dtype=dtype,
-            look=lambda: (self.info, self.commits(owner)),
+            look=lambda again: self._look(owner, again),
         )
 
 

@@ -72,9 +72,10 @@ class ArrayReader:
         *,
         row_shape: tuple[int, ...],
         dtype: np.dtype[Any],
-        look: Callable[[], tuple[CacheInfo, Commits]],
+        look: Callable[[bool], tuple[CacheInfo, Commits]],
     ) -> None:
-        """``look`` gives what is known of the cache now: settings, and the owner's records."""
+        """``look`` gives what is known of the cache: settings, and the owner's records; ``True``
+        makes it look again where others may have written."""
         self.owner, self.kind = owner, kind
         self.row_shape, self.dtype = row_shape, dtype
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
@@ -83,7 +84,7 @@ class ArrayReader:
         weakref.finalize(self, POOL.retire, self._key)
         self._whole: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
-        self._info, self._records = look()
+        self._info, self._records = look(False)
         self._readable: Mask = readable_rows(self._info, self._records)
         self._shard_rows = self._info.shard_rows
         self._sizes = array("q", bytes(8 * self._info.num_shards))
@@ -91,7 +92,7 @@ class ArrayReader:
 
     def refresh(self) -> None:
         """See the shards that were committed, and the rows that came and went, since."""
-        info, records = self._look()
+        info, records = self._look(True)
         readable = readable_rows(info, records)
         written_anew = set(records.changed_since(self._records))
         with self._lock:
@@ -229,7 +230,7 @@ class ArrayReader:
     def _open(self, shard: int) -> OpenShard:
         relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
         known = self._sizes[shard]
-        size = known or self._records[shard].files.get(relative, (-1, ""))[0]
+        size = known or self._records.file_bytes(shard).get(relative, -1)
         opened = self._files.open_shard(
             relative,
             shard_rows=self._shard_rows,

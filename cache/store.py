@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -35,9 +35,12 @@ class Cache(Contents):
         super()._attach(files)
         self._settling = Lock()
 
-    def writing(self, shards: Sequence[int] | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def writing(self, shards: Sequence[int] | None = None) -> Iterator[None]:
         """Hold the cache for writing, or only ``shards`` of it; LockHeld names who has it."""
-        return self.files.writing(shards)
+        with self.files.writing(shards):
+            self.catalogue.look_again()  # at what was written before
+            yield
 
     def add_teacher(self, teacher: TeacherInfo) -> None:
         """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
@@ -172,6 +175,7 @@ class Cache(Contents):
                 publish_records(self.files, number, owner, left)
         self.files.delete_all([names.commit(owner, shard) for shard in shards])
         self.catalogue.forget_records(owner, shards)
+        self.catalogue.look_again()
 
     def forget_facts(self, shards: Collection[int]) -> None:
         """Take back what is known of shards' images: whoever commits them next says it again. Of
@@ -183,6 +187,7 @@ class Cache(Contents):
                 publish_facts(self.files, number, left)
         self.files.delete_all([names.facts(shard) for shard in shards])
         self.catalogue.forget_facts(shards)
+        self.catalogue.look_again()
 
     def restore_metadata(self, owner: str) -> None:
         """Publish the zarr.json of an owner's arrays again, from the cache's settings."""

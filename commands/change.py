@@ -137,7 +137,7 @@ def pack(cache: str) -> None:
 
     opened = store.open(cache)
     with opened.writing():
-        report = run(opened, unfinished=True)
+        report = run(opened, everything=True)
     if not report.num_files:
         click.echo(f"{cache}: everything is packed.")
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from phistill.cache import Cache, CommitRecord
 from phistill.errors import TooManyRejects
 
@@ -14,14 +16,16 @@ FREE_REJECTS = 10
 """Rejects that are always allowed then: one bad file of twenty stops nothing."""
 
 
+LOOK_AGAIN = 1.1
+"""What others rejected is counted again when ours grew by this factor: the work stays linear."""
+
+
 def rejects(cache: Cache) -> tuple[tuple[str, str], ...]:
     """(id, reason) of every rejected row, each row once."""
-    reasons = _reasons(cache)
-    if not reasons:
-        return ()
-    index = cache.index()
-    ids = dict(zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True))
-    return tuple((ids[row], reasons[row]) for row in sorted(reasons))
+    reasons = sorted(_reasons(cache).items())
+    rows = np.array([row for row, _ in reasons], np.int64)
+    ids = cache.lines(rows, ["id"])["id"].to_pylist() if reasons else []
+    return tuple((name, reason) for name, (_, reason) in zip(ids, reasons, strict=True))
 
 
 class RejectBudget:
@@ -29,7 +33,10 @@ class RejectBudget:
 
     def __init__(self, cache: Cache, max_frac: float | None) -> None:
         """``max_frac`` of all rows; None: MAX_REJECT_FRAC, but never fewer than FREE_REJECTS."""
-        self._cache, self._reasons = cache, _reasons(cache)
+        self._cache = cache
+        self._reasons: dict[int, str] = {}
+        self._look_again_at = 0.0
+        self.count_again()
         self._total = sum(segment.num_rows for segment in cache.info.segments)
         self._allowed = (
             max(MAX_REJECT_FRAC * self._total, FREE_REJECTS)
@@ -42,10 +49,19 @@ class RejectBudget:
         return len(self._reasons)
 
     def spend(self, record: CommitRecord) -> None:
-        """Count again after a shard with rejects, those of other workers too; errors as check."""
-        if record.reasons:
-            self._reasons = _reasons(self._cache)
-            self.check()
+        """Count the rejects of a shard that was committed; errors as check."""
+        if not record.reasons:
+            return
+        for slot, reason in record.reasons.items():
+            self._reasons.setdefault(record.start + slot, reason)
+        if self.num_rejects >= self._look_again_at:
+            self.count_again()
+        self.check()
+
+    def count_again(self) -> None:
+        """Count what other workers rejected in the meantime too."""
+        self._reasons = _reasons(self._cache)
+        self._look_again_at = LOOK_AGAIN * self.num_rejects + 1
 
     def check(self) -> None:
         """TooManyRejects when there are more than allowed, whichever run met them: a queue that
@@ -64,8 +80,6 @@ class RejectBudget:
 def _reasons(cache: Cache) -> dict[int, str]:
     """Why a row was rejected, by row; the first owner's word where several rejected it."""
     reasons: dict[int, str] = {}
-    for owner in cache.owners:
-        for record in cache.commits(owner).values():
-            for slot, reason in record.reasons.items():
-                reasons.setdefault(record.start + slot, reason)
+    for owner in reversed(cache.owners):
+        reasons.update(cache.commits(owner).reasons())
     return reasons

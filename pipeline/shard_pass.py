@@ -156,6 +156,8 @@ class ShardPass:
             try:
                 self._flow(arriving, stages)
                 finished = not self.out_of_time
+                self._budget.count_again()
+                self._budget.check()
             finally:
                 if not finished:  # nobody waits for what comes from afar
                     self._source.stop()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from phistill import cache as store
 from phistill.cache import Cache
@@ -48,7 +49,6 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     spec, fingerprint, statistics by kind. An unfinished cache is described as far as it is.
     """
     opened = cache if isinstance(cache, Cache) else store.open(cache)
-    index = opened.index()
     commits = {owner: opened.commits(owner) for owner in opened.owners}
     shards = opened.info.shards()
     rejected = rejected_rows(opened)
@@ -58,8 +58,8 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     return {
         "path": opened.location,
         "format": opened.info.format,
-        "rows": index.num_rows,
-        "images": len(set(index["id"].to_pylist())),
+        "rows": opened.info.num_real_rows,
+        "images": opened.num_images(),
         "segments": len(opened.info.segments),
         "shards": len(shards),
         "bytes": sum(int(records.shard_bytes.sum()) for records in commits.values()),
@@ -83,10 +83,14 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
 
 def rejected_rows(cache: Cache) -> list[RejectedRow]:
     """Every row that somebody rejected, ascending, with the first reason given."""
-    ids = dict(zip(*(cache.index()[name].to_pylist() for name in ("row", "id")), strict=True))
+    commits = {owner: cache.commits(owner) for owner in cache.owners}
+    every = [np.empty(0, np.int64), *(one.rejected for one in commits.values())]
+    rows = np.unique(np.concatenate(every))
+    names = cache.lines(rows, ["id"])["id"].to_pylist() if rows.size else []
+    ids = dict(zip(rows.tolist(), names, strict=True))
     by_row: dict[int, RejectedRow] = {}
     for owner in cache.owners:
-        for row, reason in cache.commits(owner).reasons():
+        for row, reason in commits[owner].reasons():
             before = by_row.get(row)
             by_row[row] = RejectedRow(
                 row=row,

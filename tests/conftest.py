@@ -79,10 +79,10 @@ def damage_record(cache: Cache, owner: str, shard: int) -> None:
     if path.exists():
         path.write_bytes(path.read_bytes()[:-30] + b" " * 30)
         return
-    digest = bytes.fromhex(cache.commits(owner)[shard].digest)
+    _, sha256 = next(iter(cache.commits(owner)[shard].files.values()))
     path = cache.path / names.pack(names.record_packs(owner), shard // cache.info.pack_shards)
     data = bytearray(path.read_bytes())
-    data[data.index(digest) + 5] ^= 1
+    data[data.index(bytes.fromhex(sha256)) + 5] ^= 1
     path.write_bytes(data)
 
 

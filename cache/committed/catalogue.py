@@ -28,7 +28,7 @@ from ..format.record import CommitRecord
 from ..storage.files import Files
 from .commits import Commits, Paths
 from .fact_table import FactTable
-from .record_table import RecordTable
+from .record_table import RecordTable, place_of
 from .row_facts import RowFacts
 
 Table = TypeVar("Table", RecordTable, FactTable)
@@ -46,9 +46,15 @@ class Catalogue:
         self._loose_tables: dict[str, tuple[set[int], RecordTable]] = {}
         self._facts: dict[int, ImageFacts] = {}
         self._packs: dict[str, tuple[object, RecordTable | FactTable]] = {}
+        self._listed: dict[str, dict[str, object]] | None = None
+
+    def look_again(self) -> None:
+        """Remember no listing: others may have written. Near by, every look is a new one."""
+        self._listed = None
 
     def forget(self) -> None:
         """Believe nothing that was read."""
+        self.look_again()
         self._records.clear()
         self._loose_tables.clear()
         self._facts.clear()
@@ -108,12 +114,15 @@ class Catalogue:
                 known[shard] = self.read_record(owner, shard, info, paths(shard))
             elif not self._files.exists(names.commit(owner, shard)):  # packed, or taken back
                 self.forget_records(owner, [shard])
+                self.look_again()
         except FileNotFoundError:
             pass
         if (record := self._records.get(owner, {}).get(shard)) is not None:
             return record
-        packed = Commits(info, paths, self.record_tables(owner, shard // info.pack_shards))
-        return packed.get(shard)
+        for table in self.record_tables(owner, shard // info.pack_shards):
+            if (place := place_of(table.shards, shard)) is not None:
+                return table.record(place, info.shard_range(shard), paths(shard))
+        return None
 
     def read_record(
         self, owner: str, shard: int, info: CacheInfo, paths: Iterable[str]
@@ -136,9 +145,10 @@ class Catalogue:
         """A record that was just written."""
         self._records.setdefault(record.owner, {})[record.shard] = record
         self._loose_tables.pop(record.owner, None)
+        self._learn_name(names.commit(record.owner, record.shard))
 
     def forget_records(self, owner: str, shards: Iterable[int]) -> None:
-        """Records whose files were just deleted."""
+        """Records that are to be read again, or that were just deleted."""
         for shard in shards:
             self._records.get(owner, {}).pop(shard, None)
         self._loose_tables.pop(owner, None)
@@ -167,8 +177,10 @@ class Catalogue:
             try:
                 self._facts[shard] = self.read_facts(shard, info)
             except FileNotFoundError:
-                tables = self.fact_tables(shard // info.pack_shards)
-                return RowFacts(info, tables, {}).of_shard(shard)
+                for table in self.fact_tables(shard // info.pack_shards):
+                    if (place := place_of(table.shards, shard)) is not None:
+                        return table.facts(place)
+                return None
         return self._facts[shard]
 
     def read_facts(self, shard: int, info: CacheInfo) -> ImageFacts:
@@ -181,9 +193,10 @@ class Catalogue:
     def learn_facts(self, shard: int, facts: ImageFacts) -> None:
         """Facts that were just written."""
         self._facts[shard] = facts
+        self._learn_name(names.facts(shard))
 
     def forget_facts(self, shards: Iterable[int]) -> None:
-        """Facts that are to be read again, or whose files were just deleted."""
+        """Facts that are to be read again."""
         for shard in shards:
             self._facts.pop(shard, None)
 
@@ -202,13 +215,40 @@ class Catalogue:
 
     def loose_shards(self, folder: str) -> set[int]:
         """Shards that have a file of their own in a folder."""
-        stems = (name.partition(".") for name in self._files.names_in(folder))
+        stems = (name.partition(".") for name in self._names(folder))
         return {int(stem) for stem, _, end in stems if stem.isdigit() and end in ("json", "bin")}
 
     def pack_numbers(self, folder: str) -> list[int]:
         """Ranges that have a pack in a folder."""
-        stems = (name.partition(".") for name in self._files.names_in(folder))
+        stems = (name.partition(".") for name in self._names(folder))
         return [int(stem) for stem, _, end in stems if stem.isdigit() and end == "safetensors"]
+
+    def _names(self, folder: str) -> list[str]:
+        if self._files.is_far:
+            return list(self._listing().get(folder, ()))
+        return self._files.names_in(folder)
+
+    def _version(self, path: str) -> object:
+        if self._files.is_far:
+            folder, name = _folder_and_name(path)
+            return self._listing().get(folder, {}).get(name)
+        return self._files.version(path)
+
+    def _listing(self) -> dict[str, dict[str, object]]:
+        """Name to version by folder, of all that says what is committed."""
+        if self._listed is None:
+            listed: dict[str, dict[str, object]] = {}
+            for top in (names.FACTS, names.COMMITS, names.PACKS):
+                for path, version in self._files.versions(top).items():
+                    folder, name = _folder_and_name(path)
+                    listed.setdefault(folder, {})[name] = version
+            self._listed = listed
+        return self._listed
+
+    def _learn_name(self, path: str) -> None:
+        if self._listed is not None:
+            folder, name = _folder_and_name(path)
+            self._listed.setdefault(folder, {})[name] = ""
 
     def _tables(
         self, folder: str, number: int | None, of: Callable[[Columns], Table]
@@ -220,10 +260,13 @@ class Catalogue:
     def _table(self, path: str, of: Callable[[Columns], Table]) -> Table | None:
         """A pack as it is now; None when there is none."""
         version, known = self._packs.get(path, (None, None))
-        now = self._files.version(path)
+        now = self._version(path)
+        if now is None:
+            self._packs.pop(path, None)
+            return None
         if known is None or version != now:
             try:
-                content = self._files.mapped(path)
+                content = self._files.mapped(path, whole=not path.startswith(names.FACT_PACKS))
             except FileNotFoundError:
                 self._packs.pop(path, None)
                 return None
@@ -231,6 +274,11 @@ class Catalogue:
             known = of(Columns(content, self._files.where(path), advice))
             self._packs[path] = (now, known)
         return known  # type: ignore[return-value]
+
+
+def _folder_and_name(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
 
 
 def _united(loose: Collection[int], packed: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

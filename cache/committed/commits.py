@@ -18,7 +18,7 @@ from phistill.errors import CorruptCache
 
 from ..format.info import CacheInfo
 from ..format.record import CommitRecord
-from .record_table import RecordTable
+from .record_table import RecordTable, place_of
 
 Paths = Callable[[int], Sequence[str]]
 """The files of an owner's shard, ascending."""
@@ -60,9 +60,7 @@ class Commits(Mapping[int, CommitRecord]):
         )
 
     def _position(self, shard: int) -> int | None:
-        position = int(np.searchsorted(self.shards, shard))
-        found = position < len(self.shards) and int(self.shards[position]) == shard
-        return position if found else None
+        return place_of(self.shards, shard)
 
     @cached_property
     def facts(self) -> UInt8[np.ndarray, "k 32"]:
@@ -82,6 +80,14 @@ class Commits(Mapping[int, CommitRecord]):
             mine = self._table_of == number
             sizes[mine] = table.num_bytes[self._place[mine]].sum(axis=1)
         return sizes
+
+    def file_bytes(self, shard: int) -> dict[str, int]:
+        """Path to bytes of each file of a committed shard."""
+        position = self._position(shard)
+        if position is None:
+            raise KeyError(shard)
+        sizes = self._tables[self._table_of[position]].num_bytes[self._place[position]]
+        return dict(zip(self._paths(shard), sizes.tolist(), strict=True))
 
     @cached_property
     def rejected(self) -> Int64[np.ndarray, " m"]:

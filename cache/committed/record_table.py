@@ -179,3 +179,9 @@ def _bytes(hashes: Sequence[str]) -> NDArray[np.uint8]:
 def _numbered(values: Sequence[Any], numbers: dict[Any, int]) -> NDArray[np.uint32]:
     """The number of each value, in the order in which they first come; fills ``numbers``."""
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.uint32)
+
+
+def place_of(shards: NDArray[np.int64], shard: int) -> int | None:
+    """Where a shard stands among ``shards``, which ascend; None where it is not."""
+    place = int(np.searchsorted(shards, shard))
+    return place if place < len(shards) and int(shards[place]) == shard else None

@@ -16,6 +16,7 @@ from phistill.errors import CorruptCache
 from ..format.facts import COLUMNS, HAS_SHA256, HELD_OUT, ImageFacts, joined
 from ..format.info import CacheInfo
 from .fact_table import FactTable
+from .record_table import place_of
 
 
 class RowFacts:
@@ -71,9 +72,9 @@ class RowFacts:
         if shard in self._loose:
             return self._loose[shard]
         for table, places in self._tables:
-            found = places[table.shards[places] == shard]
-            if found.size:
-                return table.facts(int(found[0]))
+            place = place_of(table.shards, shard)
+            if place is not None and place_of(places, place) is not None:
+                return table.facts(place)
         return None
 
     def take(self, rows: NDArray[np.int64]) -> ImageFacts:

@@ -157,6 +157,13 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         numbers: list[int] = self.shard_numbers.tolist()
         return numbers
 
+    def is_removed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of ``rows`` (n,) was taken down."""
+        ranges = np.array(sorted(self.removed), np.int64).reshape(-1, 2)
+        ends = np.maximum.accumulate(ranges[:, 1])
+        before = np.searchsorted(ranges[:, 0], rows, side="right") - 1
+        return (before >= 0) & (rows < np.append(ends, 0)[before])
+
     @property
     def pack_shards(self) -> int:
         """Shards of a pack, a power of two: no more than its facts of about 240 MB allow."""

@@ -74,9 +74,13 @@ class Files(Protocol):
     def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
         """The whole content, and what ``replace`` needs to know that it is still the same."""
 
-    def mapped(self, relative: str) -> Bytes:
-        """The content, of which parts can be had, without reading the rest; FileNotFoundError when
-        it is not there."""
+    @property
+    def is_far(self) -> bool:
+        """Whether every look costs a round trip, so that what was listed is remembered."""
+
+    def mapped(self, relative: str, *, whole: bool = False) -> Bytes:
+        """The content, of which parts can be had, without reading the rest unless the ``whole`` is
+        wanted; FileNotFoundError when it is not there."""
 
     def version(self, relative: str) -> object:
         """What changes when a file is published again, None when it is not there."""
@@ -93,6 +97,9 @@ class Files(Protocol):
 
     def names_in(self, folder: str) -> list[str]:
         """Names directly inside ``folder``, sorted; empty when it does not exist."""
+
+    def versions(self, folder: str) -> dict[str, object]:
+        """``version`` of every file below a folder, by relative path."""
 
     def walk(self) -> list[str]:
         """Every file below the root, sorted, as relative POSIX paths."""

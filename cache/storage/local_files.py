@@ -61,7 +61,11 @@ class LocalFiles:
     def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
         return self.read(relative, max_bytes=max_bytes), None
 
-    def mapped(self, relative: str) -> NDArray[np.uint8]:
+    @property
+    def is_far(self) -> bool:
+        return False
+
+    def mapped(self, relative: str, *, whole: bool = False) -> NDArray[np.uint8]:
         path = self.path(relative)
         try:
             return np.memmap(path, np.uint8, "r")
@@ -90,10 +94,16 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def versions(self, folder: str) -> dict[str, object]:
+        return {relative: self.version(relative) for relative in self._below(self.path(folder))}
+
     def walk(self) -> list[str]:
+        return self._below(self.root)
+
+    def _below(self, top: Path) -> list[str]:
         return sorted(
             Path(folder, name).relative_to(self.root).as_posix()
-            for folder, _, names in os.walk(self.root)
+            for folder, _, names in os.walk(top)
             for name in names
         )
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, CorruptCache, UsageError
 
+from ..format.columns import Bytes
 from . import lease
 from .lock import Holder
 from .object_client import SCHEMES, TooShort, attempt, open_store
@@ -153,7 +154,13 @@ class ObjectFiles:
             pass
         return whole
 
-    def mapped(self, relative: str) -> ObjectBytes:
+    @property
+    def is_far(self) -> bool:
+        return True
+
+    def mapped(self, relative: str, *, whole: bool = False) -> Bytes:
+        if whole:
+            return np.frombuffer(self.read(relative), np.uint8)
         return ObjectBytes(self, relative)
 
     def version(self, relative: str) -> object:
@@ -235,6 +242,15 @@ class ObjectFiles:
         entries = attempt("listed", self.where(folder), listing)
         paths = [entry["path"] for entry in entries["objects"]] + list(entries["common_prefixes"])
         return sorted(path.rsplit("/", 1)[-1] for path in paths)
+
+    def versions(self, folder: str) -> dict[str, object]:
+        import obstore
+
+        def listing() -> dict[str, object]:
+            entries = obstore.list(self._store, folder).collect()
+            return {entry["path"]: str(_version(entry)) for entry in entries}
+
+        return attempt("listed", self.where(folder), listing)
 
     def walk(self) -> list[str]:
         return self._below(None)

@@ -29,7 +29,7 @@ from ..store import Cache
 from .layout import Part, is_run, publish_segments
 from .pack import pack
 from .place import MARK
-from .shards import ShardTask
+from .shards import Origin, ShardTask
 
 CopyProgress = Callable[[int, int], None]
 """Called with the bytes that are in the copy and those that will be."""
@@ -81,7 +81,7 @@ def copy_rows(
     info = replace(info, segments=tuple(publish_segments(source, files, info, layout)))
     target = _Unpublished(files, info)
     _publish_metadata(source, target)
-    tasks = [task for part in layout for task in _tasks(source, target, part)]
+    tasks = list(_tasks(source, target, layout))
     expected = {(task.owner, task.shard): task for task in tasks}
     done = _keep_expected(target, expected)
     total = sum(task.num_bytes for task in tasks)
@@ -126,16 +126,17 @@ def _publish_metadata(source: Cache, target: Cache) -> None:
         target.restore_metadata(owner)
 
 
-def _tasks(source: Cache, target: Cache, part: Part) -> Iterator[ShardTask]:
+def _tasks(source: Cache, target: Cache, layout: Sequence[Part]) -> Iterator[ShardTask]:
     shard_rows = source.info.shard_rows
-    for owner in target.owners:
-        records = source.commits(owner)
-        for first in range(0, len(part.rows), shard_rows):
-            rows = part.rows[first : first + shard_rows]
-            record = records[int(rows[0]) // shard_rows]
-            whole = record if is_run(rows, record.start, record.num_rows) else None
-            shard = (part.start + first) // shard_rows
-            yield ShardTask(source, target, owner, shard, rows, whole)
+    origins = [Origin(source, owner) for owner in target.owners]
+    for part in layout:
+        for origin in origins:
+            for first in range(0, len(part.rows), shard_rows):
+                rows = part.rows[first : first + shard_rows]
+                record = origin.commits[int(rows[0]) // shard_rows]
+                whole = record if is_run(rows, record.start, record.num_rows) else None
+                shard = (part.start + first) // shard_rows
+                yield ShardTask(origin, target, shard, rows, whole)
 
 
 def _keep_expected(target: Cache, tasks: dict[tuple[str, int], ShardTask]) -> set[tuple[str, int]]:

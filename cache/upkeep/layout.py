@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +30,6 @@ def publish_segments(
     source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part]
 ) -> Iterator[Segment]:
     """Publish the index of every part; one that is the source's own is copied to the byte."""
-    index: Any = source.index()
-    lines = index["row"].to_numpy()
     own = {segment.start: (n, segment) for n, segment in enumerate(source.info.segments)}
     for number, part in enumerate(layout):
         old, segment = own.get(part.start, (0, None))
@@ -40,7 +37,7 @@ def publish_segments(
             files.publish(names.index(number), [source.files.read(names.index(old))])
             yield segment
             continue
-        table = index.take(pa.array(np.searchsorted(lines, part.rows)))
+        table = source.lines(part.rows)
         rows = np.arange(part.start, part.start + len(part.rows), dtype=np.int64)
         table = table.set_column(0, "row", pa.array(rows))
         yield publish_index(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec.structs import replace
 
 from phistill.errors import CacheMismatch, UsageError
@@ -46,9 +47,9 @@ def merge(target: Cache, source: Cache) -> int:
         listings = ()
     _take_over_licences(target, source)
     _take_over_removed(target, source, starts)
+    exchange = _Exchange(target, source)
     num_copied = sum(
-        _copy_segment(target, source, segment, starts[segment.start])
-        for segment in source.info.segments
+        exchange.copy_segment(segment, starts[segment.start]) for segment in source.info.segments
     )
     pack(target)
     return num_copied
@@ -56,29 +57,37 @@ def merge(target: Cache, source: Cache) -> int:
 
 def _starts(target: Cache, source: Cache) -> dict[int, int]:
     """First rows of the source's segments, to where the target has the same lines already."""
-    ours, theirs = target.index(), source.index()
-    have = [(segment, _lines(ours, segment)) for segment in target.info.segments]
+    have: dict[tuple[Any, ...], list[tuple[Segment, pa.Table]]] = {}
+    for segment in target.info.segments:
+        lines = _lines(target, segment)
+        have.setdefault(_ends(lines), []).append((segment, lines))
     starts = {}
     for segment in source.info.segments:
-        lines = _lines(theirs, segment)
-        for other, others in have:
-            if other.num_rows == segment.num_rows and lines.equals(others):
+        lines = _lines(source, segment)
+        for other, others in have.get(_ends(lines), []):
+            if lines.equals(others):
                 starts[segment.start] = other.start
     return starts
 
 
-def _lines(index: Any, segment: Segment) -> Any:
+def _lines(cache: Cache, segment: Segment) -> pa.Table:
     """What the index says of a segment's rows, their numbers left out."""
-    first = int(index["row"].to_numpy().searchsorted(segment.start))
-    return index.slice(first, segment.num_rows).select(INDEX_COLUMNS[1:])
+    rows = np.arange(segment.start, segment.start + segment.num_rows, dtype=np.int64)
+    return cache.lines(rows, INDEX_COLUMNS[1:])
+
+
+def _ends(lines: Any) -> tuple[Any, ...]:
+    """What equal tables have in common, and few others."""
+    ids = lines["id"]
+    return (lines.num_rows, ids[0].as_py(), ids[-1].as_py())
 
 
 def _refuse_common_images(target: Cache, source: Cache, shared: set[int]) -> None:
-    theirs = source.index()
-    new = [_lines(theirs, s)["id"] for s in source.info.segments if s.start not in shared]
-    twice = set(target.index()["id"].to_pylist()) & {
-        name for ids in new for name in ids.to_pylist()
-    }
+    new = [_lines(source, s)["id"] for s in source.info.segments if s.start not in shared]
+    if not new:
+        return
+    ids: Any = pa.chunked_array([chunk for column in new for chunk in column.chunks])
+    twice = set(ids.filter(pc.is_in(ids, value_set=target.index(["id"])["id"])).to_pylist())
     if twice:
         raise CacheMismatch(
             f"{source.location} and {target.location} both hold image {min(twice)!r} "
@@ -141,38 +150,40 @@ def _add_segment_of(
 ) -> int:
     """Publish a segment of the source, which came from ``listings``, as the target's next; returns
     its first row there."""
-    index: Any = source.index()
-    first, start = int(index["row"].to_numpy().searchsorted(segment.start)), target.info.next_row
+    rows = np.arange(segment.start, segment.start + segment.num_rows, dtype=np.int64)
+    start = target.info.next_row
     moved = pa.array(np.arange(start, start + segment.num_rows, dtype=np.int64))
-    lines = index.slice(first, segment.num_rows).set_column(0, "row", moved)
+    lines = source.lines(rows).set_column(0, "row", moved)
     return add_segment(target, lines, sources=listings).start
 
 
-def _copy_segment(target: Cache, source: Cache, segment: Segment, start: int) -> int:
-    """Copy the shards of a segment whose first row is ``start`` in the target."""
-    shard_rows = source.info.shard_rows
-    first, num_shards = segment.start // shard_rows, -(-segment.num_rows // shard_rows)
-    shift = start // shard_rows - first
-    return sum(
-        _copy(target, source, shard, shard + shift) for shard in range(first, first + num_shards)
-    )
+class _Exchange:
+    """The shards of both caches, looked up once."""
 
+    def __init__(self, target: Cache, source: Cache) -> None:
+        self._target, self._source = target, source
+        self._theirs = {owner: source.commits(owner) for owner in source.owners}
+        self._ours = {owner: target.commits(owner) for owner in target.owners}
 
-def _copy(target: Cache, source: Cache, shard: int, into: int) -> int:
-    """Copy one shard of every owner under the number ``into``; what is there already stays."""
-    records = [source.committed(owner, shard) for owner in source.owners]
-    there = [target.committed(owner, into) for owner in target.owners]
-    new, standing = next(filter(None, records), None), next(filter(None, there), None)
-    if new is not None and standing is not None:
-        target.committed_facts(standing).require_same(
-            source.committed_facts(new),
-            start=standing.start,
-            owners=(standing.owner, new.owner),
-            image_of=target.image_id,
-        )
-    copied = 0
-    for record in filter(None, records):
-        if target.committed(record.owner, into) is None:
-            copy_shard(source, target, record, into)
-            copied += 1
-    return copied
+    def copy_segment(self, segment: Segment, start: int) -> int:
+        """Copy the shards of a segment whose first row is ``start`` in the target."""
+        shard_rows = self._source.info.shard_rows
+        first, num_shards = segment.start // shard_rows, -(-segment.num_rows // shard_rows)
+        shift = start // shard_rows - first
+        return sum(self._copy(n, n + shift) for n in range(first, first + num_shards))
+
+    def _copy(self, shard: int, into: int) -> int:
+        """Copy one shard of every owner under the number ``into``; what is there stays."""
+        records = [theirs[shard] for theirs in self._theirs.values() if shard in theirs]
+        there = [ours[into] for ours in self._ours.values() if into in ours]
+        if records and there:
+            self._target.committed_facts(there[0]).require_same(
+                self._source.committed_facts(records[0]),
+                start=there[0].start,
+                owners=(there[0].owner, records[0].owner),
+                image_of=self._target.image_id,
+            )
+        new = [record for record in records if into not in self._ours[record.owner]]
+        for record in new:
+            copy_shard(self._source, self._target, record, into)
+        return len(new)

@@ -19,6 +19,9 @@ from ..format.facts import ImageFacts
 from ..format.record import CommitRecord
 from ..store import Cache
 
+LOOSE_SHARE = 8
+"""A range may have so many packed shards for each that is not."""
+
 T = TypeVar("T", CommitRecord, ImageFacts)
 
 
@@ -36,12 +39,13 @@ class PackReport:
 
 
 def pack(
-    cache: Cache, ranges: Collection[int] | None = None, *, unfinished: bool = False
+    cache: Cache, ranges: Collection[int] | None = None, *, everything: bool = False
 ) -> PackReport:
     """Pack the ranges of shards that an owner has finished; of all ranges unless they are named.
 
-    ``unfinished`` packs what there is of the others too. The caller holds the shards. Raises
-    CorruptCache, naming the file, for records or facts that are damaged, which stay as they are.
+    A range that is packed and grew by less than an eighth stays as it is. ``everything`` packs
+    what there is of that, and of ranges that are not finished, too. The caller holds the shards.
+    Raises CorruptCache, naming the file, for damaged records or facts, which stay as they are.
     """
     report = PackReport()
     kinds: list[_Kind[Any]] = [_facts(cache), *(_records(cache, owner) for owner in cache.owners)]
@@ -50,10 +54,17 @@ def pack(
         for number, shards in cache.info.ranges().items():
             if ranges is not None and number not in ranges:
                 continue
-            finished = stored.issuperset(shards)
-            if (finished or unfinished) and (single := sorted(loose.intersection(shards))):
+            single = sorted(loose.intersection(shards))
+            if single and (everything or _is_worth_it(shards, stored, len(single))):
                 report += _pack_range(cache, kind, number, single)
     return report
+
+
+def _is_worth_it(shards: Sequence[int], stored: set[int], num_single: int) -> bool:
+    """Whether a range is finished, and enough of it is new: a cache that grows by a shard at a time
+    does not write its packs again each time."""
+    num_packed = len(stored.intersection(shards)) - num_single
+    return stored.issuperset(shards) and num_single * LOOSE_SHARE >= num_packed
 
 
 def pack_what_is_free(cache: Cache) -> PackReport:
@@ -125,6 +136,7 @@ def _pack_range(cache: Cache, kind: _Kind[T], number: int, loose: Sequence[int])
                 "files are there as before. Check the disk."
             )
     cache.files.delete_all([kind.path(shard) for shard in loose])
+    cache.catalogue.look_again()
     return PackReport(int(written), len(loose))
 
 

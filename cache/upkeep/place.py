@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from phistill.errors import CacheMismatch, UsageError
 
@@ -35,10 +33,9 @@ def refuse_other_content(source: Cache, there: Cache, layout: Sequence[Part]) ->
             raise CacheMismatch(f"{other}: teacher {name!r} is not in the latter.")
         if there.teacher(name).differences(source.teacher(name).fingerprint):
             raise CacheMismatch(f"{other}: its teacher {name!r} is not the same.")
-    theirs: Any = there.index()
-    index: Any = source.index()
+    theirs = there.index(INDEX_COLUMNS)
     rows = np.concatenate([part.rows for part in layout])[: theirs.num_rows]
-    ours = index.take(pa.array(np.searchsorted(index["row"].to_numpy(), rows)))
+    ours = source.lines(rows, INDEX_COLUMNS)
     if all(ours[key].equals(theirs[key]) for key in INDEX_COLUMNS[1:]):
         return
     lines = [table.select(INDEX_COLUMNS[1:]).to_pylist() for table in (ours, theirs)]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from phistill.errors import UsageError
 
@@ -20,15 +24,16 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
 
     The bytes stay in their shards. Statistics that used the rows become stale.
     """
-    index = cache.index()
-    known = index["id"].to_pylist()
-    named = set(ids)
-    if unknown := sorted(named - set(known)):
+    ids_of_rows, rows = _ids_and_rows(cache)
+    named = pa.array(sorted(set(ids)), pa.string())
+    if unknown := sorted(
+        set(ids) - set(ids_of_rows.filter(pc.is_in(ids_of_rows, named)).to_pylist())
+    ):
         raise UsageError(
             f"{cache.location} has no image {unknown[0]!r} "
             f"({len(unknown)} of {len(named)} unknown)."
         )
-    chosen = index["row"].to_numpy()[[name in named for name in known]]
+    chosen = rows[pc.is_in(ids_of_rows, named).to_numpy()]
     hidden = removed_rows(cache.info)
     num_new = int(np.count_nonzero(~hidden[chosen]))
     hidden[chosen] = True
@@ -40,26 +45,26 @@ def remove_images(cache: Cache, ids: Sequence[str]) -> int:
 def duplicates(cache: Cache, ids: Sequence[str]) -> dict[str, str]:
     """Other images with the same bytes as one of ``ids``, each with the one it equals.
 
-    Bytes are compared by the sha256 in the commit records; images that were taken down already are
-    left out.
+    Bytes are compared by the sha256 among the facts; images that were taken down already are left
+    out.
     """
-    index = cache.index()
-    named = set(ids)
-    known = index["id"].to_pylist()
-    rows = index["row"].to_numpy()
+    ids_of_rows, rows = _ids_and_rows(cache)
+    named = pc.is_in(ids_of_rows, pa.array(sorted(set(ids)), pa.string())).to_numpy()
     facts = cache.facts()
-    hashes = facts.sha256[rows]
-    chosen = np.array([name in named for name in known], bool)
-    open_rows = facts.has_sha256[rows] & ~removed_rows(cache.info)[rows]
-    removed_as = {
-        hashes[line].tobytes(): known[line]
-        for line in np.flatnonzero(chosen & facts.has_sha256[rows]).tolist()
-    }
-    return {
-        known[line]: removed_as[hashes[line].tobytes()]
-        for line in np.flatnonzero(open_rows & ~chosen).tolist()
-        if hashes[line].tobytes() in removed_as
-    }
+    images, has = facts.images[rows], facts.has_sha256[rows]
+    removed = np.flatnonzero(named & has)
+    same = np.flatnonzero(~named & has & ~removed_rows(cache.info)[rows])
+    same = same[np.isin(images[same], images[removed])]
+    name_of = dict(
+        zip(images[removed].tolist(), ids_of_rows.take(removed).to_pylist(), strict=True)
+    )
+    twins = zip(ids_of_rows.take(same).to_pylist(), images[same].tolist(), strict=True)
+    return {name: name_of[image] for name, image in twins}
+
+
+def _ids_and_rows(cache: Cache) -> tuple[Any, NDArray[np.int64]]:
+    """Each line's id, and its row."""
+    return cache.index(["id"])["id"], np.flatnonzero(cache.info.real_rows)
 
 
 def remove_teacher(cache: Cache, name: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from msgspec.structs import replace
@@ -15,7 +16,7 @@ from ..format.facts import ImageFacts, joined
 from ..format.info import DTYPES
 from ..format.record import CommitRecord
 from ..format.shard import index_bytes
-from ..rows import readable_rows
+from ..reader import ArrayReader
 from ..store import Cache
 from .layout import Rows
 
@@ -52,13 +53,30 @@ def _paths(cache: Cache, record: CommitRecord, shard: int) -> Iterator[tuple[str
     return zip(*(by_kind.values() for by_kind in paths), strict=True)
 
 
+class Origin:
+    """One owner of the cache that is copied, looked up once for all of its shards."""
+
+    def __init__(self, cache: Cache, owner: str) -> None:
+        self.cache, self.owner = cache, owner
+        self.commits = cache.commits(owner)
+        self.shapes = cache.shapes(owner)
+        self._lock = Lock()
+        self._readers: dict[str, ArrayReader] = {}
+
+    def reader(self, kind: str) -> ArrayReader:
+        """The reader of one array; several threads ask."""
+        with self._lock:
+            if kind not in self._readers:
+                self._readers[kind] = self.cache.reader(self.owner, kind)
+            return self._readers[kind]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class ShardTask:
     """One shard of one owner of the copy."""
 
-    source: Cache
+    origin: Origin
     target: Cache
-    owner: str
     shard: int
     rows: Rows
     """Of the source, ascending."""
@@ -66,18 +84,22 @@ class ShardTask:
     """The record of the source's shard when this one is just that shard."""
 
     @property
+    def owner(self) -> str:
+        return self.origin.owner
+
+    @property
     def num_bytes(self) -> int:
         if self.whole is not None:
             return self.whole.num_bytes
-        shapes = self.source.shapes(self.owner)
+        shapes = self.origin.shapes
         row = sum(int(np.prod(s)) * DTYPES[k].itemsize + 4 for k, s in shapes.items())
-        return len(self.rows) * row + len(shapes) * index_bytes(self.source.info.shard_rows)
+        return len(self.rows) * row + len(shapes) * index_bytes(self.target.info.shard_rows)
 
     def is_done_by(self, record: CommitRecord) -> bool:
         """Whether a record of the copy vouches for what this task would write."""
         if self.whole is not None:
-            return record == renumbered(self.source, self.whole, self.shard)
-        facts, reasons, environment = self._facts()
+            return record == renumbered(self.origin.cache, self.whole, self.shard)
+        facts, reasons, environment = self._facts(self._records())
         expected = (facts.digest, reasons, environment)
         return (record.facts, record.reasons, record.environment) == expected
 
@@ -86,20 +108,21 @@ class ShardTask:
         if self.whole is None:
             self._gather()
         else:
-            copy_shard(self.source, self.target, self.whole, self.shard)
+            copy_shard(self.origin.cache, self.target, self.whole, self.shard)
         return self
 
     def _gather(self) -> None:
-        facts, reasons, environment = self._facts()
-        records = self.source.commits(self.owner)
-        accepted = readable_rows(self.source.info, records)[self.rows]  # removed: hidden here too
+        records = self._records()
+        facts, reasons, environment = self._facts(records)
+        accepted = ~self.origin.cache.info.is_removed(self.rows)  # removed: hidden here too
+        accepted[list(reasons)] = False
         arrays = {}
-        for kind, shape in self.source.shapes(self.owner).items():
+        for kind, shape in self.origin.shapes.items():
             dtype = DTYPES[kind]
             empty = np.nan if dtype.kind == "f" else 0
             values = np.full((len(self.rows), *shape), empty, dtype)
             if accepted.any():
-                values[accepted] = self.source.reader(self.owner, kind).read(self.rows[accepted])
+                values[accepted] = self.origin.reader(kind).read(self.rows[accepted])
             arrays[kind] = values
         self.target.commit_shard(
             self.owner,
@@ -110,25 +133,26 @@ class ShardTask:
             environment=environment,
         )
 
-    def _facts(self) -> tuple[ImageFacts, dict[int, str], dict[str, str]]:
-        """What the records of the source say of the rows: images, reasons by slot, environment."""
-        commits = self.source.commits(self.owner)
-        shards, slots = np.divmod(self.rows, self.source.info.shard_rows)
-        records = {shard: commits[shard] for shard in np.unique(shards).tolist()}
+    def _records(self) -> dict[int, CommitRecord]:
+        """Of the source's shards that the rows are of, ascending."""
+        shards = np.unique(self.rows // self.origin.cache.info.shard_rows)
+        return {shard: self.origin.commits[shard] for shard in shards.tolist()}
+
+    def _facts(
+        self, records: Mapping[int, CommitRecord]
+    ) -> tuple[ImageFacts, dict[int, str], dict[str, str]]:
+        """What the source says of the rows: images, reasons by slot, environment."""
+        shards, slots = np.divmod(self.rows, self.origin.cache.info.shard_rows)
         facts = joined(
             [
-                self.source.committed_facts(record).take(slots[shards == shard])
+                self.origin.cache.committed_facts(record).take(slots[shards == shard])
                 for shard, record in records.items()
             ]
         )
-        places = [
-            (records[shard], slot)
-            for shard, slot in zip(shards.tolist(), slots.tolist(), strict=True)
-        ]
         reasons = {
-            new: record.reasons[slot]
-            for new, (record, slot) in enumerate(places)
-            if slot in record.reasons
+            new: records[shard].reasons[slot]
+            for new, (shard, slot) in enumerate(zip(shards.tolist(), slots.tolist(), strict=True))
+            if slot in records[shard].reasons
         }
         environment: dict[str, str] = {}
         for record in records.values():

@@ -80,7 +80,7 @@ def test_a_range_is_packed_when_it_is_finished(make_cache: CacheFactory) -> None
     cache.forget_shard("a", 2)
     assert pack(cache) == PackReport(3, 3 * 4)
     assert single_files(cache) == [f"commits/a/00000{n}.json" for n in (0, 1, 3)]
-    assert pack(cache, unfinished=True) == PackReport(1, 3)
+    assert pack(cache, everything=True) == PackReport(1, 3)
     cache = Cache(cache.path)
     assert (single_files(cache), cache.missing_shards("a")) == ([], [2])
 
