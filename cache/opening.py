@@ -22,9 +22,11 @@ from .store import Cache
 def open(location: str | Path | Files) -> Cache:
     """Open an existing cache; UsageError when there is none at ``location``."""
     files = open_files(location)
-    if files.size(names.ROOT) is None:
-        raise _no_cache(files)
-    return Cache(files)
+    try:
+        return Cache(files)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    raise _no_cache(files)
 
 
 def exists(location: str | Path | Files) -> bool:

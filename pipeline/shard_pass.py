@@ -9,13 +9,14 @@ Shard boundaries do not show.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from phistill.cache import Cache, CommitRecord, ImageFacts
 from phistill.cache.format import names
+from phistill.cache.upkeep.pack import PackReport, pack
 from phistill.compute.copies import Sent
 
 from .decode.image import DecodeSetup
@@ -117,6 +118,7 @@ class ShardPass:
         pixels = {names.PIXELS} if cache.info.pixel_size else set()
         owners = pixels | set(runners)
         self._missing = {owner: shards & set(cache.missing_shards(owner)) for owner in owners}
+        self._packing = Packing(cache, shards, self._missing)
         self._budget = RejectBudget(cache, options.max_reject_frac)
         self._watch = Stopwatch()
         self._num_writers = NUM_WRITERS.get(device.type, 2)
@@ -179,6 +181,7 @@ class ShardPass:
                 for number, name in enumerate(work.names):
                     self._writing.append(stages.writing.submit(self._commit, work, number, name))
             self._collect()
+            self._packing.start(stages.packing)
             self._report()
 
         for shard in arriving:
@@ -203,6 +206,7 @@ class ShardPass:
             step()
         while self._writing:
             self._count(self._writing.popleft().result())
+        self._packing.wait()
 
     def _is_out_of_time(self) -> bool:
         limit_s = self._options.time_limit_s
@@ -266,6 +270,7 @@ class ShardPass:
 
     def _count(self, record: CommitRecord) -> None:
         self.num_shards += 1
+        self._packing.count(record)
         self.written_bytes += record.num_bytes
         self.done_rows += record.num_rows
         self._report()
@@ -301,6 +306,7 @@ class _Stages:
         self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self.landing = ThreadPoolExecutor(1, thread_name_prefix="land")
         self.writing = ThreadPoolExecutor(num_writers, thread_name_prefix="write")
+        self.packing = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
     def __enter__(self) -> None:
         pass
@@ -309,6 +315,38 @@ class _Stages:
         self.preparing.shutdown(cancel_futures=True)
         self.landing.shutdown(cancel_futures=True)
         self.writing.shutdown()
+        self.packing.shutdown()
+
+
+class Packing:
+    """Ranges of shards that are packed as soon as all of them are committed, beside the work."""
+
+    def __init__(self, cache: Cache, held: Set[int], missing: Mapping[str, Set[int]]) -> None:
+        """Only ranges all of whose shards are ``held``; ``missing`` are to come, by owner."""
+        self._cache = cache
+        whole = {n for n, shards in cache.info.ranges().items() if set(shards) <= held}
+        to_come = (self._number(shard) for shards in missing.values() for shard in shards)
+        self._left = Counter(number for number in to_come if number in whole)
+        self._started: list[Future[PackReport]] = []
+
+    def count(self, record: CommitRecord) -> None:
+        """A shard was committed."""
+        self._left[self._number(record.shard)] -= 1
+
+    def start(self, pool: ThreadPoolExecutor) -> None:
+        """Pack what is complete; the last range is for whoever ends the run."""
+        complete = [number for number, left in self._left.items() if left == 0]
+        for number in complete if len(self._left) > 1 else ():
+            del self._left[number]
+            self._started.append(pool.submit(pack, self._cache, {number}))
+
+    def wait(self) -> None:
+        """Raises what packing raised."""
+        for packed in self._started:
+            packed.result()
+
+    def _number(self, shard: int) -> int:
+        return shard // self._cache.info.pack_shards
 
 
 class _Work:

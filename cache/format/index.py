@@ -44,6 +44,7 @@ def encode_index(index: pa.Table, *, start: int, shard_rows: int) -> tuple[bytes
     rows = index["row"].to_numpy()
     if not np.array_equal(rows, np.arange(start, start + index.num_rows)):
         raise ValueError(f"the index must list the rows {start}.. in order.")
+    index = index.replace_schema_metadata(None)
     file = io.BytesIO()
     group_rows, ends = max(GROUP_ROWS, shard_rows), []
     with pq.ParquetWriter(file, index.schema, compression="zstd") as writer:
@@ -98,7 +99,8 @@ class IndexFile:
         groups = np.searchsorted(self._first_lines, lines, side="right") - 1
         numbers, inverse = np.unique(groups, return_inverse=True)
         if not numbers.size:
-            return self._file.schema_arrow.empty_table().select(list(columns))
+            schema = self._file.schema_arrow.remove_metadata()
+            return schema.empty_table().select(list(columns))
         kept = [self._group(int(number), columns) for number in numbers]
         firsts = np.concatenate([[0], np.cumsum([len(table) for table in kept])[:-1]])
         places = lines - self._first_lines[groups] + firsts[inverse]
@@ -122,6 +124,7 @@ class IndexFile:
                 raise CorruptCache(f"{self._where}: lines {first} to {last - 1} were changed.")
             # Why no threads: storage/parquet.py.
             table = self._file.read_row_group(number, columns=list(columns), use_threads=False)
+            table = table.replace_schema_metadata(None)
             self._bytes.drop()
             self._kept[key] = table
             if len(self._kept) > MAX_KEPT_GROUPS:

@@ -61,9 +61,11 @@ def load_normalizer(
     moments = load_moments(cache, teacher, kind)
     digest = moments_digest(moments)
     path = normalizer_path(teacher, kind)
-    if method == "phi-s" and not options and cache.files.exists(path):
+    if method == "phi-s" and not options:
         try:
             normalizer = Normalizer.from_bytes(cache.files.read(path))
+        except FileNotFoundError:
+            return Normalizer.fit(moments, method, moments_digest=digest)
         except UsageError as error:
             raise CorruptCache(
                 f"{cache.files.where(path)} is damaged: {error} "

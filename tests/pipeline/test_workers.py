@@ -19,6 +19,7 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import LockHeld, PhistillError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
+from phistill.pipeline.progress import ExtractProgress
 from phistill.pipeline.settings import WorkerShards
 from phistill.pipeline.shard_pass import missing_shards
 
@@ -231,3 +232,25 @@ def test_workers_share_a_cache_on_an_object_store(
         assert attempt.error is None
     assert [attempt.num_shards for attempt in both] == [12, 10]
     assert store.open(bucket_url).digest() == whole.digest()
+
+
+def test_ranges_are_packed_while_the_run_goes_on(
+    folder: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the last of several workers: the cache is the same."""
+    monkeypatch.setattr("phistill.cache.format.info.MAX_PACK_SHARDS", 2)
+    packs_at: list[int] = []
+
+    def look(progress: ExtractProgress) -> None:
+        packs_at.append(len(list((tmp_path / "one").glob("packs/commits/t/*.safetensors"))))
+
+    one = extract(folder, tmp_path / "one", [f"t={tiny}"], settings=SETTINGS, on_progress=look)
+    assert max(packs_at) > 0
+    for rank in (0, 1):
+        options = ExtractOptions(worker=WorkerShards(rank, 2))
+        extract(folder, tmp_path / "two", [f"t={tiny}"], settings=SETTINGS, options=options)
+        single = list((tmp_path / "two/commits").rglob("*.json"))
+        assert (single == []) == (rank == 1)
+    for path in ("one", "two"):
+        assert not list((tmp_path / path / "facts").iterdir())
+    assert store.open(tmp_path / "two").digest() == one.cache.digest()

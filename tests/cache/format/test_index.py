@@ -43,6 +43,8 @@ def test_lines_come_in_the_order_asked_for(encoded: tuple[pa.Table, bytes, Any])
     table, data, segment = encoded
     file = IndexFile(CountingBytes(data), segment, "x")
     assert file.table(table.column_names).equals(table)
+    again = file.table(table.column_names)
+    assert encode_index(again, start=0, shard_rows=16) == (data, segment), "nothing sticks to it"
     for lines in (
         np.random.default_rng(0).permutation(NUM_ROWS)[:1000],
         np.arange(GROUP_ROWS - 5, GROUP_ROWS + 5),
