@@ -1,6 +1,7 @@
 """From encoded bytes to an RGB image, by rules that are stated here and recorded in the cache.
 
-* Orientation from EXIF is applied. The first frame of an animation is used.
+* Orientation from EXIF is applied. The first frame of an animation is used. Wide gamuts become
+  sRGB.
 * Transparency is composited over a background colour (grey by default: white drawings vanish on
   white). Palettes, grey scale, CMYK and YCbCr become RGB; 16-bit and float images are scaled.
 * An image is rejected, with a reason, when its bytes cannot be decoded completely, when it is
@@ -15,6 +16,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cache
@@ -24,6 +26,8 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from phistill.errors import UsageError
+
+from .colour import to_srgb
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
@@ -51,7 +55,7 @@ UPRIGHT = {
 }
 """What makes an image upright, by its EXIF orientation."""
 PNG = b"\x89PNG\r\n\x1a\n"
-PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 SIGNED, WHITE_IS_ZERO = 2, 0
@@ -96,11 +100,14 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
     try:
         try:
             return _decode(data, rules)
-        except (SyntaxError, ValueError, UnidentifiedImageError):
-            bare = bare_png(data)
-            if len(bare) == len(data):
-                raise
-            return _decode(bare, rules)
+        except (SyntaxError, ValueError, UnidentifiedImageError) as error:
+            failure = error
+        for dropped in (PNG_TEXTS, (*PNG_TEXTS, b"iCCP")):
+            bare = bare_png(data, dropped)
+            if len(bare) < len(data):
+                with contextlib.suppress(SyntaxError, ValueError, UnidentifiedImageError):
+                    return _decode(bare, rules)
+        raise failure
     except Reject:
         raise
     except UnidentifiedImageError as error:
@@ -157,6 +164,7 @@ def _to_rgb(image: Image.Image, rules: DecodeRules) -> Image.Image:
         image = _to_eight_bit(image)
     elif _tiff_tag(image, TiffTag.SAMPLE_FORMAT) == SIGNED:
         raise Reject("signed integers, whose range the file does not state")
+    image = to_srgb(image)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
@@ -188,8 +196,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def bare_png(data: bytes) -> bytes:
-    """A PNG without texts and profiles, and without what is damaged but no part of the picture;
+def bare_png(data: bytes, dropped: Sequence[bytes]) -> bytes:
+    """A PNG without these kinds of chunks, and without what is damaged but no part of the picture;
     other bytes as they are. Metadata that cannot be read is no reason to reject a picture."""
     if not data.startswith(PNG):
         return data
@@ -199,7 +207,7 @@ def bare_png(data: bytes) -> bytes:
         chunk = data[start : start + 12 + length]
         whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
         is_critical = kind[:1].isupper()
-        if is_critical or (whole and kind not in PNG_METADATA):
+        if is_critical or (whole and kind not in dropped):
             kept.append(chunk)
         start += len(chunk)
         if kind == b"IEND":
