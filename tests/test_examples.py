@@ -59,6 +59,26 @@ def test_a_teacher_and_an_image_source_from_one_file_each(beside: Path) -> None:
     assert "nothing to do" in phistill(beside, "extract", source, "--cache", "my.cache")
 
 
+@pytest.mark.parametrize("example", ["lightning_student", "accelerate_student"])
+def test_other_loops_learn_from_the_cache(beside: Path, example: str) -> None:
+    (beside / "photos").mkdir()
+    random = np.random.default_rng(1)
+    for number in range(80):
+        squares = random.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(squares).save(beside / "photos" / f"{number}.png")
+    teacher = "edges=module:edges_teacher:build?widths=2"
+    make = ("extract", "photos", "--cache", "my.cache", "--teacher", teacher)
+    phistill(beside, *make, "--pixel-size", "32", "--holdout", "0")
+    phistill(beside, "fit-stats", "my.cache")
+    losses = []
+    for epochs in ("1", "8"):
+        command = [sys.executable, str(EXAMPLES / f"{example}.py"), "my.cache", "edges", epochs]
+        done = subprocess.run(command, cwd=beside, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        losses.append(float(done.stdout.split()[-1]))
+    assert losses[1] < losses[0]
+
+
 def loaded(example: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(example, EXAMPLES / f"{example}.py")
     assert spec is not None
