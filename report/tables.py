@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from phistill.errors import UsageError
 from phistill.stats.coarse import CoarseArray
-from phistill.stats.description import STABLE, Description
+from phistill.stats.description import STABLE, WITHIN, Description
+from phistill.stats.intervals import Interval
 from phistill.stats.moments.squared_norms import TOP_FRACTION
 
 from .terminal import table_text
 
 if TYPE_CHECKING:
-    from phistill.train import EvalRow
+    from phistill.train import EvalRow, Verdict
 
-NORMAL_95 = 1.96
 _STATISTICS = (
     *("teacher", "kind", "width", "vectors", "channel mean", "channel std"),
     *("phi", "eff. rank", "rotation"),
@@ -40,29 +40,72 @@ def evaluation_table(lines: Sequence[EvalRow]) -> str:
     if not lines:
         raise UsageError("there is nothing to show.")
     several = any(line.cache for line in lines)
-    header = ["student", "teacher", "kind", "rows", "mse", "unexplained", "cosine"]
+    header = ["student", "teacher", "kind", "images", "error", "95 % interval", "mse", "cosine"]
+    header += ["constant's", ""]
     rows = [
         [
-            *(line.student, line.teacher, line.kind, str(line.num_rows)),
+            *(line.student, line.teacher, line.kind, f"{line.num_images:,}"),
+            *(f"{line.error:.3f}", interval_text(line.interval)),
             "-" if line.mse is None else f"{line.mse:.4g}",
-            _share(line),
-            f"{line.cosine:.3f}",
+            *(f"{line.cosine:.3f}", f"{line.constant_cosine:.3f}"),
+            VERDICTS[line.beats_constant] if line.student != "untrained" else "",
         ]
         for line in lines
     ]
     if several:
         header = ["cache", *header]
         rows = [[line.cache, *row] for line, row in zip(lines, rows, strict=True)]
-    table = table_text(header, rows, words=range(3 + several))
-    intervals = any(line.unexplained_error is not None for line in lines)
-    return f"{table}\n± is the 95 % confidence interval, over images." if intervals else table
+    words = (*range(3 + several), len(header) - 1)
+    return f"{table_text(header, rows, words=words)}\n{ERROR_WORDS}"
 
 
-def _share(line: EvalRow) -> str:
-    if line.unexplained is None:
+VERDICTS = {True: "", False: "NO BETTER THAN THE CONSTANT", None: "perhaps no better than it"}
+
+ERROR_WORDS = (
+    "error: squared error over that of the constant (the training mean); of summaries learnt by "
+    "direction,\n1 - cosine over the constant's. 0 is the teacher itself, 1 the constant. "
+    "Intervals are over images."
+)
+
+
+def verdict_text(found: Verdict) -> str:
+    """Everything that an evaluation found, for a terminal."""
+    parts = [evaluation_table(found.lines), "", "How alike to the teacher"]
+    rows = [
+        [
+            *(one.student, one.teacher, f"{one.cka:.3f}", f"{one.overlap.value:.3f}"),
+            interval_text(one.overlap),
+        ]
+        for one in found.likeness
+    ]
+    header = ["features", "teacher", "CKA", "shared neighbours", "95 % interval"]
+    parts.append(table_text(header, rows, words=(0, 1)))
+    names = list(found.matrix)
+    cells = [[a, *(f"{found.matrix[a][b]:.2f}" for b in names)] for a in names]
+    parts += ["", "CKA between teachers and backbones", table_text(["", *names], cells)]
+    ranks = [[name, f"{value:.1f}"] for name, value in found.ranks.items()]
+    parts += ["", "Directions in use", table_text(["features", "RankMe"], ranks)]
+    if found.labels:
+        rows = [
+            [
+                *(one.features, f"{one.knn.value:.3f}", interval_text(one.knn)),
+                *(f"{one.linear.value:.3f}", interval_text(one.linear)),
+            ]
+            for one in found.labels
+        ]
+        header = ["features", "kNN", "95 % interval", "linear probe", "95 % interval"]
+        title = f"Labels of held-out images, {found.num_classes:,} classes"
+        parts += ["", title, table_text(header, rows)]
+    else:
+        parts += ["", "No labels: no kNN and no probe (extract --labels)."]
+    return "\n".join(parts)
+
+
+def interval_text(found: Interval) -> str:
+    """``[0.123, 0.456]``, or a hyphen where there are too few images."""
+    if found.low is None or found.high is None:
         return "-"
-    error = line.unexplained_error
-    return f"{line.unexplained:.3f}" + ("" if error is None else f" ± {NORMAL_95 * error:.3f}")
+    return f"[{found.low:.3f}, {found.high:.3f}]"
 
 
 def _cells(row: Description) -> tuple[str, ...]:
@@ -79,18 +122,28 @@ def _cells(row: Description) -> tuple[str, ...]:
     )
 
 
-def _notes(row: Description) -> list[str]:
-    name, notes = f"{row.teacher} {row.kind}", []
+def _settled(row: Description) -> str:
+    """How far the statistics still move, and how many images they want."""
     if row.convergence:
         last = row.convergence[-1]
         moved = (
-            f"{name}: from {last.num_rows:,} to {row.num_rows:,} rows the mean moved by "
+            f"from {last.num_rows:,} to {row.num_rows:,} rows the mean moved by "
             f"{last.mean_shift:.2%} of the spread, phi by {last.phi_change:.2%}, "
             f"the leading axes by {last.axes_shift:.2%}"
         )
         stable = row.stable_after
         state = f"stable to {STABLE:.1%} after {stable:,} rows" if stable else "not yet stable"
-        notes.append(f"{moved}; {state}.")
+        moved = f"{moved}; {state}"
+    else:
+        moved = f"{row.num_rows:,} rows are too few to see how far the statistics still move"
+    wanted = row.num_rows_wanted
+    more = f", {wanted - row.num_rows:,} more" if wanted > row.num_rows else ": there are enough"
+    return f"{moved}; mean and phi within {WITHIN:.0%} want about {wanted:,} rows{more}."
+
+
+def _notes(row: Description) -> list[str]:
+    name = f"{row.teacher} {row.kind}"
+    notes = [f"{name}: {_settled(row)}"]
     if row.num_vectors <= row.width:
         notes.append(
             f"{name}: warning: {row.num_vectors:,} vectors span fewer directions than its "

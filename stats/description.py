@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +16,10 @@ from .moments.squared_norms import WARNING_SHARE, WARNING_VECTORS
 
 STABLE = 1e-3
 """Relative change of mean and phi below which more images are said to add nothing."""
+
+WITHIN = 0.01
+"""Error of mean and phi, as a share of the spread, that more images are asked for down to: an error
+of a hundredth changes a normalised target by a hundredth of its spread."""
 
 BLOCK_ROWS = 4096
 """Summaries that are read at once."""
@@ -72,6 +78,24 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 break
             stable = step.num_rows
         return stable
+
+    @property
+    def num_rows_wanted(self) -> int:
+        """Rows after which mean and phi are expected within WITHIN of their limits, nearly.
+
+        The statistics of the first m of N rows differ from those of all by s sqrt(1/m - 1/N), and
+        those of n rows from their limit by s / sqrt(n); s is fitted to what was seen at doublings.
+        Where nothing was seen s is 1, as of rows whose vectors are all alike. The covariance wants
+        more vectors than there are channels besides.
+        """
+        squares = [
+            max(step.mean_shift, step.phi_change) ** 2 / (1 / step.num_rows - 1 / self.num_rows)
+            for step in self.convergence
+            if 0 < step.num_rows < self.num_rows
+        ]
+        square = sum(squares) / len(squares) if squares else 1.0
+        per_row = self.num_vectors / self.num_rows if self.num_rows else 1.0
+        return math.ceil(max(square / WITHIN**2, (self.width + 1) / per_row))
 
 
 def effective_rank(eigenvalues: Float[np.ndarray, " c"]) -> float:

@@ -1,5 +1,5 @@
 from .config import TrainConfig
-from .evaluation import EvalRow, evaluate
+from .evaluation import EvalRow, Verdict, evaluate, verdict
 from .progress import Progress, RunResult
 from .student.export import export
 from .student.exported import load_student
@@ -16,6 +16,7 @@ __all__ = [
     "SweepResult",
     "TrainConfig",
     "TrainedStudent",
+    "Verdict",
     "cells",
     "evaluate",
     "export",
@@ -24,4 +25,5 @@ __all__ = [
     "read_grid",
     "sweep",
     "train",
+    "verdict",
 ]

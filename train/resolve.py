@@ -93,6 +93,7 @@ class ResolvedRun:
                 )
             ],
             "teachers": {name: self.caches.teacher(name).fingerprint for name in self.teachers},
+            "specs": {name: self.caches.teacher(name).spec for name in self.teachers},
             "licences": {name: self.caches.teacher(name).licence for name in self.teachers},
             "targets": msgspec.to_builtins(self.targets),
             "normalizers": {key: n.metadata() for key, n in self.normalizers.items()},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from phistill.compute.ranks import Ranks
@@ -19,7 +20,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .data.batch import Batch
 from .data.source import Source
-from .evaluation import EvalRow, mean_score, measure
+from .evaluation import EvalRow, knn_accuracy, mean_score, measure
 from .progress import Progress, ProgressCallback
 from .resolve import ResolvedRun
 from .run_folder import RunFolder, only_trainer, refuse_another_run
@@ -148,25 +149,24 @@ class Run:
         with self.state.averaged() as student:
             trained = TrainedStudent(student, self.config, resolved.normalizers, resolved.facts())
             trained.to(self.ranks.device)
+            asked = [part.rows[: self.config.validate_rows] for part in resolved.heldout]
             lines = [
                 line
-                for part in resolved.heldout
+                for part, rows in zip(resolved.heldout, asked, strict=True)
                 for line in measure(
-                    trained,
-                    source,
-                    part.rows[: self.config.validate_rows],
-                    resolved.means,
-                    label="trained",
-                    cache=part.cache,
+                    trained, source, rows, resolved.means, label="trained", cache=part.cache
                 )
             ]
+            taught = resolved.plan.rows
+            knn = knn_accuracy(trained, source, taught, np.concatenate(asked))
         score = mean_score(lines)
         self._scored = step, score
         figures = {
             line.column: {k: v for k, v in line.to_dict().items() if isinstance(v, float)}
             for line in lines
         }
-        self._folder.log("validate", step, {"score": score, **figures})
+        known = {} if knn is None else {"knn": knn}
+        self._folder.log("validate", step, {"score": score, **known, **figures})
         return lines
 
     def save_if_due(self) -> None:

@@ -126,15 +126,16 @@ def unexplained(teachers: Sequence[str], runs: Sequence[RunFacts]) -> str:
             for number, run in enumerate(runs):
                 line = run.row(teacher, PATCHES)
                 if line is not None and line.unexplained is not None:
-                    error = 1.96 * (line.unexplained_error or 0.0)
+                    low = line.unexplained if line.error_low is None else line.error_low
+                    high = line.unexplained if line.error_high is None else line.error_high
                     axes.barh(place, line.unexplained, height=0.82, color=run_colour(number))
                     axes.plot(
-                        [line.unexplained - error, line.unexplained + error],
+                        [low, high],
                         [place, place],
                         color=INK,
                         linewidth=1.0,
                     )
-                    end = line.unexplained + error
+                    end = high
                     axes.annotate(
                         f"{line.unexplained:.2f}",
                         (end, place),

@@ -174,5 +174,5 @@ def in_bins(
 
 
 def _checks(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    named = [(int(line["step"]), line.get(key, {}).get("unexplained")) for line in lines]
+    named = [(int(line["step"]), line.get(key, {}).get("error")) for line in lines]
     return [(step, float(value)) for step, value in named if value is not None]

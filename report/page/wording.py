@@ -22,8 +22,6 @@ DASH = "–"
 PERCENT = "\u00a0%"
 """With a space at which no line breaks."""
 
-NORMAL_95 = 1.96
-
 METHOD_WORDS = {
     "none": "the features as they are",
     "global": "one mean and one standard deviation for all channels",
@@ -210,7 +208,7 @@ def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLi
                     first=bool(lines) and lines[-1].teacher != teacher,
                     best=lowest,
                     mse=DASH if patches.mse is None else number_text(patches.mse),
-                    unexplained=_interval(patches.unexplained, patches.unexplained_error),
+                    unexplained=_with_interval(patches),
                     cosine=_cosine(patches),
                     summary=_cosine(run.row(teacher, SUMMARY, label)),
                 )
@@ -218,10 +216,12 @@ def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLi
     return lines
 
 
-def _interval(value: float | None, error: float | None) -> str:
-    if value is None:
+def _with_interval(line: EvalRow) -> str:
+    if line.unexplained is None:
         return DASH
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {NORMAL_95 * error:.3f}"
+    if line.error_low is None or line.error_high is None:
+        return f"{line.error:.3f}"
+    return f"{line.error:.3f} [{line.error_low:.3f}, {line.error_high:.3f}]"
 
 
 def _cosine(line: EvalRow | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from phistill.stats import Moments, Normalizer
 from phistill.stats.normalizer.torch_module import NormalizerModule
 from phistill.train import TrainConfig
-from phistill.train.evaluation import _Sums
+from phistill.train.evaluation.fidelity import _Sums
 from phistill.train.loss.balance import Balance
 from phistill.train.targets import Target
 
@@ -69,7 +70,8 @@ def test_evaluation_sums_without_float64_there() -> None:
     prediction, value = on_apple(4, 2, 2, 5), on_apple(4, 2, 2, 5) * 2
     sums.add(prediction, value)
     plain.add(prediction.as_subclass(Tensor), value.as_subclass(Tensor))
-    one, two = sums.row("trained"), plain.row("trained")
+    images = np.arange(4)
+    one, two = sums.row("trained", images), plain.row("trained", images)
     assert one.mse == pytest.approx(two.mse, rel=1e-6)
     assert one.cosine == pytest.approx(two.cosine, rel=1e-6)
 

@@ -165,6 +165,36 @@ def test_stable_after_is_the_first_size_from_which_nothing_moved() -> None:
     assert "not yet stable" in statistics_notes([row(convergence=steps(0.1))])[0]
 
 
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_the_rows_that_are_wanted_bring_mean_and_phi_within_a_hundredth(
+    tokens: int, make_cache: CacheFactory
+) -> None:
+    """Tokens of an image share half of their variance, as those of real ones do."""
+    side = int(tokens**0.5)
+    teacher = TeacherInfo(name="a", grid=(side, side), widths={"patches": 12})
+    generator = np.random.default_rng(0)
+
+    def features(owner: str, kind: str, start: int, values: np.ndarray) -> np.ndarray:
+        shared = generator.standard_normal((len(values), 1, 12))
+        own = generator.standard_normal(values.shape)
+        return ((shared + own) / np.sqrt(2)).astype(values.dtype)
+
+    cache = make_cache(num_rows=1200, teachers=[teacher], features=features)
+    (found,) = fit_stats(cache)
+    # An image's mean has variance (1 + 1 / tokens) / 2 per channel.
+    truth = (1 + 1 / tokens) / 2 / 0.01**2
+    assert truth / 3 < found.num_rows_wanted < truth * 3
+
+
+def test_every_array_has_a_line_on_how_settled_it_is() -> None:
+    (thin,) = statistics_notes([row(num_rows=3, num_vectors=300, width=7)])
+    assert "3 rows are too few to see" in thin
+    assert "want about 10,000 rows, 9,997 more." in thin
+    enough = row(num_rows=20_000, num_vectors=20_000, width=7)
+    assert enough.num_rows_wanted == 10_000
+    assert statistics_notes([enough])[0].endswith("want about 10,000 rows: there are enough.")
+
+
 def row(**changes: Any) -> Description:
     values: dict[str, Any] = {
         "teacher": "ssl",

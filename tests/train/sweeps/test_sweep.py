@@ -252,12 +252,14 @@ def test_figures_are_means_with_intervals_and_ranks() -> None:
             teacher="a",
             kind="patches",
             num_rows=1,
+            num_images=1,
             mse=1.0,
             baseline=1.0,
-            unexplained=value,
-            unexplained_error=0.0,
             cosine=0.0,
-            cosine_error=0.0,
+            constant_cosine=0.0,
+            error=value,
+            error_low=None,
+            error_high=None,
         )
 
     scores = dict(zip((cell.name for cell in grid), (0.4, 0.6, 0.5, 0.5, 0.2, 0.2), strict=True))

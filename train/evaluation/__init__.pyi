@@ -1,0 +1,15 @@
+from .evaluate import evaluate, refuse_other_teachers
+from .fidelity import EvalRow, mean_score, measure
+from .validation import knn_accuracy
+from .verdict import Verdict, verdict
+
+__all__ = [
+    "EvalRow",
+    "Verdict",
+    "evaluate",
+    "knn_accuracy",
+    "mean_score",
+    "measure",
+    "refuse_other_teachers",
+    "verdict",
+]

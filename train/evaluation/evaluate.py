@@ -1,0 +1,93 @@
+"""The verb ``evaluate``: every teacher of a run on rows that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phistill import cache as store
+from phistill.cache import Split
+from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
+from phistill.errors import IncompleteCache, RunMismatch, UsageError
+
+from ..data.source import Source, parts_of
+from ..student.predict import load_run
+from .fidelity import EvalProgress, EvalRow, measure
+
+
+def evaluate(
+    run: Path | str,
+    cache: CacheArgument | None = None,
+    *,
+    untrained: bool = True,
+    which: str = "latest",
+    split: Split = "heldout",
+    max_rows: int = 0,
+    device: str = "auto",
+    progress: EvalProgress | None = None,
+) -> list[EvalRow]:
+    """Every teacher of a run on the cache's held-out rows, for the student and an untrained one.
+
+    ``cache`` defaults to the one the run was trained on. A run on several caches, or a sequence of
+    them, gives the lines of each, ``max_rows`` rows of each. Raises IncompleteCache when no row is
+    held out, RunMismatch when the cache's teachers are not those of the run.
+    """
+    student = load_run(run, which=which, device=device)
+    caches = open_caches(caches_of_run(student.facts) if cache is None else cache)
+    refuse_other_teachers(caches, student.facts["teachers"], run)
+    teachers = list(student.facts["teachers"])
+    parts = parts_of(caches, teachers, split, max_rows)
+    if not parts:
+        raise IncompleteCache(
+            f"{caches.location} has no {split} row for {', '.join(teachers)}. Extract a cache "
+            "with a larger --holdout, or evaluate with --split train."
+        )
+    source = Source(caches, student.targets)
+    means = {key: np.asarray(value) for key, value in student.facts["means"].items()}
+    students = [("trained", student)]
+    if untrained:
+        students.append(("untrained", load_run(run, which=which, untrained=True, device=device)))
+    return [
+        line
+        for part in parts
+        for label, one in students
+        for line in measure(
+            one, source, part.rows, means, label=label, cache=part.cache, progress=progress
+        )
+    ]
+
+
+def caches_of_run(facts: Mapping[str, Any]) -> list[str]:
+    """Paths of the caches a run was trained on; UsageError when one is not there any more."""
+    paths = [str(entry["path"]) for entry in facts["caches"]]
+    for path in paths:
+        if not store.exists(path):
+            raise UsageError(
+                f"the cache of this run, {path}, is not there any more. "
+                "Say where it is now with --cache" + (", once for each." if paths[1:] else ".")
+            )
+    return paths
+
+
+def refuse_other_teachers(
+    caches: JoinedCaches, teachers: Mapping[str, Mapping[str, Any]], run: object
+) -> None:
+    """RunMismatch naming each field in which the caches' teachers differ from the run's."""
+    for cache in caches.caches:
+        for name, stored in teachers.items():
+            if name not in cache.teachers:
+                raise RunMismatch(
+                    f"{cache.location} has no teacher {name!r}, which {run} was trained on."
+                )
+            differing = cache.teacher(name).differences(stored)
+            if differing:
+                lines = "".join(
+                    f"\n  {key}: {before!r} -> {now!r}" for key, (now, before) in differing.items()
+                )
+                raise RunMismatch(
+                    f"teacher {name!r} of {cache.location} is not the one {run} was trained on:"
+                    f"{lines}\nTake the cache the run was trained on, or train a new run."
+                )
