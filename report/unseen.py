@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phistill import cache as store
 from phistill.cache import Cache
-from phistill.cache.rows import row_hashes
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.decode.rgb import DecodeRules
@@ -62,19 +63,19 @@ def verdict_on_images(
 
 def _say_seen(made: Cache, caches: list[str]) -> None:
     """A warning with the number of images that the run's caches hold, by their bytes."""
-    hashes = set(_hashes(made).tolist())
+    shown = _images(made)
     for path in caches:
         if not store.exists(path):
             continue
-        known = hashes & set(_hashes(store.open(path)).tolist())
+        known = int(np.isin(shown, _images(store.open(path))).sum())
         if known:
             warnings.warn(
-                f"{len(known):,} of {len(hashes):,} images are in {path} too: the student may have "
+                f"{known:,} of {len(shown):,} images are in {path} too: the student may have "
                 "learnt from them.",
                 stacklevel=3,
             )
 
 
-def _hashes(cache: Cache) -> np.ndarray:
-    known = row_hashes(cache.info, [cache.commits(owner) for owner in cache.owners])
-    return known[cache.rows(split="all")]
+def _images(cache: Cache) -> NDArray[Any]:
+    """What tells the images of its usable rows apart: their sha256."""
+    return np.unique(cache.facts().images[cache.rows(split="all")])
