@@ -7,7 +7,8 @@ A row x (t, c) of t = h w tokens is coded like a picture in JPEG:
 2. each coefficient has a number of bits, by reverse water-filling on its variance; those of equal
    bits form a band, those without bits are not stored;
 3. in a band, coefficients over their standard deviations are rotated by Hadamard blocks, divided by
-   their root mean square in this row (a float16), and go to the nearest of 2^b Lloyd-Max levels.
+   their root mean square in this row (a float16), and go, some at once, to the nearest of 2^b
+   points each.
 
 All steps but the last are orthogonal: a squared error of the codes is that of the features. The
 bytes are described in docs/codes.md, with a decoder of a page.
@@ -30,7 +31,7 @@ from phistill.errors import UsageError
 from ..normalizer.hadamard import sylvester
 from . import coding
 from .allocation import Band, row_bytes
-from .levels import MAX_BITS
+from .levels import MAX_BITS, codebook
 from .packing import lookup
 
 FORMAT: Literal[1] = 1
@@ -74,8 +75,8 @@ class RowCodec:
     where there is none."""
     spread: Float32[np.ndarray, " m"]
     """Standard deviation of each in units; 0 where there is none."""
-    levels: Mapping[int, Int[np.ndarray, " k"]]
-    """(2^b,) of each b in use, whole numbers of 2^-11."""
+    codebooks: Mapping[int, Int[np.ndarray, "p k"]]
+    """Points (2^(b k), k) of each b in use, whole numbers of 2^-11."""
 
     def __post_init__(self) -> None:
         t, c = self.mean_row.shape
@@ -89,8 +90,10 @@ class RowCodec:
             "order": self.order.shape == (m,)
             and -1 <= self.order.min() <= self.order.max() < t * c,
             "spread": self.spread.shape == (m,) and bool(np.isfinite(self.spread).all()),
-            "levels": all(
-                1 <= b.bits <= MAX_BITS and self.levels[b.bits].shape == (2**b.bits,)
+            "codebooks": all(
+                1 <= b.bits <= MAX_BITS
+                and self.codebooks[b.bits].shape == codebook(b.bits).shape
+                and np.abs(self.codebooks[b.bits]).max() < coding.LARGEST_POINT
                 for b in self.bands
             ),
         }
@@ -140,8 +143,10 @@ class RowCodec:
             place=place,
             spread=spread,
             gain=gain,
-            levels={bits: table.astype(np.float64) for bits, table in self.levels.items()},
-            lookups={bits: lookup(table.astype(np.float64)) for bits, table in self.levels.items()},
+            searches={bits: coding.search_table(book) for bits, book in self.codebooks.items()},
+            lookups={
+                bits: lookup(book.astype(np.float64)) for bits, book in self.codebooks.items()
+            },
             blocks={
                 size: sylvester(size).astype(np.float64) for size in coding.block_sizes(self.bands)
             },
@@ -203,7 +208,7 @@ class RowCodec:
             scaled=self.scaled,
         )
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        arrays |= {f"levels{bits}": table for bits, table in self.levels.items()}
+        arrays |= {f"codebook{bits}": book for bits, book in self.codebooks.items()}
         return tensor_file.encode(arrays, msgspec.to_builtins(facts))
 
     @classmethod
@@ -213,7 +218,7 @@ class RowCodec:
             arrays, metadata = tensor_file.decode(data)
             facts = msgspec.convert(metadata, _Facts)
             bands = tuple(Band(bits, size) for bits, size in facts.bands)
-            levels = {band.bits: arrays[f"levels{band.bits}"] for band in bands}
+            codebooks = {band.bits: arrays[f"codebook{band.bits}"] for band in bands}
             tables = {name: arrays[name] for name in _ARRAYS}
         except (ValueError, KeyError, msgspec.ValidationError) as error:
             raise UsageError(
@@ -225,7 +230,7 @@ class RowCodec:
             unit_exponent=facts.unit_exponent,
             bands=bands,
             scaled=facts.scaled,
-            levels=levels,
+            codebooks=codebooks,
             **tables,
         )
 

@@ -16,7 +16,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace
+from jaxtyping import Float, Int
 
 from .allocation import GROUP, SCALE_BYTES, Band
 from .levels import LEVEL_STEP
@@ -27,6 +29,17 @@ BLOCK = 64
 
 FINE = 2.0**10
 """Steps per standard deviation that coefficients are rounded to before they are rotated: 71 dB."""
+
+NEAR = 2.0**7
+"""Steps per standard deviation in which the nearest point is looked for."""
+
+LARGEST_POINT = 8 / LEVEL_STEP
+"""No coordinate of a point is as large, in LEVEL_STEP."""
+
+_FARTHEST = 8 * NEAR
+_HIGH = 2.0**10
+_SCORES = 2**20
+"""Scores that are compared at once: 4 MiB."""
 
 LARGEST_SCALE = 65504.0
 """Of a band, the largest float16."""
@@ -62,10 +75,10 @@ class Tables(NamedTuple):
     """(m,) standard deviations in units; 0 where nothing is stored."""
     gain: Any
     """(m,) FINE / spread; 0 where spread is 0."""
-    levels: dict[int, Any]
-    """(2^b,) of each b, in LEVEL_STEP."""
+    searches: dict[int, Any]
+    """What `_nearest` needs of each b: `search_table`."""
     lookups: dict[int, Any]
-    """Levels by the numbers of several codes, of each b (`packing.lookup`)."""
+    """Values by the numbers of points, in LEVEL_STEP, of each b (`packing.lookup`)."""
     blocks: dict[int, Any]
     """(B, B) of each B, entries +-1."""
 
@@ -135,7 +148,7 @@ def encode(tables: Tables, layout: Layout, y: Any) -> Any:
             scales.append(half)
             scale = xp.astype(half, xp.float64)
         turned = _rotated(xp, inside, tables.blocks, 1 / FINE, _over, scale)
-        planes.append(pack(_nearest(xp, turned, tables.levels[band.bits]), band.bits))
+        planes.append(pack(_nearest(xp, turned, tables.searches[band.bits]), band.bits))
     if scales:
         planes.insert(0, xp.concat(scales, axis=1).view(xp.uint8))
     return xp.concat(planes, axis=1)
@@ -196,15 +209,39 @@ def _rotated(
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
 
 
-def _nearest(xp: Any, values: Any, levels: Any) -> Any:
-    """Numbers of the nearest levels, uint8."""
-    middles = (levels[1:] + levels[:-1]) * (LEVEL_STEP / 2)
-    if levels.shape[0] > 8:
-        return xp.astype(xp.searchsorted(middles, values), xp.uint8)
-    code = xp.astype(values > middles[0], xp.uint8)
-    for i in range(1, levels.shape[0] - 1):
-        code = code + xp.astype(values > middles[i], xp.uint8)
-    return code
+def search_table(codebook: Int[np.ndarray, "p k"]) -> Float[np.ndarray, "*table"]:
+    """What finds the nearest of some points, whole numbers of LEVEL_STEP.
+
+    Of levels (k = 1): the middles (p - 1,) between them, float64. Of points of several
+    coefficients: (k + 2, p) float32, whose product with (r, 2^10, 1) is 2 r.s - s.s for r and s in
+    steps of 1 / NEAR, largest for the nearest. All are whole numbers of at most 11 bits and sums
+    stay below 2^24: exact in float32, and in the 10 bits that TF32 keeps.
+    """
+    if codebook.shape[1] == 1:
+        levels = codebook[:, 0].astype(np.float64)
+        return (levels[1:] + levels[:-1]) * (LEVEL_STEP / 2)
+    s = np.rint(codebook * (LEVEL_STEP * NEAR))
+    square = np.sum(np.square(s), axis=1)
+    high = square // _HIGH
+    columns = [2 * s, -high[:, None], -(square - _HIGH * high)[:, None]]
+    return np.concatenate(columns, axis=1).T.astype(np.float32)
+
+
+def _nearest(xp: Any, values: Any, table: Any) -> Any:
+    """Numbers of the nearest points, uint8 (n, m / k), of values (n, m)."""
+    if table.ndim == 1:
+        return xp.astype(xp.searchsorted(table, values), xp.uint8)
+    n, k = values.shape[0], table.shape[0] - 2
+    r = xp.clip(xp.round(values * NEAR), min=-_FARTHEST, max=_FARTHEST)
+    r = xp.reshape(xp.astype(r, xp.float32), (-1, k))
+    ones = xp.ones_like(r[:, :1])
+    r = xp.concat([r, ones * _HIGH, ones], axis=1)
+    step = _SCORES // table.shape[1]
+    found = [
+        xp.astype(xp.argmax(r[start : start + step] @ table, axis=1), xp.uint8)
+        for start in range(0, r.shape[0], step)
+    ]
+    return xp.reshape(xp.concat(found), (n, -1))
 
 
 def block_sizes(bands: Sequence[Band]) -> list[int]:

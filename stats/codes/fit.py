@@ -23,7 +23,7 @@ from ..normalizer.methods import check_spread, eigenbasis
 from . import coding
 from .allocation import allocate, gaussian_limit
 from .codec import RowCodec, check_rows
-from .levels import lloyd_max
+from .levels import codebook
 
 PRIOR_ROWS = 8
 """Weight of what is known of a coefficient without its own rows."""
@@ -235,7 +235,7 @@ class RowSpectrum:
             across=basis.across.astype(np.float32),
             order=order.astype(np.int32),
             spread=spread.astype(np.float32),
-            levels={band.bits: lloyd_max(band.bits) for band in bands},
+            codebooks={band.bits: codebook(band.bits) for band in bands},
         )
 
     def limit(self, bits: float) -> float:

@@ -1,24 +1,37 @@
-"""The quantiser of one coefficient: levels of a standard normal, and what they leave of it.
+"""The quantiser: points for a few coefficients at once, and what they leave of normal ones.
 
-The levels of b bits are the 2^b centroids of Lloyd (1982) and Max (1960), rounded to whole
-multiples of LEVEL_STEP; a value goes to the nearest one. Blocks are rotated before they are
-quantised, which makes whatever they held nearly normal: one table per b is enough (docs/log.md).
+Codes of 1 to 4 bits take 8, 4, 2 and 2 coefficients together, to the nearest of 256 or 64 points
+(the k-means of normal vectors, made by benchmarks/codes/codebooks.py): half a decibel better than
+one by one. From 5 bits on each coefficient goes to the nearest of the 2^b levels of Lloyd (1982)
+and Max (1960). Points are whole multiples of LEVEL_STEP. Blocks are rotated before they are
+quantised, which makes whatever they held nearly normal: one codebook per b is enough.
+
+b bits of a coefficient, k coefficients at once, p = 2^(b k) points.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib.resources import files
 from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from phistill.cache.format import tensor_file
+
 MAX_BITS = 8
-"""Of one coefficient: 44 dB, and one byte."""
+"""Of one coefficient: 44 dB."""
 
 LEVEL_STEP = 2.0**-11
 """Levels are whole multiples of it: sums of 256 of them are exact, in float32 too."""
+
+DIMENSIONS = {1: 8, 2: 4, 3: 2, 4: 2}
+"""k by b; 1 for all other b."""
+
+CODEBOOKS = "codebooks.safetensors"
+"""Beside this module."""
 
 _CONVERGED = LEVEL_STEP / 1000
 _MAX_ROUNDS = 300
@@ -57,15 +70,29 @@ def lloyd_max(bits: int) -> Int[np.ndarray, " k"]:
     return whole
 
 
+@lru_cache(maxsize=1)
+def _made() -> tuple[dict[str, Int[np.ndarray, "p k"]], dict[str, float]]:
+    """The codebooks, and what each leaves."""
+    arrays, facts = tensor_file.decode(files(__package__).joinpath(CODEBOOKS).read_bytes())
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays, facts["distortion"]
+
+
+def codebook(bits: int) -> Int[np.ndarray, "p k"]:
+    """Points (2^(b k), k) in LEVEL_STEP, int16."""
+    if bits in DIMENSIONS:
+        return _made()[0][f"codebook{bits}"]
+    return lloyd_max(bits)[:, None]
+
+
 @lru_cache(maxsize=MAX_BITS + 1)
 def distortion(bits: int) -> float:
-    """Mean squared error that ``bits`` leave of a standard normal; 1 for no bits.
-
-    >>> [round(distortion(bits), 4) for bits in range(4)]
-    [1.0, 0.3634, 0.1175, 0.0345]
-    """
+    """Mean squared error that ``bits`` leave of a standard normal; 1 for no bits."""
     if bits == 0:
         return 1.0
+    if bits in DIMENSIONS:
+        return _made()[1][str(bits)]
     levels = lloyd_max(bits) * LEVEL_STEP
     mass, moment = _cells(levels)
     return float(1 - 2 * np.sum(levels * moment) + np.sum(np.square(levels) * mass))

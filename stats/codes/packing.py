@@ -1,10 +1,11 @@
-"""Codes of b bits to bytes and back: code j of a band is bits j b to (j + 1) b of a string of bits,
-lowest bit first, whose bit k is bit k % 8 of byte k // 8.
+"""Numbers of points to bytes and back: one after the other in a string of bits, lowest bit first.
 
-Eight codes are b bytes. A lookup reads several codes at once: as many as have a number of at most
-_LOOKUP_BITS bits together.
+A point of k coefficients at b bits each is b k bits; bit i of the string is bit i % 8 of byte
+i // 8.
+Eight coefficients are b bytes. Reading takes several points at once where they have at most
+_LOOKUP_BITS bits together: one table then gives all their values.
 
-n rows, m codes of a band, b bits.
+n rows, m coefficients of a band, b bits of each, k coefficients of a point.
 """
 
 from __future__ import annotations
@@ -15,29 +16,35 @@ import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float
 
+from .levels import DIMENSIONS
+
 _LOOKUP_BITS = 12
 
 
-def pack(codes: Any, bits: int) -> Any:
-    """uint8 (n, m), below 2^bits, m a multiple of 8, to uint8 (n, b m / 8)."""
-    xp = array_namespace(codes)
-    eight = xp.astype(xp.reshape(codes, (codes.shape[0], -1, 8)), xp.int64)
-    word = eight[..., 0]
-    for k in range(1, 8):
-        word = word | (eight[..., k] << (k * bits))
+def pack(points: Any, bits: int) -> Any:
+    """Numbers of points, uint8 (n, m / k), below 2^(b k), to uint8 (n, b m / 8); 8 divides m."""
+    xp = array_namespace(points)
+    k = DIMENSIONS.get(bits, 1)
+    width = bits * k
+    if width == 8:
+        return points
+    groups = xp.astype(xp.reshape(points, (points.shape[0], -1, 8 // k)), xp.int64)
+    word = groups[..., 0]
+    for i in range(1, 8 // k):
+        word = word | (groups[..., i] << (i * width))
     octets = xp.reshape(word.view(xp.uint8), (*word.shape, 8))  # little-endian, as every host is
-    return xp.reshape(octets[..., :bits], (codes.shape[0], -1))
+    return xp.reshape(octets[..., :bits], (points.shape[0], -1))
 
 
-def codes_per_number(bits: int) -> int:
-    """Codes that `numbers` gives together: 8, 4, 4, 2, 2, 2, 1, 1 for 1 to 8 bits."""
+def at_once(bits: int) -> int:
+    """Coefficients that one of `numbers` stands for: 8, 4, 4, 2, 2, 2, 1, 1 for 1 to 8 bits."""
     return max(k for k in (1, 2, 4, 8) if k == 1 or k * bits <= _LOOKUP_BITS)
 
 
 def numbers(data: Any, bits: int) -> Any:
-    """uint8 (n, b m / 8) to int32 (n, m / k): k = codes_per_number(bits) codes each."""
+    """uint8 (n, b m / 8) to int32 (n, m / at_once(b)), each of one point or of several."""
     xp = array_namespace(data)
-    width = bits * codes_per_number(bits)
+    width = bits * at_once(bits)
     if width == 8:
         return xp.astype(data, xp.int32)
     groups = xp.astype(xp.reshape(data, (data.shape[0], -1, bits)), xp.int32)
@@ -51,9 +58,10 @@ def numbers(data: Any, bits: int) -> Any:
     return xp.reshape(xp.stack(parts, axis=-1), (data.shape[0], -1))
 
 
-def lookup(values: Float[np.ndarray, " levels"]) -> Float[np.ndarray, "numbers k"]:
-    """The values of the k codes of every number that `numbers` can give, for 2^b values."""
-    bits = len(values).bit_length() - 1
-    k = codes_per_number(bits)
-    codes = np.arange(2 ** (bits * k))[:, None] >> (bits * np.arange(k)) & (2**bits - 1)
-    return values[codes]
+def lookup(codebook: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "numbers q"]:
+    """The q = at_once(b) values that every one of `numbers` stands for, of points (2^(b k), k)."""
+    num_points, k = codebook.shape
+    width = num_points.bit_length() - 1
+    together = at_once(width // k) // k
+    joined = np.arange(num_points**together)[:, None] >> (width * np.arange(together))
+    return codebook[joined & (num_points - 1)].reshape(-1, k * together)

@@ -69,6 +69,10 @@ class CodecModule(nn.Module):
     @torch.no_grad()
     def encode(self, rows: Shaped[Tensor, "n ..."]) -> UInt8[Tensor, "n bytes"]:
         """Codes of rows of row_shape, on their device; errors as RowCodec.encode."""
+        with without_autocast(rows.device.type):
+            return self._encode(rows)
+
+    def _encode(self, rows: Shaped[Tensor, "n ..."]) -> UInt8[Tensor, "n bytes"]:
         check_rows(tuple(rows.shape), self.codec.row_shape)
         tables = self._tables_on(rows.device)
         tokens = rows.reshape(len(rows), *self.codec.mean_row.shape)

@@ -6,33 +6,37 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.stats.codes.packing import codes_per_number, lookup, numbers, pack
+from phistill.stats.codes.levels import DIMENSIONS
+from phistill.stats.codes.packing import at_once, lookup, numbers, pack
 
 BITS = range(1, 9)
 
 
-def codes(bits: int, n: int = 3, m: int = 40) -> np.ndarray:
-    return np.random.default_rng(bits).integers(0, 2**bits, (n, m)).astype(np.uint8)
+def points(bits: int, n: int = 3, m: int = 48) -> np.ndarray:
+    """Numbers of points of m coefficients."""
+    k = DIMENSIONS.get(bits, 1)
+    return np.random.default_rng(bits).integers(0, 2 ** (bits * k), (n, m // k)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_code_is_b_bits_of_a_string_of_bits(bits: int) -> None:
+def test_a_point_is_some_bits_of_a_string_of_bits(bits: int) -> None:
     """Said again with NumPy's own packing."""
-    ones = (codes(bits)[..., None] >> np.arange(bits)) & 1
+    ones = (points(bits)[..., None] >> np.arange(bits * DIMENSIONS.get(bits, 1))) & 1
     wanted = np.packbits(ones.reshape(3, -1).astype(np.uint8), axis=1, bitorder="little")
-    assert np.array_equal(pack(codes(bits), bits), wanted)
+    assert np.array_equal(pack(points(bits), bits), wanted)
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_numbers_look_up_the_values_that_were_packed(bits: int) -> None:
-    values = np.random.default_rng(0).normal(size=2**bits)
-    found = lookup(values)[numbers(pack(codes(bits), bits), bits)]
-    assert np.array_equal(found.reshape(3, -1), values[codes(bits)])
-    assert found.shape == (3, 40 // codes_per_number(bits), codes_per_number(bits))
+def test_numbers_look_up_the_points_that_were_packed(bits: int) -> None:
+    k = DIMENSIONS.get(bits, 1)
+    codebook = np.random.default_rng(0).normal(size=(2 ** (bits * k), k))
+    found = lookup(codebook)[numbers(pack(points(bits), bits), bits)]
+    assert np.array_equal(found.reshape(3, -1), codebook[points(bits)].reshape(3, -1))
+    assert found.shape == (3, 48 // at_once(bits), at_once(bits))
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_torch_packs_to_the_same_bytes(bits: int) -> None:
-    packed = pack(torch.from_numpy(codes(bits)), bits)
-    assert np.array_equal(packed.numpy(), pack(codes(bits), bits))
+    packed = pack(torch.from_numpy(points(bits)), bits)
+    assert np.array_equal(packed.numpy(), pack(points(bits), bits))
     assert np.array_equal(numbers(packed, bits).numpy(), numbers(packed.numpy(), bits))
