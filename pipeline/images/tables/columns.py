@@ -22,7 +22,10 @@ from ..local_files import read_file
 from ..source import NO_LABELS, image_records, refuse_duplicates
 from .cells import id_texts, label_texts, split_texts
 
-IMAGE_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "pixel_values")
+IMAGE_COLUMNS = (
+    *("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "pixel_values"),
+    *("image_bytes", "image_data", "img_bytes"),
+)
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "uri", "url")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "cls", "fine_label")
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -100,9 +103,15 @@ class Columns:
     def _paths(self, uri: str, column: pa.ChunkedArray, root: Path) -> pa.ChunkedArray:
         """Where the files of a column of paths lie, relative to ``root``: by their own table or by
         the folder that was given."""
-        paths = column.cast(pa.string()) if len(column) else pa.chunked_array([[]], pa.string())
-        if paths.null_count:
-            row = pc.index(paths.is_null(), True).as_py()
+        try:
+            paths = column.cast(pa.string())
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"{root / uri}: column {self.image!r} holds paths that are no text: {error}."
+            ) from error
+        nameless = pc.fill_null(pc.equal(paths, ""), True)
+        if pc.any(nameless).as_py():
+            row = pc.index(nameless, True).as_py()
             raise UsageError(f"{root / uri}: row {row} of column {self.image!r} names no file.")
         first = str(paths[0]) if len(paths) else ""
         if "://" in first:
@@ -140,21 +149,37 @@ def image_bytes(value: object, table: Path) -> bytes:
 
 
 def _image(schema: pa.Schema, where: Path) -> tuple[str, bool]:
+    """The column of images, by name and type, and whether it holds paths to them."""
+    named = {name.lower(): name for name in reversed(schema.names)}
     for name in IMAGE_COLUMNS:
-        if name in schema.names and _holds_bytes(schema.field(name).type):
-            return name, False
-    for name in (*PATH_COLUMNS, *IMAGE_COLUMNS):
-        if name in schema.names and _is_text(schema.field(name).type):
-            return name, True
+        if name in named and _holds_bytes(schema.field(named[name]).type):
+            return named[name], False
+    embedded = [field.name for field in schema if _is_embedded(field.type)]
+    if len(embedded) == 1:  # Hugging Face's images, whatever the column is called
+        return embedded[0], False
+    for names, is_path in ((PATH_COLUMNS, _is_path), (IMAGE_COLUMNS, _is_text)):
+        for name in names:
+            if name in named and is_path(schema.field(named[name]).type):
+                return named[name], True
     raise UsageError(
         f"{where} has the columns {', '.join(schema.names)}; none holds images "
         f"({', '.join(IMAGE_COLUMNS)} as bytes) or paths ({', '.join(PATH_COLUMNS)})."
     )
 
 
+def _is_embedded(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and any(
+        field.name == "bytes" and _holds_bytes(field.type) for field in kind
+    )
+
+
+def _is_path(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _holds_bytes(_unpacked(kind))
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+        return _is_embedded(kind)
     kind = _unpacked(kind)
     return (
         pa.types.is_binary(kind)

@@ -179,6 +179,10 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         {"image": pa.array([picture()], pa.large_binary())},
         {"image": pa.array([picture()]).dictionary_encode()},
         {"image": pa.array(["a.png"])},
+        {"path": pa.array([b"a.png"])},
+        {"Image": pa.array([picture()]), "sha": pa.array([b"x"])},
+        {"image_bytes": pa.array([picture()])},
+        {"photo": pa.array([{"bytes": picture(), "path": None}], STRUCT), "sha": pa.array([b"x"])},
         {"image": pa.array([{"bytes": None, "path": "a.png"}], STRUCT)},
         {"image": pa.array([{"bytes": picture(), "path": "gone.png"}], STRUCT)},
     ],
@@ -194,6 +198,12 @@ def test_any_string_or_binary_type_holds_an_image(columns: dict[str, Any], tmp_p
 def test_a_row_without_an_image_or_a_path_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "x.parquet")
     with pytest.raises(UsageError, match="row 1 of column 'path' names no file"):
+        listed(open_source(tmp_path / "x.parquet"))
+    pq.write_table(pa.table({"path": ["a.png", ""]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="row 1 of column 'path' names no file"):
+        listed(open_source(tmp_path / "x.parquet"))
+    pq.write_table(pa.table({"path": [b"a.png", b"\xff"]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="holds paths that are no text"):
         listed(open_source(tmp_path / "x.parquet"))
     image = pa.array([{"bytes": None, "path": "gone.png"}], STRUCT)
     pq.write_table(pa.table({"image": image}), tmp_path / "y.parquet")
