@@ -39,7 +39,12 @@ def build(model: str, options: dict[str, str]) -> Teacher:
     identity = {"source": "demo", "model": model}
     if settings["library"] == "open_clip":
         return OpenClipTeacher(
-            net, preprocessing_of(settings), identity, space="joint", licence=LICENCE
+            net,
+            preprocessing_of(settings),
+            identity,
+            space="joint",
+            licence=LICENCE,
+            tokenize=tokenizer(),
         )
     dense = settings["summary"] is None
     return TimmTeacher(

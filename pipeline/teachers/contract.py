@@ -92,6 +92,14 @@ class Teacher(ABC):
         """Features of normalised float32 images, on the device they are on. Called without
         gradients; the result may be in any floating dtype."""
 
+    def text_features(self, texts: Sequence[str]) -> Float[torch.Tensor, "n d"]:
+        """Texts in the space of the summaries, float32 on the CPU, L2-normalised; TeacherError
+        where the model has no text tower."""
+        raise TeacherError(f"{type(self).__name__} has no text tower.")
+
+    def let_text_go(self) -> None:  # noqa: B027
+        """Free what only ``text_features`` needs: images alone are coming."""
+
     def shares_forward(self, other: Teacher) -> bool:
         """Whether ``features_together`` of both needs one forward pass: layers of one model."""
         return False

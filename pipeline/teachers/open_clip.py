@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 SPACES = ("trunk", "joint")
+TEXTS = 256
+"""Texts in one forward pass."""
+
+Tokenize = Callable[[list[str]], "torch.Tensor"]
 LOCAL = "local-dir:"
 
 
@@ -35,7 +39,8 @@ class OpenClipTeacher(Teacher):
     ``space="trunk"``: patches before the projection, summary the projected image embedding.
     ``space="joint"``: patches and summary both projected into the space shared with text and
     L2-normalised. ``layer`` counts blocks (stages of a map) from the end, ``norm`` applies the
-    last norm to the patches where the tower has one per token.
+    last norm to the patches where the tower has one per token. ``tokenize`` makes ids (n, length)
+    of texts, where the text tower is to be asked.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class OpenClipTeacher(Teacher):
         layer: int = -1,
         norm: bool = True,
         licence: str | None = None,
+        tokenize: Tokenize | None = None,
     ) -> None:
         if space not in SPACES:
             raise UsageError(f"space={space!r} is not known; choose one of {', '.join(SPACES)}.")
@@ -64,6 +70,8 @@ class OpenClipTeacher(Teacher):
         self._identity, self._space = dict(identity), space
         self._layer, self._norm = layer, norm
         self.licence = licence
+        self._tokenize = tokenize
+        self._clip: Any = None if tokenize is None else clip
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -88,6 +96,24 @@ class OpenClipTeacher(Teacher):
             patches, _, final = tokens(trunk, images, layer=self._layer, norm=self._norm)
             return Features(patches, self.visual.head(trunk.forward_head(final)))
         return self._own(images)
+
+    def text_features(self, texts: Sequence[str]) -> Float[torch.Tensor, "n d"]:
+        import torch
+        from torch.nn.functional import normalize
+
+        if self._clip is None or self._tokenize is None:
+            return super().text_features(texts)
+        clip = self._clip.eval()
+        device = next(clip.parameters()).device
+        blocks = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), TEXTS):
+                tokens = self._tokenize(list(texts[start : start + TEXTS])).to(device)
+                blocks.append(normalize(clip.encode_text(tokens).float(), dim=-1).cpu())
+        return torch.cat(blocks)
+
+    def let_text_go(self) -> None:
+        self._clip = self._tokenize = None
 
     def _own(self, images: Float[torch.Tensor, "b 3 h w"]) -> Features:
         """open_clip's ViT and ResNet towers."""
@@ -172,6 +198,8 @@ def build(model: str, options: dict[str, str]) -> OpenClipTeacher:
         layer=-1 if (layer := integer(options, "layer")) is None else layer,
         norm=boolean(options, "norm", default=True),
         licence=licence_of_card(Path(model[len(LOCAL) :])) if model.startswith(LOCAL) else None,
+        # Made when it is asked for: some tokenizers are on the hub.
+        tokenize=lambda texts: open_clip.get_tokenizer(architecture)(texts),
     )
     teacher.notes = notes
     return teacher

@@ -54,6 +54,7 @@ class TeacherRunner:
         self._channels_last, self._compiled = channels_last, False
         self._calls: dict[tuple[str, ...], Callable[[torch.Tensor], list[Features]]] = {}
         self._preprocessing: Preprocessing = teacher.preprocessing()
+        teacher.let_text_go()
         teacher.to(device)
         self._copies = ToDevice(device)
         self._constants = _constants(self._preprocessing, device)

@@ -114,6 +114,12 @@ class TeacherWrapper(Teacher):
         features = self._teacher.features(self._padded(images))
         return self._on_grid(self._cropped(features, (images.shape[2], images.shape[3])))
 
+    def text_features(self, texts: Sequence[str]) -> Float[torch.Tensor, "n d"]:
+        return self._teacher.text_features(texts)
+
+    def let_text_go(self) -> None:
+        self._teacher.let_text_go()
+
     def shares_forward(self, other: Teacher) -> bool:
         """Whether one forward pass of the teachers inside serves both."""
         return (
