@@ -30,6 +30,7 @@ from phistill.errors import (
 from .committed.commits import Commits
 from .format import names
 from .format.info import CacheInfo
+from .format.shard import CRC_BYTES
 from .order import WINDOW_SHARDS
 from .rows import Mask, readable_rows
 from .storage.files import BadRow, Files, OpenShard
@@ -81,6 +82,7 @@ class ArrayReader:
         self.row_bytes = math.prod(row_shape) * dtype.itemsize
         self._files, self._look = files, look
         self._key = next(_KEYS)
+        self._held = POOL.held(self._key)
         weakref.finalize(self, POOL.retire, self._key)
         self._whole: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
@@ -134,6 +136,9 @@ class ArrayReader:
         if not np.shares_memory(flat, out):
             raise ValueError("out must be C-contiguous.")
         shards, slots = np.divmod(rows, self._shard_rows)
+        if not self._files.joins_rows:
+            self._read_each(shards.tolist(), slots.tolist(), flat)
+            return out
         order = np.argsort(shards, kind="stable")
 
         def read_one(part: _Part) -> None:
@@ -145,6 +150,16 @@ class ArrayReader:
 
         self._files.each(read_one, _by_shard(shards, slots, order))
         return out
+
+    def _read_each(self, shards: list[int], slots: list[int], out: NDArray[np.uint8]) -> None:
+        """A row at a time: of thousands of shards a batch has hardly two rows of one."""
+        checksum = memoryview(bytearray(CRC_BYTES))
+        find = self._shard
+        for place, (shard, slot) in enumerate(zip(shards, slots, strict=True)):
+            try:
+                find(shard).read_row(slot, out[place], checksum)
+            except BadRow as error:
+                raise self._damaged(shard, slot) from error
 
     def prefetch_shard(self, shard: int) -> None:
         """Bring a shard nearer whose rows will all be read soon; a hint, so never an error.
@@ -218,7 +233,7 @@ class ArrayReader:
         return out
 
     def _shard(self, shard: int) -> OpenShard:
-        opened = self._whole.get(shard) or POOL.find(self._key, shard)
+        opened = self._whole.get(shard) or self._held.get(shard)
         if opened is None:
             try:
                 opened = POOL.open(self._key, shard, self._open)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ class OpenShard(Protocol):
         """Row ``slots[i]`` of the shard into ``out[positions[i]]`` (b,); BadRow where its crc32c
         fails."""
 
+    def read_row(self, slot: int, row: NDArray[np.uint8], checksum: memoryview) -> None:
+        """One row of the shard into ``row`` (b,), with room for its checksum (4,); as ``read``."""
+
     def prefetch(self) -> None:
         """Bring the whole shard nearer: all its rows will be read soon."""
 
@@ -45,6 +48,9 @@ class OpenShard(Protocol):
 
 class Files(Protocol):
     """The files below one root. Hashable, equal by place, and picklable."""
+
+    joins_rows: ClassVar[bool]
+    """Whether rows of one shard are read faster together than one by one."""
 
     @property
     def location(self) -> str:

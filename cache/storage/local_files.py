@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class LocalFiles:
     """A folder on a local file system."""
 
     root: Path
+
+    joins_rows: ClassVar[bool] = False
 
     @property
     def location(self) -> str:

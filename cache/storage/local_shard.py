@@ -63,14 +63,16 @@ class LocalShard:
             raise CorruptCache(f"{path}: the shard index is not that of its rows.")
 
     def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
-        scratch = memoryview(bytearray(CRC_BYTES))
-        descriptor, whole = self._descriptor, self._row_bytes + CRC_BYTES
+        checksum = memoryview(bytearray(CRC_BYTES))
         for slot, position in zip(slots, positions, strict=True):
-            row = out[position]
-            if preadv(descriptor, [row.data, scratch], slot * whole) != whole:
-                self._read_again(row, scratch, slot)
-            if not matches(row, int.from_bytes(scratch, "little")):
-                raise BadRow(slot)
+            self.read_row(slot, out[position], checksum)
+
+    def read_row(self, slot: int, row: NDArray[np.uint8], checksum: memoryview) -> None:
+        whole = self._row_bytes + CRC_BYTES
+        if preadv(self._descriptor, [row.data, checksum], slot * whole) != whole:
+            self._read_again(row, checksum, slot)
+        if not matches(row, int.from_bytes(checksum, "little")):
+            raise BadRow(slot)
 
     def prefetch(self) -> None:
         for offset in range(0, self._num_bytes, PREFETCH_BYTES):
@@ -79,13 +81,13 @@ class LocalShard:
     def release(self) -> None:
         return  # the page cache is the kernel's
 
-    def _read_again(self, row: NDArray[np.uint8], scratch: memoryview, slot: int) -> None:
+    def _read_again(self, row: NDArray[np.uint8], checksum: memoryview, slot: int) -> None:
         """A read came back short: a signal, a network file system, or a file that was cut."""
         offset = slot * (self._row_bytes + CRC_BYTES)
         try:
             read_fully(self._descriptor, row, offset)
-            checksum = np.frombuffer(scratch, np.uint8)
-            read_fully(self._descriptor, checksum, offset + self._row_bytes)
+            stored = np.frombuffer(checksum, np.uint8)
+            read_fully(self._descriptor, stored, offset + self._row_bytes)
         except EOFError as error:
             raise BadRow(slot) from error
 

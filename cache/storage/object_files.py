@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ PART_BYTES = 16 * 2**20
 
 class ObjectFiles:
     """Objects below a URL such as ``s3://bucket/prefix``. Pickles as its URL."""
+
+    joins_rows: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")

@@ -58,6 +58,9 @@ class ObjectShard:
         for first, last, places in self._ranges(slots, positions):
             self._take(self._rows(first, last), first, places, out)
 
+    def read_row(self, slot: int, row: NDArray[np.uint8], checksum: memoryview) -> None:
+        self.read([slot], [0], row[None])
+
     def prefetch(self) -> None:
         with self._fetching:
             if self._body is None:

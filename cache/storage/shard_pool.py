@@ -1,15 +1,16 @@
 """The shards that this process holds open, over all its readers: one budget, from its own limit.
 
 Every reader of an array opens shards, and a run reads several arrays of several caches, so no
-reader can know how many files are left. The shard that was used longest ago goes first; whoever
-still reads from it keeps it until then.
+reader can know how many files are left. The shard that was opened longest ago goes first: rows
+come in random order, or shard after shard, and in neither is it wanted sooner than another.
+Whoever still reads from it keeps it until then.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from threading import Lock
 
 from phistill.errors import StoreError
@@ -26,7 +27,10 @@ class ShardPool:
 
     def __init__(self, size: int | None = None) -> None:
         self._size = size
-        self._shards: OrderedDict[tuple[Hashable, int], OpenShard] = OrderedDict()
+        self._held: dict[Hashable, dict[int, OpenShard]] = {}
+        self._opened: deque[tuple[Hashable, int]] = deque()
+        """In the order of opening; some may be held no more."""
+        self._num_held = 0
         self._retired: deque[Hashable] = deque()
         self._lock = Lock()
 
@@ -38,39 +42,36 @@ class ShardPool:
         return self._size
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return self._num_held
 
-    def find(self, reader: Hashable, shard: int) -> OpenShard | None:
-        """The reader's shard if it is open."""
-        key = (reader, shard)
+    def held(self, reader: Hashable) -> Mapping[int, OpenShard]:
+        """The reader's shards that are open, always up to date: looking one up takes no lock."""
         with self._lock:
-            opened = self._shards.get(key)
-            if opened is not None:
-                self._shards.move_to_end(key)
-            return opened
+            return self._held.setdefault(reader, {})
 
     def open(
         self, reader: Hashable, shard: int, open_shard: Callable[[int], OpenShard]
     ) -> OpenShard:
-        """Hold a shard that ``find`` did not; StoreError when no file can be opened."""
-        opened = self._opened(open_shard, shard)
+        """Hold a shard that was not ``held``; StoreError when no file can be opened."""
+        opened = self._open(open_shard, shard)
         with self._lock:
             self._drop_retired()
-            self._shards[reader, shard] = opened
-            while len(self._shards) > self.size:
-                self._shards.popitem(last=False)
+            held = self._held.setdefault(reader, {})
+            self._num_held += shard not in held
+            held[shard] = opened
+            self._opened.append((reader, shard))
+            self._shrink(self.size)
         return opened
 
-    def _opened(self, open_shard: Callable[[int], OpenShard], shard: int) -> OpenShard:
+    def _open(self, open_shard: Callable[[int], OpenShard], shard: int) -> OpenShard:
         try:
             return open_shard(shard)
         except OSError as error:
             if not is_out_of_files(error):
                 raise
         with self._lock:  # others took more than their part: give half of ours back
-            self._size = max(1, len(self._shards) // 2)
-            while len(self._shards) > self._size:
-                self._shards.popitem(last=False)
+            self._size = max(1, self._num_held // 2)
+            self._shrink(self._size)
         try:
             return open_shard(shard)
         except OSError as error:
@@ -78,11 +79,19 @@ class ShardPool:
                 raise
             raise StoreError(f"{error.filename} cannot be opened. {out_of_files_text()}") from error
 
-    def forget(self, reader: Hashable, shards: set[int]) -> None:
+    def _shrink(self, size: int) -> None:
+        while self._num_held > size:
+            self._drop(*self._opened.popleft())
+
+    def _drop(self, reader: Hashable, shard: int) -> None:
+        if self._held.get(reader, {}).pop(shard, None) is not None:
+            self._num_held -= 1
+
+    def forget(self, reader: Hashable, shards: Iterable[int]) -> None:
         """Hold these shards of a reader no more: they were written anew."""
         with self._lock:
             for shard in shards:
-                self._shards.pop((reader, shard), None)
+                self._drop(reader, shard)
 
     def retire(self, reader: Hashable) -> None:
         """Hold nothing of a reader that is gone. Called while the interpreter cleans up, perhaps in
@@ -95,15 +104,20 @@ class ShardPool:
                 self._lock.release()
 
     def _drop_retired(self) -> None:
+        gone = set()
         while self._retired:
-            reader = self._retired.popleft()
-            for key in [key for key in list(self._shards) if key[0] == reader]:
-                self._shards.pop(key, None)
+            gone.add(self._retired.popleft())
+        if gone:
+            self._num_held -= sum(len(self._held.pop(reader, {})) for reader in gone)
+            self._opened = deque(one for one in self._opened if one[0] not in gone)
 
     def reset(self) -> None:
         """Begin anew, in a child that was forked while another thread had the lock."""
         self._lock = Lock()
-        self._shards = OrderedDict()
+        for held in self._held.values():
+            held.clear()
+        self._opened.clear()
+        self._num_held = 0
 
 
 POOL = ShardPool()

@@ -30,11 +30,12 @@ class Shard:
     """An open shard."""
 
     def read(self, *_: object) -> None: ...
+    def read_row(self, *_: object) -> None: ...
     def prefetch(self) -> None: ...
     def release(self) -> None: ...
 
 
-def test_all_readers_share_one_budget_and_the_least_used_goes_first() -> None:
+def test_all_readers_share_one_budget_and_the_first_opened_goes_first() -> None:
     pool, opened = ShardPool(3), list[Shard]()
 
     def get(reader: str, shard: int) -> object:
@@ -42,7 +43,7 @@ def test_all_readers_share_one_budget_and_the_least_used_goes_first() -> None:
             opened.append(Shard())
             return opened[-1]
 
-        return pool.find(reader, shard) or pool.open(reader, shard, open_shard)
+        return pool.held(reader).get(shard) or pool.open(reader, shard, open_shard)
 
     first = get("x", 0)
     get("x", 1)
@@ -51,9 +52,18 @@ def test_all_readers_share_one_budget_and_the_least_used_goes_first() -> None:
     get("y", 1)
     assert len(pool) == 3
     assert len(opened) == 4
-    assert get("x", 0) is first
     get("x", 1)
-    assert len(opened) == 5, "it had to go"
+    get("y", 0)
+    assert len(opened) == 4
+    assert get("x", 0) is not first, "it had to go"
+    pool.retire("y")
+    assert len(pool) == 1
+    pool.forget("x", [0])
+    assert len(pool) == 0
+    for shard in range(100):
+        get("z", shard)
+    assert len(pool) == 3
+    assert dict(pool.held("z")) == dict(zip((97, 98, 99), opened[-3:], strict=True))
 
 
 def test_a_reader_that_is_gone_leaves_no_file_open(make_cache: CacheFactory) -> None:
