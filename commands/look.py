@@ -97,14 +97,25 @@ def verify(
 @click.argument("runs", nargs=-1, type=PATH)
 @click.option("--out", type=PATH, default="report.html", show_default=True, help="The page.")
 def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
-    """Write one page to look at: statistics, curves, PCA maps."""
+    """Write one page to look at: is the student good, which run is best, what next.
+
+    RUNS are run folders, or the folder of a sweep.
+
+    \b
+    phistill report my.cache runs/phi-s runs/raw
+    phistill report my.cache runs/ablation --out ablation.html
+    """
     from phistill import cache as store
+    from phistill.errors import UsageError
     from phistill.report.extras import require_libraries
 
     require_libraries()
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}.")
     store.open(cache)
     for run in runs:
-        refuse_no_run(run)
+        if not any(run.glob("*/config.json")):
+            refuse_no_run(run)
     from phistill.report import report as write
     from phistill.report.terminal import progress_bar
 

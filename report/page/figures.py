@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import FONT_SIZE, INK, MUTED, WIDTH, Canvas, run_colour, teacher_colour
-from .gather import AFTER, BEFORE, PATCHES, CacheFacts, PatchFacts
-from .students import Curve, RunFacts
+from .canvas import FONT_SIZE, INK, MUTED, Canvas, run_colour, teacher_colour
+from .gather import AFTER, BEFORE, CacheFacts, PatchFacts
+from .students import Curve
 
 FLOOR = 1e-7
 """Eigenvalues below this share of the largest are not drawn: rounding to float16, whose errors
@@ -115,47 +115,6 @@ def learning(curves: Sequence[Curve], numbers: Mapping[str, int]) -> str:
         canvas.axes.set_xlabel("step")
         canvas.axes.set_ylabel("loss / loss of the mean" if relative else "loss")
         return canvas.svg(f"learning-{_slug(target)}", f"Learning curves of {target}")
-
-
-def unexplained(teachers: Sequence[str], runs: Sequence[RunFacts]) -> str:
-    """Bars of the unexplained variance of every teacher's patches, one per run, with intervals."""
-    with Canvas(WIDTH, 0.7 + len(teachers) * (0.22 * len(runs) + 0.16)) as canvas:
-        axes, ticks, place, longest = canvas.axes, [], 0.0, 1.0
-        for teacher in teachers:
-            first = place
-            for number, run in enumerate(runs):
-                line = run.row(teacher, PATCHES)
-                if line is not None and line.unexplained is not None:
-                    low = line.unexplained if line.error_low is None else line.error_low
-                    high = line.unexplained if line.error_high is None else line.error_high
-                    axes.barh(place, line.unexplained, height=0.82, color=run_colour(number))
-                    axes.plot(
-                        [low, high],
-                        [place, place],
-                        color=INK,
-                        linewidth=1.0,
-                    )
-                    end = high
-                    axes.annotate(
-                        f"{line.unexplained:.2f}",
-                        (end, place),
-                        xytext=(4, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=SMALL,
-                    )
-                    longest = max(longest, end)
-                place += 1
-            ticks.append((first + place - 1) / 2)
-            place += 0.7
-        axes.axvline(1.0, color=MUTED, linewidth=0.8, dashes=(4, 3))
-        axes.set_yticks(ticks, list(teachers))
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlim(0, longest * 1.13)
-        axes.set_ylim(place - 0.7, -0.9)
-        axes.set_xlabel("unexplained variance on held-out rows")
-        return canvas.svg("unexplained", "Unexplained variance per teacher and run")
 
 
 def _slug(text: str) -> str:

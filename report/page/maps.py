@@ -21,6 +21,8 @@ from PIL import Image
 
 from phistill.cache import Cache
 from phistill.cache.format.names import PIXELS
+from phistill.cache.joined import open_caches
+from phistill.train.evaluation.index import images_of
 
 from .gather import MAP_AXES, PATCHES, PatchFacts
 from .students import RunFacts
@@ -90,6 +92,19 @@ def gather_maps(
                 strips.append(Strip(label="student", run=run.name, pictures=tuple(maps)))
         teachers.append(TeacherMaps(teacher=facts.teacher, strips=tuple(strips)))
     return tuple(teachers)
+
+
+def worst_rows(cache: Cache, run: RunFacts, teacher: str, num: int) -> Int[np.ndarray, " n"]:
+    """The held-out rows whose patches a run predicts worst, the worst first: by their error over
+    the constant's mean error."""
+    line = run.row(teacher, PATCHES)
+    if line is None or line.columns is None or not num:
+        return np.empty(0, np.int64)
+    rows = cache.rows(list(run.student.facts["teachers"]), split="heldout")
+    _, first = np.unique(images_of(open_caches(cache), rows), return_index=True)
+    if len(first) != len(line.columns):
+        return np.empty(0, np.int64)
+    return rows[first[np.argsort(-line.columns[:, 0], kind="stable")[:num]]]
 
 
 def enlarged(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -20,19 +20,21 @@ from ..extras import require_libraries
 from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
+from .answers import answers, by_error, contrasts
 from .canvas import NUM_SERIES
 from .gather import CacheFacts, gather_cache
-from .maps import TeacherMaps, gather_maps
-from .students import RunFacts, by_target, gather_runs
+from .maps import TeacherMaps, gather_maps, worst_rows
+from .students import RunFacts, by_target, gather_runs, runs_below
 from .wording import (
     METHOD_WORDS,
+    contrast_line,
+    error_groups,
     eval_lines,
     finding_text,
     made_with_text,
     method_label,
     number_text,
     numeric_columns,
-    outcome_text,
     percent_text,
     share_bars,
 )
@@ -70,7 +72,8 @@ def report(
     device: str = "auto",
     progress: ReportProgress | None = None,
 ) -> Path:
-    """Write the report of a cache and any number of runs (none will do) and return its path.
+    """Write the report of a cache and any number of runs (none will do) and return its path. A
+    sweep's folder stands for its runs.
 
     ``out`` is the file, or a folder that gets a report.html. ``normalizers`` are compared with raw
     features and PHI-S; channel variances are measured on ``max_heldout_rows`` held-out rows and
@@ -85,7 +88,7 @@ def report(
             f"num_images={num_images} and max_heldout_rows={max_heldout_rows} must not be negative."
         )
     opened = cache if isinstance(cache, Cache) else store.open(cache)
-    paths = [Path(run) for run in runs]
+    paths = [path for run in runs for path in runs_below(Path(run))]
     done, total = 0, len(opened.teachers) + len(paths) + 1
 
     def note(text: str) -> None:
@@ -109,6 +112,7 @@ def report(
         facts,
         students,
         gather_maps(opened, facts.patches, students, shown),
+        _worst_maps(opened, facts, students, num_images),
         extra_tables=[ExtraTable(*table) for table in extra_tables],
         title=title or f"phistill report: {opened.files.name}",
     )
@@ -120,10 +124,23 @@ def report(
     return target
 
 
+def _worst_maps(
+    cache: Cache, facts: CacheFacts, runs: Sequence[RunFacts], num: int
+) -> list[TeacherMaps]:
+    """For every teacher the images that the best run predicts worst."""
+    found: list[TeacherMaps] = []
+    for best in by_error(runs)[:1]:
+        for teacher in facts.patches:
+            rows = worst_rows(cache, best, teacher.teacher, num)
+            found += gather_maps(cache, [teacher], [best], rows)
+    return found
+
+
 def render(
     cache: CacheFacts,
     runs: Sequence[RunFacts],
     maps: Sequence[TeacherMaps],
+    worst: Sequence[TeacherMaps] = (),
     *,
     extra_tables: Sequence[ExtraTable] = (),
     title: str,
@@ -137,7 +154,7 @@ def render(
 
     curves = [curve for run in runs for curve in run.curves]
     run_number = {run.name: number for number, run in enumerate(runs)}
-    evaluation = eval_lines(cache.teachers, runs)
+    evaluation = eval_lines(cache.teachers, by_error(runs))
     drawings: dict[str, Any] = {
         "before": drawn(figures.spectra(cache, scaled=False)),
         "after": drawn(figures.spectra(cache, scaled=True)),
@@ -150,8 +167,6 @@ def render(
             for target, same in by_target(curves).items()
         ],
     }
-    if evaluation:
-        drawings["unexplained"] = drawn(figures.unexplained(cache.teachers, runs))
     return (
         _environment()
         .get_template(TEMPLATE)
@@ -159,7 +174,10 @@ def render(
             title=title,
             version=__version__,
             finding=finding_text(cache),
-            outcome=outcome_text(cache, runs),
+            answers=answers(runs),
+            contrasts=[contrast_line(one) for one in contrasts(runs)],
+            errors=error_groups(runs),
+            worst=worst,
             cache=cache,
             bars=share_bars(cache),
             runs=runs,

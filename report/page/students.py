@@ -20,7 +20,10 @@ from phistill.cache import Cache
 from phistill.errors import MissingMoments, StaleMoments, UsageError
 from phistill.stats import load_moments
 from phistill.train import EvalRow, TrainedStudent, evaluate, load_run
+from phistill.train.checkpoint import FOLDER
+from phistill.train.curve import CurveEnd, curve_end
 from phistill.train.metrics import read_metrics
+from phistill.train.run_folder import is_diverged
 
 from .gather import PATCHES, Note, channel_variances
 
@@ -56,6 +59,9 @@ class RunFacts:
     path: Path
     student: TrainedStudent
     curves: tuple[Curve, ...]
+    end: CurveEnd | None
+    """Of the weighted loss; None where too little was logged."""
+
     evaluation: tuple[EvalRow, ...]
 
     @property
@@ -97,10 +103,19 @@ def gather_runs(
                 path=path,
                 student=student,
                 curves=tuple(curves_of(cache, name, path, student)),
+                end=curve_end([line["total"] for line in read_metrics(path, "train")]),
                 evaluation=tuple(lines),
             )
         )
     return tuple(gathered)
+
+
+def runs_below(path: Path) -> list[Path]:
+    """The run itself, or those of a sweep's folder that did not diverge, by name."""
+    cells = sorted(found.parent for found in path.glob("*/config.json"))
+    if (path / "config.json").exists() or not cells:
+        return [path]
+    return [cell for cell in cells if (cell / FOLDER).is_dir() and not is_diverged(cell)]
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 from phistill.train import EvalRow
 
+from .answers import Contrast, by_error, difference_text
 from .gather import AFTER, BEFORE, PATCHES, CacheFacts, share_extremes
 from .students import RunFacts
 
 READABLE_SHARE = 0.22
 """A part of a bar narrower than this has no room for its name; it is named below the bar."""
-
-MAX_NAMED_RUNS = 3
-"""Runs the opening names one by one; of more it names the best and the worst."""
 
 SUMMARY = "summary"
 DASH = "–"
@@ -73,14 +71,40 @@ class EvalLine:
     """One line of the evaluation table, as text."""
 
     teacher: str
+    kind: str
     run: str
     untrained: bool
     first: bool
     best: bool
+    loses: bool
+    """To the constant."""
     mse: str
-    unexplained: str
+    error: str
     cosine: str
-    summary: str
+    constant: str
+    """The constant's cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBar:
+    """One run's error; lengths are percentages of the width."""
+
+    run: str
+    text: str
+    width: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorGroup:
+    """The bars of one teacher and kind."""
+
+    teacher: str
+    kind: str
+    one: float
+    """Where the constant lies."""
+    bars: tuple[ErrorBar, ...]
 
 
 def number_text(value: float) -> str:
@@ -133,32 +157,6 @@ def finding_text(cache: CacheFacts) -> str:
     )
 
 
-def outcome_text(cache: CacheFacts, runs: Sequence[RunFacts]) -> str:
-    """What the runs made of the teacher that a raw loss would hear least; empty when unknown."""
-    finding = share_extremes(cache.shares[BEFORE])
-    if finding is None:
-        return ""
-    known = [
-        (line.unexplained, run)
-        for run in runs
-        if (line := run.row(finding.smallest, PATCHES)) and line.unexplained is not None
-    ]
-    if not known:
-        return ""
-    known.sort(key=lambda entry: entry[0])
-    many = len(known) > MAX_NAMED_RUNS
-    said = [
-        f"{value:.2f} in run {run.name} "
-        f"({'no normalizer' if run.normalizer == BEFORE else method_label(run.normalizer)})"
-        for value, run in known
-    ]
-    joined = f"from {said[0]} to {said[-1]}" if many else ", ".join(said)
-    return (
-        f"Unexplained variance of {finding.smallest}, the quietest teacher, "
-        f"on held-out images: {joined}."
-    )
-
-
 def made_with_text(runs: Sequence[RunFacts]) -> str:
     """The versions the runs were trained with, each combination once."""
     versions = dict.fromkeys(
@@ -169,12 +167,16 @@ def made_with_text(runs: Sequence[RunFacts]) -> str:
 
 
 def share_bars(cache: CacheFacts) -> list[Bar]:
-    """A bar per normalizer, the raw features first."""
+    """A bar per normalizer, the raw features first; those with the same shares share one."""
     methods = sorted(cache.methods, key=lambda method: (method != BEFORE, method == AFTER))
-    return [_bar(method, cache.shares[method]) for method in methods]
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for method in methods:
+        alike = tuple(round(share, 4) for share in cache.shares[method].values())
+        groups.setdefault(alike, []).append(method)
+    return [_bar(same, cache.shares[same[0]]) for same in groups.values()]
 
 
-def _bar(method: str, shares: Mapping[str, float]) -> Bar:
+def _bar(methods: Sequence[str], shares: Mapping[str, float]) -> Bar:
     parts = tuple(
         BarPart(
             teacher=teacher,
@@ -184,48 +186,82 @@ def _bar(method: str, shares: Mapping[str, float]) -> Bar:
         )
         for number, (teacher, share) in enumerate(shares.items())
     )
-    return Bar(label=method_label(method), parts=parts)
+    return Bar(label=", ".join(map(method_label, methods)), parts=parts)
+
+
+def error_groups(runs: Sequence[RunFacts]) -> list[ErrorGroup]:
+    """Errors by teacher and kind, the worst of the best run first; runs in their order."""
+    ranked = by_error(runs)
+    if not ranked:
+        return []
+    targets = {(line.teacher, line.kind): -line.error for line in ranked[0].evaluation}
+    for run in ranked:
+        for line in run.evaluation:
+            targets.setdefault((line.teacher, line.kind), 0.0)
+    ends = [line.error_high or line.error for run in ranked for line in run.evaluation]
+    scale = 100 / (1.05 * max(1.0, *ends))
+    groups = []
+    for teacher, kind in sorted(targets, key=lambda target: targets[target]):
+        entries = [
+            ErrorBar(
+                run=run.name,
+                text=_with_interval(line),
+                width=scale * line.error,
+                low=scale * (line.error if line.error_low is None else line.error_low),
+                high=scale * (line.error if line.error_high is None else line.error_high),
+            )
+            for run in ranked
+            for line in [run.row(teacher, kind)]
+            if line is not None
+        ]
+        groups.append(ErrorGroup(teacher=teacher, kind=kind, one=scale, bars=tuple(entries)))
+    return groups
+
+
+def contrast_line(found: Contrast) -> tuple[str, str, str, str]:
+    """Setting, the better run with its value, the worse one with its own, and the difference."""
+    sides = [
+        f"{run.name} ({value})"
+        for run, value in zip((found.better, found.worse), found.values, strict=True)
+    ]
+    return found.setting, sides[0], sides[1], difference_text(found.apart)
 
 
 def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
-    """The evaluation by teacher and run; the lowest unexplained variance of each is marked."""
+    """The evaluation by teacher, kind and run; the lowest error of each target is marked."""
     lines: list[EvalLine] = []
     for teacher in teachers:
-        entries = [
-            (run, label, patches)
-            for run in runs
-            for label in ("trained", "untrained")
-            if (patches := run.row(teacher, PATCHES, label)) is not None
-        ]
-        known = [e.unexplained for _, _, e in entries if e.unexplained is not None]
-        for run, label, patches in entries:
-            lowest = len(known) > 1 and patches.unexplained == min(known)
-            lines.append(
+        for kind in (PATCHES, SUMMARY):
+            entries = [
+                (run, label, line)
+                for label in ("trained", "untrained")
+                for run in runs
+                if (line := run.row(teacher, kind, label)) is not None
+            ]
+            errors = [line.error for _, _, line in entries]
+            lines += [
                 EvalLine(
                     teacher=teacher,
+                    kind=kind,
                     run=run.name,
                     untrained=label == "untrained",
-                    first=bool(lines) and lines[-1].teacher != teacher,
-                    best=lowest,
-                    mse=DASH if patches.mse is None else number_text(patches.mse),
-                    unexplained=_with_interval(patches),
-                    cosine=_cosine(patches),
-                    summary=_cosine(run.row(teacher, SUMMARY, label)),
+                    first=bool(lines) and number == 0,
+                    best=len(errors) > 1 and line.error == min(errors),
+                    loses=line.beats_constant is False and label == "trained",
+                    mse=DASH if line.mse is None else number_text(line.mse),
+                    error=_with_interval(line),
+                    cosine=f"{line.cosine:.3f}".replace("-", "−"),
+                    constant=f"{line.constant_cosine:.3f}".replace("-", "−"),
                 )
-            )
+                for number, (run, label, line) in enumerate(entries)
+            ]
     return lines
 
 
 def _with_interval(line: EvalRow) -> str:
-    if line.unexplained is None:
-        return DASH
     if line.error_low is None or line.error_high is None:
         return f"{line.error:.3f}"
     return f"{line.error:.3f} [{line.error_low:.3f}, {line.error_high:.3f}]"
-
-
-def _cosine(line: EvalRow | None) -> str:
-    return DASH if line is None else f"{line.cosine:.3f}".replace("-", "−")
 
 
 def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:

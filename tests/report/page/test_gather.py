@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from phistill.cache import Cache
 from phistill.errors import MissingMoments, UsageError
 from phistill.report.page.gather import CacheFacts, check_methods, gather_cache, share_extremes
 from phistill.report.page.students import error_of_the_mean, gather_runs, in_bins, run_names
-from phistill.report.page.wording import outcome_text
 from phistill.stats import fit_stats, load_normalizer
 from phistill.train import evaluate, load_run
 from phistill.train.metrics import read_metrics
@@ -137,24 +135,6 @@ def test_curves_and_evaluations_are_those_of_the_runs(
     assert unit is not None
     np.testing.assert_allclose(curve.values * unit, logged, rtol=1e-12)
     assert [step for step, _ in curve.checks] == [3]
-
-
-def test_the_opening_names_few_runs_one_by_one_and_of_many_the_best_and_the_worst(
-    cache: Cache, runs: tuple[Path, Path]
-) -> None:
-    facts = gathered(cache)
-    found = gather_runs(cache, runs, evaluations={}, can_evaluate=True, device="cpu")
-    values = {run.name: run.row("quiet", "patches") for run in found}
-    assert outcome_text(facts, ()) == ""
-    few = outcome_text(facts, found)
-    for name, line in values.items():
-        assert line is not None
-        assert line.unexplained is not None
-        assert f"{line.unexplained:.2f} in run {name} (" in few
-    many = [replace(run, name=f"{run.name}{copy}") for copy in range(2) for run in found]
-    assert outcome_text(facts, many).count(" in run ") == 2
-    assert "(PHI-S)" in few
-    assert "(no normalizer)" in few
 
 
 @pytest.mark.parametrize(("num", "limit"), [(1, 120), (119, 120), (120, 120), (1000, 120)])

@@ -1,0 +1,230 @@
+"""The four questions that a report is opened with, answered from the evaluations and the curves.
+
+Is the student good? Which teacher is neglected? Is it still learning? What next? Runs are compared
+on the same held-out images, by the mean over targets of their errors; two runs are contrasted only
+where they differ in one setting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from phistill.stats.intervals import Interval, difference
+from phistill.train.config import SAFE_KEYS
+
+from .students import RunFacts
+
+NEGLECTED = 1.5
+"""A target whose error is this many times the mean of the others is called neglected."""
+
+OVERFITTED = 1.25
+"""Error on held-out images over the loss that was learnt, both as shares of the constant's."""
+
+GOOD, FAIR = 0.25, 0.6
+"""Mean errors below which a student is called close to its teachers, or on its way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question and what the numbers say."""
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two runs that differ in one setting."""
+
+    setting: str
+    better: RunFacts
+    worse: RunFacts
+    values: tuple[str, str]
+    apart: Interval
+    """Mean error of the better minus that of the worse, paired by image."""
+
+
+def mean_error(run: RunFacts) -> float:
+    """Over teachers and kinds; what runs are ranked by."""
+    return fmean(line.error for line in run.evaluation)
+
+
+def by_error(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """The evaluated runs, best first."""
+    return sorted((run for run in runs if run.evaluation), key=mean_error)
+
+
+def apart(one: RunFacts, other: RunFacts) -> Interval | None:
+    """Mean error of ``one`` minus ``other`` over the targets of both; None where no image is."""
+    pairs = [
+        (line.columns, same.columns)
+        for line in one.evaluation
+        if (same := other.row(line.teacher, line.kind)) is not None
+        and line.columns is not None
+        and same.columns is not None
+        and len(line.columns) == len(same.columns)
+    ]
+    if not pairs or len({len(first) for first, _ in pairs}) > 1:
+        return None
+    left, right = (np.concatenate(columns, 1) for columns in zip(*pairs, strict=True))
+    return difference(left, right, _mean_ratio)
+
+
+def _mean_ratio(sums: Float[np.ndarray, "b 2t"]) -> Float[np.ndarray, " b"]:
+    return np.asarray((sums[:, ::2] / sums[:, 1::2]).mean(1))
+
+
+def contrasts(runs: Sequence[RunFacts]) -> list[Contrast]:
+    """Every pair of evaluated runs that differ in one setting, seeds aside."""
+    found = []
+    for better, worse in itertools.combinations(by_error(runs), 2):
+        changed = differing(better, worse)
+        measured = apart(better, worse) if len(changed) == 1 else None
+        if measured is None:
+            continue
+        ((setting, values),) = changed.items()
+        found.append(
+            Contrast(setting=setting, better=better, worse=worse, values=values, apart=measured)
+        )
+    return found
+
+
+def differing(one: RunFacts, other: RunFacts) -> dict[str, tuple[str, str]]:
+    """Settings that decide the weights and differ; another cache counts as one."""
+    first, second = one.student.config.to_dict(), other.student.config.to_dict()
+    changed: dict[str, tuple[str, str]] = {
+        key: (str(first[key]), str(second[key]))
+        for key in first
+        if key not in SAFE_KEYS and first[key] != second[key]
+    }
+    caches = [_cache_names(run.student.facts) for run in (one, other)]
+    if caches[0] != caches[1]:
+        changed["cache"] = caches[0], caches[1]
+    return changed
+
+
+def _cache_names(facts: Mapping[str, Any]) -> str:
+    return ", ".join(PurePath(one["path"]).name for one in facts["caches"])
+
+
+def difference_text(found: Interval) -> str:
+    """``0.120 lower [0.100, 0.140]``, or the largest difference that is not excluded."""
+    if found.low is None or found.high is None:
+        return f"{abs(found.value):.3f} apart, too few images for an interval"
+    if found.is_negative or found.is_positive:
+        low, high = sorted((abs(found.low), abs(found.high)))
+        way = "lower" if found.is_negative else "higher"
+        return f"{abs(found.value):.3f} {way}, 95 % interval {low:.3f} to {high:.3f}"
+    return f"no difference that images show: at most {found.largest:.3f} either way"
+
+
+def answers(runs: Sequence[RunFacts]) -> list[Answer]:
+    """In the order in which they are asked; [] without an evaluated run."""
+    ranked = by_error(runs)
+    if not ranked:
+        return []
+    best = ranked[0]
+    return [
+        Answer(question="Is the student good?", text=_good(best)),
+        *([Answer(question="Which run is best?", text=_best(ranked))] if ranked[1:] else []),
+        Answer(question="Which teacher is neglected?", text=_neglected(best)),
+        Answer(question="Is it still learning?", text=_learning(best)),
+        Answer(question="What next?", text=" ".join(_advice(best))),
+    ]
+
+
+def _good(run: RunFacts) -> str:
+    error = mean_error(run)
+    words = "close to its teachers" if error < GOOD else "on its way" if error < FAIR else "poor"
+    text = (
+        f"Run {run.name} is {words}: on images it has not seen its error is {error:.2f} of the "
+        "constant's, averaged over teachers and kinds (0 is the teacher itself)."
+    )
+    lost = [f"{one.teacher} {one.kind}" for one in run.evaluation if one.beats_constant is False]
+    if lost:
+        text += f" No better than the constant for {', '.join(lost)}."
+    return text
+
+
+def _best(ranked: Sequence[RunFacts]) -> str:
+    best, second = ranked[:2]
+    text = f"{best.name}, with {mean_error(best):.3f}; next is {second.name}, with "
+    text += f"{mean_error(second):.3f}"
+    measured = apart(best, second)
+    if measured is None:
+        return f"{text}. They were not measured on the same images."
+    real = "The difference is real" if measured.is_negative else "They are tied"
+    return f"{text}. {real} as far as images go: {difference_text(measured)}. {_seeds(ranked)}"
+
+
+def _seeds(ranked: Sequence[RunFacts]) -> str:
+    """Whether anything is known of other seeds."""
+    changed = [differing(one, two) for one, two in itertools.combinations(ranked, 2)]
+    if any(set(change) == {"seed"} for change in changed):
+        return "Some settings were trained with several seeds: see how far those are apart."
+    return "One seed of each says nothing about other seeds."
+
+
+def _neglected(run: RunFacts) -> str:
+    lines = sorted(run.evaluation, key=lambda line: -line.error)
+    worst, others = lines[0], lines[1:]
+    text = f"{worst.teacher} ({worst.kind}) is worst in run {run.name}, with {worst.error:.2f}"
+    if not others:
+        return f"{text}; it is the only one."
+    rest = fmean(line.error for line in others)
+    if worst.error > NEGLECTED * rest:
+        return f"{text}: {worst.error / rest:.1f} times the {rest:.2f} of the others."
+    return f"None much: {text}, the others {rest:.2f} on average."
+
+
+def _learning(run: RunFacts) -> str:
+    if run.end is None:
+        return f"Run {run.name} logged too few steps to say."
+    return f"Run {run.name}: {run.end}"
+
+
+def _advice(run: RunFacts) -> list[str]:
+    """The first things to try, the likeliest first."""
+    lines, config = run.evaluation, run.student.config
+    advice = []
+    if any(line.beats_constant is False for line in lines):
+        advice.append("Before all else, a student that loses to the constant: try a lower lr.")
+    if run.end is not None and run.end.is_falling:
+        advice.append(f"Train longer: twice the {run.student.facts['num_steps']:,} steps.")
+    worst = max(lines, key=lambda line: line.error)
+    others = [line.error for line in lines if line is not worst]
+    if others and worst.error > NEGLECTED * fmean(others):
+        if config.normalizer == "none":
+            advice.append("Take a normalizer: phi-s puts all teachers on one scale.")
+        elif config.balance == "equal":
+            weights = f"weights={{{worst.teacher} = 2}}"
+            advice.append(f"Give {worst.teacher} more weight: balance=fixed, {weights}.")
+    if gap := overfitted(run):
+        advice.append(
+            f"More images, or augmentation: {gap} is learnt much better than it is predicted on "
+            "images not seen."
+        )
+    if not advice:
+        advice.append("A larger student, or a larger input: nothing else stands out.")
+    return advice
+
+
+def overfitted(run: RunFacts) -> str:
+    """The target whose held-out error exceeds what was learnt by most, where it is much."""
+    gaps = {}
+    for curve in run.curves:
+        teacher, _, kind = curve.target.rpartition("/")
+        line = run.row(teacher, kind)
+        if curve.relative and line is not None and len(curve.values):
+            tail = float(np.mean(curve.values[-max(1, len(curve.values) // 10) :]))
+            gaps[f"{teacher} {kind}"] = line.error / tail if tail > 0 else 1.0
+    worst = max(gaps, key=lambda name: gaps[name], default="")
+    return worst if worst and gaps[worst] > OVERFITTED else ""

@@ -1,0 +1,120 @@
+"""The questions that a report answers, and which runs it contrasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from phistill.cache import Cache
+from phistill.report import report
+from phistill.report.page.answers import (
+    answers,
+    apart,
+    by_error,
+    contrasts,
+    difference_text,
+    mean_error,
+)
+from phistill.report.page.students import RunFacts, gather_runs, runs_below
+from phistill.stats.intervals import interval, ratio
+from phistill.train import EvalRow, TrainConfig, train
+from phistill.train.curve import CurveEnd
+
+Config = Callable[..., TrainConfig]
+Runs = tuple[Path, Path]
+
+
+@pytest.fixture
+def facts(cache: Cache, runs: Runs) -> tuple[RunFacts, ...]:
+    return gather_runs(cache, runs, evaluations={}, can_evaluate=True, device="cpu")
+
+
+def with_errors(run: RunFacts, name: str, *shares: float, **more: Any) -> RunFacts:
+    """The run with these errors of its targets, measured on 60 images with the same noise."""
+    noise = np.random.default_rng(0).lognormal(0.0, 0.3, 60)
+    lines = []
+    for line, share in zip(run.evaluation, shares, strict=True):
+        columns = np.stack([share * noise, noise], 1)
+        found = interval(columns, ratio)
+        lines.append(
+            replace(
+                line,
+                error=found.value,
+                error_low=found.low,
+                error_high=found.high,
+                columns=columns,
+            )
+        )
+    return replace(run, name=name, evaluation=tuple(lines), **more)
+
+
+def test_the_answers_name_the_best_run_the_worst_teacher_and_what_to_try(
+    facts: tuple[RunFacts, ...],
+) -> None:
+    balanced, raw = facts
+    falling = CurveEnd(fall=0.2, is_falling=True)
+    good = with_errors(balanced, "good", 0.2, 0.2, 0.5, end=falling)
+    poor = with_errors(raw, "poor", 0.4, 0.4, 1.2)
+    told = {one.question: one.text for one in answers([poor, good])}
+    assert [*told] == [
+        *("Is the student good?", "Which run is best?", "Which teacher is neglected?"),
+        *("Is it still learning?", "What next?"),
+    ]
+    assert "Run good is on its way" in told["Is the student good?"]
+    assert "The difference is real" in told["Which run is best?"]
+    worst = max(good.evaluation, key=lambda line: line.error)
+    assert told["Which teacher is neglected?"].startswith(f"{worst.teacher} ({worst.kind})")
+    assert "still falling" in told["Is it still learning?"]
+    assert "Train longer" in told["What next?"]
+    assert "balance=fixed" in told["What next?"]
+    alone = {one.question: one.text for one in answers([poor])}
+    assert "No better than the constant" in alone["Is the student good?"]
+    assert "Which run is best?" not in alone
+    assert answers([]) == []
+
+
+def test_runs_that_do_not_differ_by_images_are_tied(facts: tuple[RunFacts, ...]) -> None:
+    one = with_errors(facts[0], "one", 0.3, 0.3, 0.3)
+    same = with_errors(facts[1], "same", 0.3, 0.3, 0.3)
+    text = {a.question: a.text for a in answers([one, same])}["Which run is best?"]
+    assert "They are tied" in text
+    assert "at most 0.000 either way" in text
+    measured = apart(one, same)
+    assert measured is not None
+    assert "no difference" in difference_text(measured)
+
+
+def test_only_runs_that_differ_in_one_setting_are_contrasted(
+    cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
+) -> None:
+    train(cache, tmp_path / "both", make_config(normalizer="none", lr=0.01))
+    found = gather_runs(
+        cache, [*runs, tmp_path / "both"], evaluations={}, can_evaluate=True, device="cpu"
+    )
+    pairs = {(one.setting, *sorted((one.better.name, one.worse.name))) for one in contrasts(found)}
+    assert pairs == {("normalizer", "balanced", "raw"), ("lr", "both", "raw")}
+    ranked = by_error(found)
+    assert [mean_error(run) for run in ranked] == sorted(mean_error(run) for run in found)
+
+
+def test_a_sweeps_folder_stands_for_its_runs(
+    cache: Cache, runs: Runs, tmp_path: Path, shelf: Path
+) -> None:
+    assert runs_below(shelf / "runs") == sorted(runs)
+    assert runs_below(runs[0]) == [runs[0]]
+    page = report(cache, [shelf / "runs"], tmp_path / "r.html", device="cpu").read_text("utf-8")
+    assert "balanced" in page
+    assert "Runs that differ in one setting" in page
+
+
+def test_lines_without_images_in_common_are_not_compared(facts: tuple[RunFacts, ...]) -> None:
+    def bare(line: EvalRow) -> EvalRow:
+        return replace(line, columns=None)
+
+    without = replace(facts[0], evaluation=tuple(map(bare, facts[0].evaluation)))
+    assert apart(without, facts[1]) is None
