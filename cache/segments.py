@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from .format.index import INDEX_COLUMNS, IndexFile, encode_index
 from .format.info import CacheInfo, Segment
 from .storage.files import Files
 
+MAX_OPEN = 16
+"""Index files that are kept open: a cache may have a thousand segments, a process fewer files."""
+
 REMEDY = "Restore it from a copy, or extract into a new cache."
 
 
@@ -23,17 +27,21 @@ class Index:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._open: dict[str, IndexFile] = {}
+        self._open: dict[str, IndexFile] = {}  # the one used last at the end
+        self._lock = Lock()
 
     def segment(self, number: int, segment: Segment) -> IndexFile:
         """The table of one segment."""
-        known = self._open.get(segment.index_sha256)
-        if known is None:
-            path = names.index(number)
-            with remedy(REMEDY, CorruptCache):
-                known = IndexFile(self._files.mapped(path), segment, self._files.where(path))
+        with self._lock:
+            known = self._open.pop(segment.index_sha256, None)
+            if known is None:
+                path = names.index(number)
+                with remedy(REMEDY, CorruptCache):
+                    known = IndexFile(self._files.mapped(path), segment, self._files.where(path))
             self._open[segment.index_sha256] = known
-        return known
+            if len(self._open) > MAX_OPEN:
+                self._open.pop(next(iter(self._open)))
+            return known
 
     def column_names(self, info: CacheInfo) -> list[str]:
         """Columns that any segment has."""

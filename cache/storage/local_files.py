@@ -73,6 +73,8 @@ class LocalFiles:
             return np.memmap(path, np.uint8, "r")
         except ValueError:  # an empty file
             return np.empty(0, np.uint8)
+        except OSError as error:  # mapping does not say of which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def version(self, relative: str) -> object:
         try:

@@ -69,14 +69,28 @@ def _is_worth_it(shards: Sequence[int], stored: set[int], num_single: int) -> bo
 
 def pack_what_is_free(cache: Cache) -> PackReport:
     """``pack`` of the ranges that nobody else is writing: whoever is at one packs it then."""
-    report = PackReport()
-    for number, shards in cache.info.ranges().items():
+    report, ranges = PackReport(), cache.info.ranges()
+    for number in _worth_it(cache):
         try:
-            with cache.writing(shards):
+            with cache.writing(ranges[number]):
                 report += pack(cache, {number})
         except LockHeld:
             continue
     return report
+
+
+def _worth_it(cache: Cache) -> list[int]:
+    """Ranges that ``pack`` would pack something of."""
+    cache.catalogue.look_again()
+    found = set()
+    kinds: list[_Kind[Any]] = [_facts(cache), *(_records(cache, owner) for owner in cache.owners)]
+    for kind in kinds:
+        loose, stored = kind.loose(), kind.stored()
+        for number, shards in cache.info.ranges().items():
+            num_single = len(loose.intersection(shards))
+            if num_single and _is_worth_it(shards, stored, num_single):
+                found.add(number)
+    return sorted(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ def cache_state(location: Path | str) -> Iterator[Finding]:
 
 
 def _contents(cache: Cache) -> Iterator[Finding]:
+    cache.index_columns()  # CorruptCache for an index that was changed at its end, or cut
     num_rows = counted(cache.info.num_real_rows, "row")
     teachers = ", ".join(cache.teachers) or "none"
     yield Finding("cache", "ok", f"{cache.location}: {num_rows}, teachers {teachers}")

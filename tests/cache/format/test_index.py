@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from phistill.cache.format.index import GROUP_ROWS, IndexFile, encode_index
+from phistill.cache.segments import MAX_OPEN
+from phistill.cache.upkeep.append import add_segment
 from phistill.errors import CorruptCache
 from tests.conftest import CacheFactory, small_index
 
@@ -79,8 +82,6 @@ def test_a_flipped_byte_is_noticed_where_it_is_read(encoded: tuple[pa.Table, byt
 
 
 def test_lines_of_a_cache_with_several_segments(make_cache: CacheFactory) -> None:
-    from phistill.cache.upkeep.append import add_segment
-
     cache = make_cache(num_rows=20)
     further = small_index(10).drop_columns(["label"]).set_column(0, "row", [np.arange(32, 42)])
     ids = [[f"new-{row}" for row in range(10)]]
@@ -92,3 +93,14 @@ def test_lines_of_a_cache_with_several_segments(make_cache: CacheFactory) -> Non
     assert cache.image_id(32) == "new-0"
     assert cache.index()["row"].to_pylist() == [*range(20), *range(32, 42)]
     assert cache.index(["id"]).num_rows == cache.info.num_real_rows == 30
+
+
+def test_a_cache_with_many_segments_keeps_few_files_open(make_cache: CacheFactory) -> None:
+    cache = make_cache(num_rows=4, shard_rows=4)
+    for number in range(1, 2 * MAX_OPEN):
+        further = small_index(4).set_column(0, "row", [np.arange(4 * number, 4 * number + 4)])
+        add_segment(cache, further.set_column(1, "id", [[f"{number}-{row}" for row in range(4)]]))
+    before = len(os.listdir("/proc/self/fd"))
+    assert cache.index().num_rows == 8 * MAX_OPEN
+    assert cache.lines(np.arange(8 * MAX_OPEN), ["id"])["id"][-1].as_py() == f"{number}-3"
+    assert len(os.listdir("/proc/self/fd")) <= before + MAX_OPEN
