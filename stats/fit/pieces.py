@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
+from typing import overload
 
 import msgspec
 import numpy as np
 from jaxtyping import Bool, Int
 
 from phistill.cache import Cache
+from phistill.cache.committed.commits import Commits
+from phistill.cache.format.info import DTYPES
 from phistill.cache.order import hashed
 from phistill.errors import UsageError
 
@@ -134,16 +137,84 @@ class ArraySpec:
         return f"{self.teacher} {self.kind}"
 
 
+class Groups(Sequence[Group]):
+    """The groups of an array in order, each made when it is asked for: of a million shards no
+    object is kept, only columns.
+
+    k shards that have a row to be used.
+    """
+
+    def __init__(
+        self,
+        spec: ArraySpec,
+        layout: Layout,
+        rows: Int[np.ndarray, " n"],
+        commits: Commits,
+    ) -> None:
+        self._spec, self._layout = spec, layout
+        shard_of, first = np.divmod(rows, spec.shard_rows)
+        self._shards, starts = np.unique(shard_of, return_index=True)
+        self._counts = np.diff(np.append(starts, len(rows)))
+        places = np.repeat(np.arange(len(starts)), self._counts)
+        mask: Bool[np.ndarray, "k shard_rows"] = np.zeros((len(starts), spec.shard_rows), bool)
+        mask[places, first] = True
+        self._masks = np.packbits(mask, axis=1)
+        self._digests = commits.digests[np.searchsorted(commits.shards, self._shards)]
+        of = self._shards // layout.shards_per_group
+        self._begins = np.append(np.flatnonzero(np.diff(of, prepend=-1)), len(of))
+
+    def __len__(self) -> int:
+        return len(self._begins) - 1
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._counts.sum())
+
+    @property
+    def tasks_per_group(self) -> int:
+        """Of fit_stats: two for each piece, and three."""
+        return 3 + 2 * self._layout.shards_per_group // self._layout.shards_per_piece
+
+    @overload
+    def __getitem__(self, number: int) -> Group: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Group]: ...
+    def __getitem__(self, number: int | slice) -> Group | list[Group]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        position = range(len(self))[number]
+        begin, end = int(self._begins[position]), int(self._begins[position + 1])
+        piece_of = self._shards[begin:end] // self._layout.shards_per_piece
+        cuts = begin + np.flatnonzero(np.diff(piece_of, prepend=-1, append=-1))
+        pieces = [self._piece(int(one), int(two)) for one, two in pairwise(cuts)]
+        return Group(int(self._shards[begin]) // self._layout.shards_per_group, tuple(pieces))
+
+    def _piece(self, begin: int, end: int) -> Piece:
+        """Of these shards, keyed by number, digest of the commit record and rows of each."""
+        # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
+        spec = self._spec
+        seed = spec.options.seed if spec.options.tokens_per_image is not None else 0
+        options = msgspec.structs.replace(spec.options, max_images=None, seed=seed)
+        key = hashlib.sha256(_settings(spec.kind, options))
+        rows = []
+        for place in range(begin, end):
+            shard, mask = int(self._shards[place]), self._masks[place]
+            key.update(f"{shard} ".encode() + self._digests[place].tobytes() + mask.tobytes())
+            slots = np.flatnonzero(np.unpackbits(mask, count=spec.shard_rows))
+            rows.append(shard * spec.shard_rows + slots)
+        return Piece(key.hexdigest(), np.concatenate(rows))
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class ArrayPlan:
     """An array and its groups, in order."""
 
     spec: ArraySpec
-    groups: tuple[Group, ...]
+    groups: Groups
 
     @property
     def num_rows(self) -> int:
-        return sum(group.num_rows for group in self.groups)
+        return self.groups.num_rows
 
 
 def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:
@@ -151,12 +222,12 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
     options = effective_options(cache, teacher, kind, options)
     shape = cache.teacher(teacher).row_shape(kind)
     tokens, width = int(np.prod(shape[:-1])), shape[-1]
-    reader = cache.reader(teacher, kind)
+    item_bytes = DTYPES[kind].itemsize
     spec = ArraySpec(
         teacher=teacher,
         kind=kind,
         width=width,
-        row_bytes=reader.row_bytes,
+        row_bytes=tokens * width * item_bytes,
         shard_rows=cache.info.shard_rows,
         options=options,
         key=array_key(cache, teacher, kind, options),
@@ -165,40 +236,10 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
         shard_rows=spec.shard_rows,
         tokens=min(tokens, options.tokens_per_image or tokens),
         width=width,
-        item_bytes=reader.dtype.itemsize,
+        item_bytes=item_bytes,
     )
     rows = sampled_rows(cache, teacher, options)
-    shards, starts = np.unique(rows // spec.shard_rows, return_index=True)
-    rows_of = dict(zip(shards.tolist(), np.split(rows, starts)[1:], strict=True))
-    commits = cache.commits(teacher)
-    digests = dict(zip(commits, map(bytes, commits.digests), strict=True))
-    groups = []
-    for number, members in _chunks(shards.tolist(), layout.shards_per_group):
-        pieces = [
-            _piece(spec, [(shard, digests[shard], rows_of[shard]) for shard in part])
-            for _, part in _chunks(members, layout.shards_per_piece)
-        ]
-        groups.append(Group(number, tuple(pieces)))
-    return ArrayPlan(spec, tuple(groups))
-
-
-def _chunks(shards: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Ascending shards by shard // size."""
-    for number, members in groupby(shards, key=lambda shard: shard // size):
-        yield number, list(members)
-
-
-def _piece(spec: ArraySpec, shards: list[tuple[int, bytes, Int[np.ndarray, " _"]]]) -> Piece:
-    """A piece of (shard, digest of its commit record, rows), keyed by all three."""
-    # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
-    seed = spec.options.seed if spec.options.tokens_per_image is not None else 0
-    options = msgspec.structs.replace(spec.options, max_images=None, seed=seed)
-    key = hashlib.sha256(_settings(spec.kind, options))
-    for shard, digest, rows in shards:
-        mask: Bool[np.ndarray, " shard_rows"] = np.zeros(spec.shard_rows, dtype=bool)
-        mask[rows - shard * spec.shard_rows] = True
-        key.update(f"{shard} ".encode() + digest + np.packbits(mask).tobytes())
-    return Piece(key.hexdigest(), np.concatenate([rows for _, _, rows in shards]))
+    return ArrayPlan(spec, Groups(spec, layout, rows, cache.commits(teacher)))
 
 
 def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> str:
