@@ -139,7 +139,7 @@ def make_stream(
     if without.size:
         rows = rows[~np.isin(rows, without)]
     if config.labels or config.row_filter:
-        index = cache.index()
+        index = cache.index(None if config.row_filter else _label_columns(cache))
         rows = rows[_filtered(index, config)[_lines(index, rows)]]
     if not rows.size:
         raise UsageError(
@@ -148,7 +148,7 @@ def make_stream(
     views = None
     num_images = rows.size
     if len(cache.info.views) > 1:
-        rows, views = _several_views(cache.index(), rows, config.max_rows)
+        rows, views = _several_views(cache.index(["row", "id", "view"]), rows, config.max_rows)
         num_images = int(np.count_nonzero(views.turn == 0))
     elif config.max_rows:
         rows = rows[: config.max_rows]
@@ -164,6 +164,10 @@ def make_stream(
         config=config,
         number=number,
     )
+
+
+def _label_columns(cache: Cache) -> list[str]:
+    return [name for name in ("row", "label") if name in cache.index_columns()]
 
 
 def _lines(index: pa.Table, rows: Rows) -> NDArray[np.int64]:

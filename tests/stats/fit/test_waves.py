@@ -17,6 +17,8 @@ from phistill.stats.fit.pieces import ArrayPlan, ArraySpec, PassOptions, plan_ar
 from phistill.stats.moments.pass_result import PassResult
 from tests.conftest import build_cache
 
+_dask: Any = dask
+
 
 class NoFacts(msgspec.Struct, frozen=True):
     """Nothing beside a result."""
@@ -87,7 +89,11 @@ def test_any_size_of_waves_gives_the_sums_of_one_tree(max_tasks: int, cache: Cac
 def test_a_wave_holds_few_tasks(cache: Cache) -> None:
     sizes: list[int] = []
     plans = plans_of(cache)
-    with sharing_readers(cache), dask.callbacks.Callback(start=lambda dsk: sizes.append(len(dsk))):
+
+    def count(graph: dict[object, object]) -> None:
+        sizes.append(len(graph))
+
+    with sharing_readers(cache), _dask.callbacks.Callback(start=count):
         run_passes(cache.files, plans, finish=as_bytes, scheduler=None, progress=None, max_tasks=20)
     every_task = sum(len(plan.groups) * plan.groups.tasks_per_group for plan in plans)
     assert every_task > 200

@@ -191,7 +191,7 @@ def several_views(cache: Cache, num_views: int, monkeypatch: pytest.MonkeyPatch)
     }
     for name, column in changed.items():
         index = index.set_column(index.column_names.index(name), name, column)
-    monkeypatch.setattr(Cache, "index", lambda self: index)
+    monkeypatch.setattr(Cache, "index", lambda self, columns=None: index)
     cache.info = msgspec.structs.replace(cache.info, views=cache.info.views * num_views)
 
 
