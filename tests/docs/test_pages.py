@@ -1,0 +1,222 @@
+"""Every command of a page runs, in the page's order, in a folder of its own.
+
+A block with a file name for its title is that file; blocks of ``bash`` are run. One that needs what
+is not here says so in its title (``needs downloads``) and is not run, or with something else in the
+place of what it needs. Sizes are cut by replacing words of the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from phistill.cache.storage.parquet import read_table
+from phistill.demo.pictures import BUNDLED
+from phistill.pipeline import CacheSettings, extract
+from phistill.stats import fit_stats
+from tests.object_store import BUCKET, environment
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+NEEDS = ("needs downloads", "needs a GPU", "needs Slurm", "needs a bucket")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """In the order of the page."""
+    for indent, language, title, text in BLOCK.findall(page):
+        lines = [line.removeprefix(indent) for line in text.splitlines()]
+        yield Block(language, title, "\n".join(lines) + "\n")
+
+
+def follow(
+    page: Path,
+    folder: Path,
+    cuts: Mapping[str, str] | None = None,
+    *,
+    also: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Do what the page says in ``folder``; the output of every block of commands.
+
+    ``cuts`` replaces words of the page, each of which must be there. ``also`` runs blocks of these
+    titles, whose downloads the cuts have replaced.
+    """
+    text = page.read_text("utf-8")
+    for words, shorter in (cuts or {}).items():
+        assert words in text, f"{page.name} says {words!r} no more"
+        text = text.replace(words, shorter)
+    found = list(blocks(text))
+    for block in found:
+        if block.title and block.language != "bash":
+            (folder / block.title).write_text(block.text, "utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outputs = []
+    for block in found:
+        if block.language != "bash" or (block.title in NEEDS and block.title not in also):
+            continue
+        assert not block.title or block.title in NEEDS, f"{block.title!r} is no reason known here"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.text],
+            cwd=folder, env={**os.environ, **(variables or {}), "PATH": path},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    return outputs
+
+
+@pytest.mark.slow
+def test_the_tutorial_leads_to_a_student_in_use(tmp_path: Path) -> None:
+    cuts = {
+        "read_table(BUNDLED).to_pylist()": "read_table(BUNDLED).to_pylist()[::40]",
+        "epochs = 7": "num_steps = 3",
+        "embed_dim = 192, depth = 4": "embed_dim = 48, depth = 1",
+        "python similar.py evergreen_plain": "python similar.py a",
+    }
+    outputs = follow(DOCS / "tutorial.md", tmp_path, cuts)
+    assert "Worth it from" in outputs[1]
+    assert "teachers clip, ssl, mask" in outputs[2]
+    assert "trained" in outputs[5]
+    assert outputs[-1].split()[0] == "1.00"  # a drawing is nearest to itself
+
+
+TINY = """student = "vit_tiny_patch16_224"
+student_options = { patch_size = 20, embed_dim = 24, depth = 1, num_heads = 1 }
+head_width = 16
+num_steps = 2
+batch_size = 8"""
+"""A run of seconds."""
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """``photos/`` with some bundled drawings in a folder of their own."""
+    some = read_table(BUNDLED).slice(0, 24).to_pylist()
+    (tmp_path / "photos").mkdir()
+    for at, drawing in enumerate(some):
+        (tmp_path / "photos" / f"{at}.webp").write_bytes(drawing["image"])
+    return tmp_path
+
+
+def extracted(folder: Path, name: str, *teachers: str) -> None:
+    settings = CacheSettings(pixel_size=40, holdout=0.3)
+    fit_stats(extract(folder / "photos", folder / name, teachers, settings=settings).cache)
+
+
+@pytest.mark.slow
+def test_four_teachers_into_one_student(photos: Path) -> None:
+    cuts = {
+        "timm:vit_large_patch14_reg4_dinov2.lvd142m?size=224": "demo:ssl",
+        "timm:vit_so400m_patch16_siglip_256.v2_webli": "demo:clip?random=1",
+        "open_clip:ViT-L-14/laion2b_s32b_b82k": "demo:clip",
+        "timm:samvit_base_patch16.sa1b?neck=true&pad_from=512&grid=16x16": "demo:mask?grid=6x6",
+        "--pixel-size 256": "--pixel-size 40",
+        "phistill extract photos": "phistill extract photos --holdout 0.3",
+        "pretrained = true\nepochs = 20\nbatch_size = 256": TINY.partition("\n")[2],
+    }
+    outputs = follow(DOCS / "recipes/four-teachers.md", photos, cuts, also=["needs downloads"])
+    assert "teachers dino, siglip, clip, sam" in outputs[1]
+    assert (photos / "vit-s" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_an_ablation(photos: Path) -> None:
+    extracted(photos, "my.cache", "demo:ssl")
+    cuts = {
+        'student = "vit_small_patch16_224"\nnum_steps = 20000': TINY,
+        '["phi-s", "isotropic", "none"]': '["phi-s", "none"]',
+        "seed = [0, 1, 2]": "seed = [0, 1]",
+    }
+    table, _ = follow(DOCS / "recipes/ablation.md", photos, cuts)
+    assert "none" in table
+    assert (photos / "ablation.html").stat().st_size > 50_000
+
+
+def test_conditioning_an_encoder(photos: Path) -> None:
+    extracted(photos, "encoder.cache", "demo:clip")
+    *_, seen = follow(DOCS / "recipes/vlm-encoder.md", photos)
+    assert "conditioned: channel std 1.000 to 1.000" in seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parquet", "tars"])
+def test_imagenet_from_parquet_or_tars(photos: Path, kind: str) -> None:
+    images = sorted((photos / "photos").iterdir())
+    for split, some in (("train", images[:16]), ("validation", images[16:])):
+        bytes_of = [{"bytes": image.read_bytes(), "path": image.name} for image in some]
+        (photos / "imagenet-1k").mkdir(exist_ok=True)
+        table = pa.table({"image": bytes_of, "label": pa.array(range(len(some)))})
+        pq.write_table(table, photos / "imagenet-1k" / f"{split}-00000-of-00001.parquet")
+        (photos / "imagenet-tars").mkdir(exist_ok=True)
+        part = "val" if split == "validation" else split
+        with tarfile.open(photos / "imagenet-tars" / f"imagenet-{part}-0000.tar", "w") as tar:
+            for at, image in enumerate(some):
+                tar.add(image, f"{part}{at}.webp")
+                (photos / "label").write_text(str(at))
+                tar.add(photos / "label", f"{part}{at}.cls")
+    (photos / "run.toml").write_text(TINY)
+    cuts = {"timm:vit_small_patch14_reg4_dinov2.lvd142m?size=224": "demo:ssl"}
+    if kind == "tars":  # what the page does with the one cache it does with the other
+        cuts |= {"--cache imagenet.cache": "--cache other.cache"}
+        cuts |= {"--cache tars.cache": "--cache imagenet.cache"}
+    outputs = follow(DOCS / "recipes/imagenet.md", photos, cuts, also=["needs downloads"])
+    assert "16 for training, 8 held out" in outputs[2]
+
+
+@pytest.mark.slow
+def test_what_extend_says(photos: Path) -> None:
+    for example in (ROOT / "examples").glob("*.py"):
+        shutil.copy(example, photos)
+    (photos / "books").mkdir()
+    with zipfile.ZipFile(photos / "books" / "a.cbz", "w") as book:
+        for image in sorted((photos / "photos").iterdir())[:3]:
+            book.write(image, image.name)
+    cuts = {
+        'student = "vit_tiny_patch16_224"\nnum_steps = 2000\nbatch_size = 128': TINY,
+        "phistill extract photos": "phistill extract photos --holdout 0.3 --pixel-size 40",
+    }
+    first, *_, last = follow(DOCS / "extend.md", photos, cuts)
+    assert "Ready to be used." in first
+    assert "untrained" in last
+
+
+def test_a_bucket_is_a_cache_and_a_place_to_train_from(
+    photos: Path, s3_endpoint: str, request: pytest.FixtureRequest
+) -> None:
+    (photos / "run.toml").write_text(TINY)
+    cuts = {
+        "s3://bucket/": f"s3://{BUCKET}/pages-{request.node.name[:12]}/",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k": "demo:clip",
+        "phistill extract photos": "phistill extract photos --holdout 0.3 --pixel-size 40",
+        "export AWS_REGION=eu-central-1\n": "",
+    }
+    page, at = DOCS / "recipes/object-store.md", environment(s3_endpoint)
+    follow(page, photos, cuts, also=["needs a bucket"], variables=at)
+    assert (photos / "runs/staged/config.json").exists()
+
+
+def test_a_block_is_found_with_its_language_and_title() -> None:
+    page = 'x\n```toml title="a.toml"\nb = 1\n```\n* y\n\n    ```bash\n    ls\n    ```\n'
+    assert list(blocks(page)) == [Block("toml", "a.toml", "b = 1\n"), Block("bash", "", "ls\n")]
