@@ -129,6 +129,13 @@ def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
 @teacher_option
 @click.option("--cache", type=LOCATION, help="Where it would lie.")
 @click.option("--pixel-size", type=int, help="Side of the stored student pixels.  [default: 224]")
+@click.option(
+    "--precision",
+    "num_precision",
+    type=click.IntRange(min=10),
+    metavar="IMAGES",
+    help="Measure on so many what patches lose in float16, bfloat16 and a few bits.",
+)
 @device_option
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
 @click.option("--runs", "num_runs", type=int, default=1, show_default=True, help="Training runs.")
@@ -139,6 +146,7 @@ def plan(
     teachers: tuple[str, ...],
     cache: str | None,
     pixel_size: int | None,
+    num_precision: int | None,
     device: str,
     epochs: float,
     num_runs: int,
@@ -167,6 +175,7 @@ def plan(
         device=device,
         epochs=epochs,
         num_runs=num_runs,
+        num_precision=num_precision or 0,
         source_options=SourceOptions(**reading),
         say=lambda text: click.echo(text, err=True),
     )

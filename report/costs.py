@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from phistill.errors import counted
+from phistill.stats.codes.precision import PrecisionRow
 
+from .precision import precision_text
 from .terminal import bytes_text, duration_text, licences_text, table_text
 
 
@@ -25,6 +27,10 @@ class TeacherPlan:
     seconds_per_row: float
     hours: float
     licence: str | None
+    precision: tuple[PrecisionRow, ...] = ()
+    """What its patches lose at each precision, where that was measured."""
+    bits_for_loss: float | None = None
+    """Bits per channel and token that lose `precision.LOSS` at most; None where none do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,10 @@ def render(plan: Plan) -> str:
         f"{plan.student_rows_per_s:,.0f} rows/s.",
         _pays_off(plan),
     ]
+    for teacher in plan.teachers:
+        if teacher.precision:
+            text = precision_text(teacher.name, teacher.precision, teacher.bits_for_loss)
+            lines += ["", text, ""]
     lines.append(licences_text({teacher.name: teacher.licence for teacher in plan.teachers}))
     return "\n".join(lines)
 

@@ -29,8 +29,10 @@ from phistill.pipeline.images.source import DEFAULTS, ImageSource, SourceOptions
 from phistill.pipeline.settings import CacheSettings
 from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
+from phistill.stats.codes.precision import PrecisionRow
 
 from .costs import Plan, TeacherPlan
+from .precision import measure_precision
 
 NUM_SAMPLE = 64
 DISK_BYTES_PER_S = 1e9
@@ -48,6 +50,7 @@ def plan(
     autocast: str | None = None,
     rows_per_forward: int | None = None,
     num_sample: int = NUM_SAMPLE,
+    num_precision: int = 0,
     epochs: float = 20.0,
     num_runs: int = 1,
     student_rows_per_s: float = 1000.0,
@@ -58,8 +61,9 @@ def plan(
     """Measure the teachers on ``num_sample`` images and work out what all of them will cost.
 
     ``cache`` is where it would lie, for the free space. ``epochs`` times ``num_runs`` is what the
-    cache is read for; ``student_rows_per_s`` how fast the student learns. Raises UsageError when
-    there is no teacher, SourceError when no image of the sample can be used.
+    cache is read for; ``student_rows_per_s`` how fast the student learns. On ``num_precision``
+    images, if any, is measured what patches lose at each precision. Raises UsageError when there is
+    no teacher, SourceError when no image of the sample can be used.
     """
     if not teachers:
         raise UsageError("a plan needs at least one --teacher, for example demo:clip.")
@@ -82,6 +86,7 @@ def plan(
         views = settings.views or (View(),)
         num_rows = records.num_rows * len(views)
         sample = _Sample(source, records, settings, num_sample)
+        wide_sample = _Sample(source, records, settings, num_precision) if num_precision else None
         target = choose_device(device)
         plans, renderings = [], []
         for text in teachers:
@@ -94,6 +99,11 @@ def plan(
             )  # fmt: skip
             seconds = _seconds_per_row(runner, sample.pixels(runner.rendering))
             renderings.append(runner.rendering)
+            precision: tuple[PrecisionRow, ...] = ()
+            bits: float | None = None
+            if wide_sample is not None:
+                say(f"{spec.name}: precision, on {counted(wide_sample.num_images, 'image')}")
+                precision, bits = measure_precision(runner, wide_sample.pixels(runner.rendering))
             plans.append(
                 TeacherPlan(
                     name=spec.name,
@@ -105,6 +115,8 @@ def plan(
                     seconds_per_row=seconds,
                     hours=seconds * num_rows / 3600,
                     licence=teacher.licence,
+                    precision=precision,
+                    bits_for_loss=bits,
                 )
             )
         side = 224 if settings.pixel_size is None else settings.pixel_size

@@ -2,7 +2,10 @@
 
 The moments may be of all training rows; the pilot is some of them. Coefficients are many and pilot
 rows few, so a coefficient's variance and mean are shrunk as if PRIOR_ROWS rows more had been seen:
-rows whose mean is the channels', and whose variance is the axis' times that of the frequency.
+rows whose mean is the channels', and whose variance is the axis' times that of the frequency. The
+variance of an axis is shrunk towards that of all in the same way, by PRIOR_ROWS vectors: fewer
+vectors than channels leave axes that seem not to vary, and a row that does there would need a scale
+that spoils its band.
 
 t = h w tokens, c width, d = t c coefficients, n pilot rows.
 """
@@ -16,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from phistill.errors import DegenerateMoments, UsageError
+from phistill.errors import UsageError
 
 from ..moments.moments import Moments
 from ..normalizer.methods import check_spread, eigenbasis
@@ -193,9 +196,9 @@ class RowSpectrum:
         sums.add(first)
         for block in blocks:
             sums.add(block)
-        mean_row, variances = sums.shrunk(np.maximum(moments.spectrum[0][::-1], 0.0))
-        if not variances.any():
-            raise DegenerateMoments("No coefficient of the pilot varies: there is nothing to code.")
+        eigenvalues = np.maximum(moments.spectrum[0][::-1], 0.0)
+        known = moments.n / (moments.n + PRIOR_ROWS)
+        mean_row, variances = sums.shrunk(known * eigenvalues + (1 - known) * np.mean(eigenvalues))
         return cls(sums.basis, mean_row, variances, first)
 
     def codec(self, num_bytes: int, *, scaled: bool | None = None) -> RowCodec:

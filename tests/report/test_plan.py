@@ -93,3 +93,22 @@ def test_what_cannot_be_planned_is_refused(images: Path, tmp_path: Path) -> None
     (broken / "a.png").write_bytes(b"no")
     with pytest.raises(SourceError, match="none of 1 images can be used"):
         plan(broken, [TEACHER], device="cpu")
+
+
+def test_precision_is_measured_on_images_and_told(images: Path) -> None:
+    planned = plan(images, [TEACHER], num_sample=2, num_precision=13, device="cpu")
+    (teacher,) = planned.teachers
+    assert [row.name for row in teacher.precision][:4] == ["float16", "bfloat16", "8", "4"]
+    lost = [row.lost_share for row in teacher.precision]
+    assert lost == sorted(lost)
+    assert 0 < lost[0] < 1e-5
+    text = render(planned)
+    assert "t patches" in text
+    assert "lose 2% at most" in text
+    json.dumps(planned.to_dict(), allow_nan=False)
+    assert "patches" not in render(plan(images, [TEACHER], num_sample=2, device="cpu"))
+
+
+def test_precision_needs_some_images(images: Path) -> None:
+    with pytest.raises(UsageError, match="4 usable images for the precision; 10 are needed"):
+        plan(images, [TEACHER], num_sample=2, num_precision=4, device="cpu")

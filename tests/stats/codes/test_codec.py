@@ -133,6 +133,14 @@ def test_fewer_pilot_rows_than_channels_and_moments_of_more(
     assert few.lost_share(held) < 2 * many
 
 
+@pytest.mark.parametrize("bits", [1.0, 8.0])
+def test_fewer_vectors_than_channels_spoil_no_other_row(bits: float) -> None:
+    """Axes that the pilot never left: without a variance, rows there lose more than they are."""
+    rows = features(8, (2, 2), 96, dtype=np.float32)
+    codec = fitted(rows, (2, 2), bits)
+    assert codec.lost_share(features(50, (2, 2), 96, seed=3, dtype=np.float32)) < 1
+
+
 def test_the_pilot_may_come_in_any_blocks(rows: np.ndarray) -> None:
     one = fit_codec(Moments.of(rows), [rows], grid=(6, 6), num_bytes=300, scaled=True)
     parts = [rows[:1], rows[1:150], rows[150:]]

@@ -1,0 +1,68 @@
+"""What a teacher's patches lose at each precision, measured before anything is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from phistill.errors import UsageError, counted
+from phistill.pipeline.teachers.runner import TeacherRunner
+from phistill.stats import Moments
+from phistill.stats.codes import RowSpectrum
+from phistill.stats.codes.precision import PrecisionRow, bits_for_loss, precision_table
+
+from .terminal import bytes_text, table_text
+
+MIN_IMAGES = 10
+MEASURED_SHARE = 5
+"""One image in so many is measured, the others are fitted on."""
+
+LOSS = 0.02
+"""The lost share that `plan` names the bits for."""
+
+
+def measure_precision(
+    runner: TeacherRunner, pixels: np.ndarray[Any, np.dtype[np.uint8]]
+) -> tuple[tuple[PrecisionRow, ...], float | None]:
+    """Of patches in float32: each precision, and the bits that lose LOSS at most, if any do.
+
+    A codec is fitted on four fifths of the images and measured on the rest. Raises UsageError for
+    fewer than MIN_IMAGES, and DegenerateMoments where the patches do not vary.
+    """
+    if len(pixels) < MIN_IMAGES:
+        raise UsageError(
+            f"{counted(len(pixels), 'usable image')} for the precision; {MIN_IMAGES} are needed."
+        )
+    size = runner.info.rows_per_forward
+    patches = np.concatenate(
+        [
+            runner.forward(pixels[start : start + size]).patches.flatten(1, 2).float().cpu().numpy()
+            for start in range(0, len(pixels), size)
+        ]
+    )
+    measured = np.arange(len(patches)) % MEASURED_SHARE == 0
+    pilot, rows = patches[~measured], patches[measured]
+    spectrum = RowSpectrum.of(Moments.of(pilot), [pilot], grid=runner.info.grid)
+    return tuple(precision_table(spectrum, rows)), bits_for_loss(spectrum, rows, LOSS)
+
+
+def precision_text(name: str, rows: Sequence[PrecisionRow], bits: float | None) -> str:
+    """A table for one teacher."""
+    lines = [
+        (
+            *(row.name, bytes_text(row.num_bytes), f"{row.lost_share:.3%}"),
+            *(_decibel(row.lost_share), f"{row.cosine:.4f}"),
+            "" if row.limit is None else _decibel(row.limit),
+        )
+        for row in rows
+    ]
+    header = (f"{name} patches", "per row", "lost", "dB", "cosine", "limit dB")
+    told = f"{bits:.2g} bits lose" if bits is not None else "more than 8 bits are needed to lose"
+    return f"{table_text(header, lines)}\n{told} {LOSS:.0%} at most."
+
+
+def _decibel(share: float) -> str:
+    return f"{-10 * math.log10(share):.1f}" if share > 0 else "inf"
