@@ -19,7 +19,7 @@ from phistill.cache.upkeep.append import add_segment
 from phistill.errors import CacheMismatch, UsageError
 
 from .decode.views import View
-from .images.source import image_records
+from .images.source import ImageSource, image_records
 from .index import build_index
 
 
@@ -42,8 +42,11 @@ def missing_views(cache: Cache, wanted: Sequence[View] | None) -> tuple[View, ..
     return tuple(wanted[len(have) :])
 
 
-def add_views(cache: Cache, views: Sequence[View], listed: pa.Table) -> None:
-    """Publish rows for ``views`` of every image, in a random order of their own.
+def add_views(
+    cache: Cache, views: Sequence[View], listed: pa.Table, source: ImageSource | None = None
+) -> None:
+    """Publish rows for ``views`` of every image, in a random order of their own in which ``source``
+    can read them.
 
     Images that were taken down, or that could not be decoded, are left out. Raises UsageError, and
     changes nothing, when one is not ``listed`` by the source: its rows could never be extracted.
@@ -60,7 +63,9 @@ def add_views(cache: Cache, views: Sequence[View], listed: pa.Table) -> None:
             f"holds all of them under these names, or take them down with `phistill remove-images`."
         )
     start, first = cache.info.next_row, len(cache.info.views)
-    index = build_index(records, num_views=len(views), seed=cache.info.seed, start=start)
+    index = build_index(
+        records, num_views=len(views), seed=cache.info.seed, start=start, source=source
+    )
     number = index.column_names.index("view")
     shifted = index["view"].to_numpy() + np.int32(first)
     index = index.set_column(number, "view", pa.array(shifted, pa.int32()))

@@ -26,6 +26,7 @@ from .rejects import rejects
 from .request import Request, make_request
 from .settings import CacheSettings, ExtractOptions
 from .shard_pass import ShardPass, extract_shards, missing_shards
+from .sources import last_listing
 
 REFUSE_AFTER_S = 1.0
 """Of a worker whose shards another one has."""
@@ -47,7 +48,7 @@ class ExtractReport:
     num_new_images: int
     """Images of the source that the cache does not have; one worker of several does not look."""
     left_out: Mapping[str, int]
-    """What lies beside the images of the source, by kind; empty where they were not listed."""
+    """What lies beside the images of the source, by kind, as they were last listed."""
     out_of_time: bool
     """The time limit ended the run; the same call goes on."""
     missing_shards: tuple[int, ...]
@@ -145,7 +146,7 @@ def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -
         elapsed_s=time.monotonic() - started,
         rejects=rejects(cache),
         num_new_images=prepared.num_new_images,
-        left_out=prepared.left_out,
+        left_out=prepared.left_out or last_listing(cache).get("left_out", {}),
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
         coarse=coarse_arrays(cache, cache.teachers) if work.num_shards else (),

@@ -70,26 +70,14 @@ def first_runners(request: Request) -> dict[str, TeacherRunner]:
 def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) -> Prepared:
     """Make or change the cache as asked for. The caller holds everything; ``built`` are the
     teachers of ``first_runners``, used if the cache still does not exist."""
-    stored, listed = request.open(), request.must_list
+    stored = request.open()
     runners = dict(built) if built and stored is None else requested_runners(request, stored)
     cache = stored or _create(request, [runner.info for runner in runners.values()])
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
-        add_views(cache, views, request.records)
-    num_new = num_new_images(cache, request.records) if listed else 0
-    if num_new and request.options.append:
-        new = new_records(cache, request.records)
-        index = build_index(
-            new,
-            num_views=len(cache.info.views),
-            seed=cache.info.seed,
-            start=cache.info.next_row,
-            source=request.source,
-        )
-        num_known = request.records.num_rows - num_new
-        add_segment(cache, index, sources=[listing(request.source, num_new, num_known)])
-        num_new = 0
+        add_views(cache, views, request.records, request.source)
+    num_new = 0 if stored is None else _append(cache, request)
     if stored is not None and request.options.labels_file and not request.options.append:
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
@@ -97,6 +85,31 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     return Prepared(
         cache, runners, report=PrepareReport(num_repaired, num_new, dict(request.source.left_out))
     )
+
+
+def _append(cache: Cache, request: Request) -> int:
+    """Images of the source that the cache does not have, after those were added that are asked for.
+
+    They are looked for where rows are to be added, or where nothing is left to do; a run that goes
+    on has no need to list the images again.
+    """
+    known = all(spec.name in cache.teachers for spec in request.specs)
+    is_complete = known and not any(map(cache.missing_shards, cache.owners))
+    if not request.must_list and (request.source.slow_to_list or not is_complete):
+        return 0
+    new = new_records(cache, request.records)
+    if not new.num_rows or not request.options.append:
+        return new.num_rows
+    index = build_index(
+        new,
+        num_views=len(cache.info.views),
+        seed=cache.info.seed,
+        start=cache.info.next_row,
+        source=request.source,
+    )
+    num_known = request.records.num_rows - new.num_rows
+    add_segment(cache, index, sources=[listing(request.source, new.num_rows, num_known)])
+    return 0
 
 
 def _repair(cache: Cache) -> int:
@@ -148,7 +161,7 @@ def if_prepared(request: Request) -> Cache | None:
     cache = request.open()
     if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
         return None
-    if request.options.append and num_new_images(cache, request.records):
+    if request.options.append and new_records(cache, request.records).num_rows:
         return None
     if request.options.add_views and missing_views(cache, request.settings.views):
         return None
@@ -192,12 +205,5 @@ def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
 
 def new_records(cache: Cache, records: pa.Table) -> pa.Table:
     """Those of the records that the cache does not have."""
-    return records.filter(_is_new(cache, records))
-
-
-def num_new_images(cache: Cache, records: pa.Table) -> int:
-    return int(pc.sum(_is_new(cache, records)).as_py() or 0)
-
-
-def _is_new(cache: Cache, records: pa.Table) -> Any:
-    return pc.invert(pc.is_in(records["id"], value_set=cache.index(["id"])["id"]))
+    known: Any = cache.index()["id"]
+    return records.filter(pc.invert(pc.is_in(records["id"], value_set=known)))

@@ -57,9 +57,9 @@ class Request:
 
     @property
     def must_list(self) -> bool:
-        """Whether the images have to be listed: not those of a source from afar once the cache has
-        them, because listing reads everything."""
-        return not self.source.slow_to_list or self.options.append or not store.exists(self.files)
+        """Whether the images have to be listed: where rows are added, and not when a run goes on,
+        because the index says all that is needed."""
+        return self.options.append or self.options.add_views or not store.exists(self.files)
 
     @cached_property
     def records(self) -> pa.Table:

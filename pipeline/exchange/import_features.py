@@ -259,7 +259,9 @@ def _create(
     if images is not None:
         info = replace_info(info, sources=(listing(images, records.num_rows),))
     mixed = features.facts.get("order") == "random"
-    index = build_index(records, num_views=len(views), seed=info.seed, shuffle=not mixed)
+    index = build_index(
+        records, num_views=len(views), seed=info.seed, source=images, shuffle=not mixed
+    )
     return store.create(files, info, index)
 
 

@@ -1,36 +1,35 @@
 """Images in parquet tables, in random order without reading a row group per row.
 
-Rows are read in the cache's random order, and a row group can only be read as a whole. Row groups
-are unpacked once, on first use: kept in memory when all of them together are small, otherwise in a
-temporary file without a name (as large as the images; TMPDIR says where).
+A row group can only be read as a whole. Where all tables fit MEMORY_BYTES, rows of a new cache are
+in random order of all images. Otherwise they are in a windowed order: row groups in random order,
+in windows of half of that, and the images of a window permuted; so they are read row group by row
+group, each once, by every worker for the rows that it owns, and nothing is unpacked to a disk.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
-import weakref
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from phistill.cache.storage.parquet import open_table, read_row_group, read_table
 from phistill.errors import SourceError, UsageError
 
-from ..local_files import read_bytes_at, read_file, retried
+from ..local_files import read_file, retried
+from ..order import windowed
 from ..source import DEFAULTS, NOTHING, ImageSource, SourceOptions, refuse_duplicates
 from ..splits import splits_of_files
 from .columns import Columns, image_bytes
+from .row_groups import Group, RowGroupBuffer
 
 MEMORY_BYTES = 2**30
-"""Tables whose images are larger than this, unpacked, go to a temporary file."""
+"""Of images in memory at a time, in every process that reads them."""
 
 
 class ParquetSource(ImageSource):
@@ -51,13 +50,9 @@ class ParquetSource(ImageSource):
         self._root, self._tables, self.options = root, list(tables), options
         self.left_out = beside
         self._memory_bytes = memory_bytes
-        self._columns: dict[str, Columns] = {}
-        self._starts: dict[str, list[int]] = {}
-        self._groups: dict[tuple[str, int], _Group] = {}
-        self._buffer: _DiskBuffer | None = None
-        self._decided = False
+        self._opened: dict[str, _Table] = {}
         self._lock = threading.Lock()
-        self._busy: dict[tuple[str, int], threading.Lock] = {}
+        self._buffer = RowGroupBuffer(self._read_group, self._group_bytes, memory_bytes)
 
     def records(self) -> pa.Table:
         splits = splits_of_files(self._tables)
@@ -68,132 +63,107 @@ class ParquetSource(ImageSource):
         return records
 
     def _table_records(self, uri: str, split: str | None) -> pa.Table:
-        columns = self._open(uri)
-        data = read_table(self._root / uri, columns.small)
-        return columns.records(uri, data, self._starts[uri][-1], self._root, split)
+        table = self._table(uri)
+        data = read_table(self._root / uri, table.columns.small)
+        return table.columns.records(uri, data, table.starts[-1], self._root, split)
+
+    def order(self, records: pa.Table, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Random over all images where they fit into memory, else windowed by row groups."""
+        tables = [self._table(uri) for uri in self._tables]
+        sizes = np.array([size for table in tables for size in table.group_bytes], np.int64)
+        if sizes.sum() <= self._memory_bytes or any(table.columns.is_path for table in tables):
+            return super().order(records, generator)
+        return windowed(generator, self._groups_of(records), sizes, self._memory_bytes // 2)
+
+    def _groups_of(self, records: pa.Table) -> NDArray[np.int64]:
+        """The number of each record's row group among those of all tables (n,)."""
+        uris = records["uri"].combine_chunks().dictionary_encode()
+        number, offsets = uris.indices.to_numpy(), records["offset"].to_numpy()
+        first = np.cumsum([0, *(len(self._table(uri).group_bytes) for uri in self._tables)])
+        groups = np.zeros(len(offsets), np.int64)
+        for code, uri in enumerate(uris.dictionary.to_pylist()):
+            here = number == code
+            inside = np.searchsorted(self._table(uri).starts, offsets[here], side="right") - 1
+            groups[here] = first[self._tables.index(uri)] + inside
+        return groups
+
+    def expect(self, reads: Iterable[tuple[str, int]]) -> None:
+        """Their row groups are read ahead, and dropped after the last of them."""
+        self._buffer.expect(self._places(reads), self._num_rows)
+
+    def _places(self, reads: Iterable[tuple[str, int]]) -> Iterator[tuple[Group, int]]:
+        for uri, offset in reads:
+            if offset >= 0:
+                yield self._place(uri, offset)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
             return read_file(self._root / uri)
-        with self._lock:
-            if uri not in self._starts:
-                self._open(uri)
-            starts = self._starts[uri]
-            self._decide()
+        return image_bytes(self._buffer.value(*self._place(uri, offset)), self._root / uri)
+
+    def close(self) -> None:
+        """Drop what was read."""
+        self._buffer.close()
+
+    def _place(self, uri: str, offset: int) -> tuple[Group, int]:
+        starts = self._table(uri).starts
         if not 0 <= offset < starts[-1]:
             raise SourceError(
                 f"{self._root / uri} has {starts[-1]:,} rows; row {offset} was indexed. It changed."
             )
         group = bisect_right(starts, offset) - 1
-        return self._group(uri, group).read(offset - starts[group])
+        return (uri, group), offset - starts[group]
 
-    def _open(self, uri: str) -> Columns:
-        table = self._root / uri
+    def _table(self, uri: str) -> _Table:
+        with self._lock:
+            if uri not in self._opened:
+                self._opened[uri] = _Table(self._root / uri, self.options.label_column)
+            return self._opened[uri]
+
+    def _group_bytes(self, group: Group) -> int:
+        return self._table(group[0]).group_bytes[group[1]]
+
+    def _num_rows(self, group: Group) -> int:
+        starts = self._table(group[0]).starts
+        return starts[group[1] + 1] - starts[group[1]]
+
+    def _read_group(self, group: Group) -> pa.ChunkedArray:
+        uri, number = group
+        table, name = self._root / uri, self._table(uri).columns.image
         try:
-            schema, meta = retried(lambda: (pq.read_schema(table), pq.read_metadata(table)), table)
+            return retried(lambda: read_row_group(table, number, [name]), table)[name]
         except pa.ArrowException as error:
-            raise SourceError(f"{table} cannot be read as parquet: {error}.") from error
-        sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-        self._starts[uri] = [0, *np.cumsum(sizes).tolist()] if sizes else [0]
-        self._columns[uri] = Columns.of(schema, table, self.options.label_column)
-        return self._columns[uri]
-
-    def _decide(self) -> None:
-        """Memory or a temporary file, once, from the sizes in the tables' footers."""
-        if self._decided:
-            return
-        total = sum(_image_bytes(self._root / table) for table in self._tables)
-        self._buffer = _DiskBuffer() if total > self._memory_bytes else None
-        self._decided = True
-
-    def _group(self, uri: str, group: int) -> _Group:
-        key = (uri, group)
-        with self._lock:
-            busy = self._busy.setdefault(key, threading.Lock())
-        with busy:  # one thread unpacks a row group, others unpack other ones
-            if key not in self._groups:
-                table, name = self._root / uri, self._columns[uri].image
-                try:
-                    values = retried(lambda: read_row_group(table, group, [name]), table)[name]
-                except pa.ArrowException as error:
-                    raise SourceError(
-                        f"{table}: row group {group} cannot be read: {error}. "
-                        "Get the file again; nothing was recorded for its images."
-                    ) from error
-                unpacked = (
-                    _InMemory(values, table)
-                    if self._buffer is None
-                    else self._buffer.add(values, table)
-                )
-                self._groups[key] = unpacked
-            return self._groups[key]
+            raise SourceError(
+                f"{table}: row group {number} cannot be read: {error}. "
+                "Get the file again; nothing was recorded for its images."
+            ) from error
 
 
-class _Group(Protocol):
-    def read(self, row: int) -> bytes: ...
+class _Table:
+    """What the footer of a table says."""
+
+    def __init__(self, path: Path, label_column: str) -> None:
+        def footer() -> tuple[pa.Schema, Any]:
+            with open_table(path) as file:
+                return file.schema_arrow, file.metadata
+
+        try:
+            schema, meta = retried(footer, path)
+        except pa.ArrowException as error:
+            raise SourceError(f"{path} cannot be read as parquet: {error}.") from error
+        self.columns = Columns.of(schema, path, label_column)
+        groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+        self.starts: list[int] = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
+        """First row of each row group, and the number of all rows."""
+        self.group_bytes = [_image_bytes(group, self.columns.image) for group in groups]
+        """Of the images in each row group, unpacked."""
 
 
-class _InMemory:
-    def __init__(self, values: pa.ChunkedArray, table: Path) -> None:
-        self._values, self._table = values, table
-
-    def read(self, row: int) -> bytes:
-        return image_bytes(self._values[row].as_py(), self._table)
-
-
-class _DiskBuffer:
-    """A temporary file that unpacked row groups are appended to."""
-
-    def __init__(self) -> None:
-        with tempfile.TemporaryFile(prefix="phistill-images-") as file:
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._end = 0
-        self._lock = threading.Lock()
-
-    def add(self, values: pa.ChunkedArray, table: Path) -> _OnDisk:
-        offsets = np.zeros(len(values) + 1, np.int64)
-        with self._lock:
-            offsets[0] = self._end
-            try:
-                for row, value in enumerate(values):
-                    data = image_bytes(value.as_py(), table)
-                    start, view = int(offsets[row]), memoryview(data)
-                    while view:
-                        done = os.pwrite(self._descriptor, view, start)
-                        start, view = start + done, view[done:]
-                    offsets[row + 1] = start
-            except OSError as error:
-                raise SourceError(
-                    f"unpacking the images into {tempfile.gettempdir()} failed "
-                    f"({error.strerror}); set TMPDIR to a folder with room for all of them."
-                ) from error
-            self._end = int(offsets[-1])
-        return _OnDisk(self, offsets)
-
-    def read(self, start: int, length: int) -> bytes:
-        return read_bytes_at(self._descriptor, start, length)
-
-
-class _OnDisk:
-    def __init__(self, spool: _DiskBuffer, offsets: NDArray[np.int64]) -> None:
-        self._buffer, self._offsets = spool, offsets
-
-    def read(self, row: int) -> bytes:
-        start, stop = self._offsets[row : row + 2].tolist()
-        return self._buffer.read(start, stop - start)
-
-
-def _image_bytes(table: Path) -> int:
-    """Unpacked bytes of a table's image column, from its footer."""
-    meta: Any = pq.read_metadata(table)
-    name = Columns.of(meta.schema.to_arrow_schema(), table).image
-    chunks = (
-        meta.row_group(group).column(column)
-        for group in range(meta.num_row_groups)
-        for column in range(meta.num_columns)
+def _image_bytes(group: Any, column: str) -> int:
+    chunks = (group.column(number) for number in range(group.num_columns))
+    return sum(
+        c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column
     )
-    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == name)
 
 
 def num_images(table: Path) -> int:

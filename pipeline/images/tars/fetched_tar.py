@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from phistill.errors import SourceError, UsageError
 
 from ..local_files import read_bytes_at
+from ..order import windowed
 from ..source import (
     DEFAULTS,
     NOTHING,
@@ -113,10 +114,9 @@ class FetchedTarSource(ImageSource):
 
     def order(self, records: pa.Table, generator: np.random.Generator) -> NDArray[np.int64]:
         """Tars in random order, then the images of each ``window_tars`` of them."""
-        return windowed(
-            generator, records["uri"].combine_chunks().dictionary_encode().indices.to_numpy(),
-            self.options.window_tars,
-        )  # fmt: skip
+        tars = records["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
+        sizes = np.ones(int(tars.max()) + 1, np.int64)
+        return windowed(generator, tars, sizes, self.options.window_tars)
 
     def read(self, uri: str, offset: int, length: int) -> bytes:
         data = self._buffer.read(uri, offset, length)
@@ -185,16 +185,6 @@ class FetchedTarSource(ImageSource):
                 "given. Give all of them."
             )
         return self._places[uri]
-
-
-def windowed(
-    generator: np.random.Generator, part: NDArray[np.integer], window: int
-) -> NDArray[np.int64]:
-    """Positions (n,) of images that lie in ``part`` (n,): the parts in random order, in windows of
-    so many, and the images of a window permuted."""
-    rank = generator.permutation(int(part.max()) + 1)  # of each part among all
-    turn = rank[part] // window  # the window that an image belongs to
-    return np.lexsort((generator.permutation(len(part)), turn)).astype(np.int64)
 
 
 def is_remote(text: str) -> bool:

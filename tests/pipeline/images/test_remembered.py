@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from click.testing import CliRunner
 
 from phistill.cache.upkeep.merge import merge
@@ -13,6 +14,7 @@ from phistill.cache.upkeep.stage import stage
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, ExtractOptions, SourceOptions, extract
 from phistill.pipeline.exchange.import_features import import_features
+from phistill.pipeline.images.folder import FolderSource
 from phistill.pipeline.recheck import recheck
 from phistill.report.inspection import describe, render
 from tests.pipeline.images.test_left_out import picture, tar
@@ -98,6 +100,29 @@ def test_pixels_of_imported_features_are_read_with_the_same_options(tmp_path: Pa
     )
     assert report.num_rejects == 0
     assert report.cache.info.sources[0]["member"] == "seg.jpg"
-    (tmp_path / "c" / "commits" / "pixels" / "000000.json").unlink()
+    report.cache.forget_shard("pixels", 0)
     again = import_features(features, tmp_path / "c", source="x", images=root)
     assert (again.num_shards, again.num_rejects) == (1, 0)
+
+
+def test_a_run_that_goes_on_does_not_list_its_images_again(tiny: str, tmp_path: Path) -> None:
+    class Watched(FolderSource):
+        num_listed = 0
+
+        def records(self) -> pa.Table:
+            self.num_listed += 1
+            return super().records()
+
+    root = shards(tmp_path / "d")
+    source = Watched(root)
+    cache = extract(source, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS).cache
+    assert source.num_listed == 1
+    cache.forget_shard("t", 0)
+    (root / "new.jpg").write_bytes(picture())
+    again = extract(source, tmp_path / "c")
+    assert (again.num_shards, again.num_new_images, source.num_listed) == (1, 0, 1)
+    assert again.left_out == {".tar files": 1, ".txt files": 1}
+    extract(source, tmp_path / "c", [f"other={tiny}"])
+    assert source.num_listed == 1
+    assert extract(source, tmp_path / "c").num_new_images == 1  # nothing else to do: looked up
+    assert source.num_listed == 2

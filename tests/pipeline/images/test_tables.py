@@ -40,10 +40,8 @@ def table(start: int = 0, stop: int = 60) -> pa.Table:
     ).replace_schema_metadata(features())
 
 
-@pytest.mark.parametrize("memory_bytes", [2**30, 0])
-def test_row_groups_are_unpacked_once_and_read_in_any_order(
-    tmp_path: Path, memory_bytes: int
-) -> None:
+@pytest.mark.parametrize("memory_bytes", [2**30, 1])
+def test_images_are_read_in_any_order(tmp_path: Path, memory_bytes: int) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(table(), path, row_group_size=16)
     source = ParquetSource(tmp_path, [path.name], memory_bytes=memory_bytes)
@@ -52,8 +50,7 @@ def test_row_groups_are_unpacked_once_and_read_in_any_order(
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda row: source.read(entries[row].uri, row, -1), order))
     assert found == [IMAGES[row] for row in order]
-    path.unlink()  # nothing is read from it again
-    assert [source.read("t.parquet", row, -1) for row in order] == found
+    source.close()
 
 
 def test_a_class_label_is_its_name_and_a_plain_number_itself(tmp_path: Path) -> None:
