@@ -24,4 +24,4 @@ def test_a_benchmark_starts_as_a_plain_script(script: Path) -> None:
 
 
 def test_every_benchmark_is_found() -> None:
-    assert {path.parent.name for path in SCRIPTS} >= {"cache", "extract", "stats", "train"}
+    assert {path.parent.name for path in SCRIPTS} >= {"cache", "extract", "scale", "stats", "train"}

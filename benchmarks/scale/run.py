@@ -1,0 +1,302 @@
+"""What a cache costs per row, and how it grows: seconds, memory, bytes.
+
+    python benchmarks/scale/run.py --folder /big/disk [--out results.md] [--sizes 256000,...]
+                                   [--section NAME ...] [--rounds 3]
+
+    stages       open, inspect, rows, index, plan, fit-stats' plan, start of a run: by rows
+    linear       rejects in every shard, a merge of two halves, appended segments: exponents
+    shards       a row in full order, of 40 and of 4,000 shards
+    order        the order alone, of 100 million rows
+    sharing      eight processes that start the same run: what they hold together
+    formats      the first shuffled batch beside mosaic streaming, litdata and Lance, as far as they
+                 are installed where --formats-python points
+
+Caches are in the real format (build.py) with features of a few bytes. Each stage runs in a process
+of its own, ``--rounds`` times, and the median is told. Run on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
+
+import numpy as np
+from build import build
+from fitting import growth
+from machine import machine_line
+from measuring import tell
+from opened import shards_section
+
+from phistill.cache import Cache
+from phistill.cache.order import EpochOrder
+from phistill.cache.row_set import RowSet
+
+HERE = Path(__file__).parent
+STAGES = (
+    "open",
+    "inspect",
+    "rows",
+    "index",
+    "plan",
+    "plan of fit-stats",
+    "first batch",
+)
+FILES_BELOW = 2_000_000
+"""Rows of a cache all of whose array files are made; above, those that a run's start reads."""
+
+LARGEST = 100_000_000
+
+
+def measured(stage: str, *arguments: object, rounds: int) -> dict[str, float]:
+    """Medians over fresh processes."""
+    found = []
+    for _ in range(rounds):
+        command = [sys.executable, HERE / "stages.py", stage, *map(str, arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise RuntimeError(f"{stage} {arguments}: {ended.stderr[-2000:]}")
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    return {key: statistics.median(one[key] for one in found) for key in found[0]}
+
+
+def started_shards(num_rows: int) -> list[int]:
+    """Shards that a run of all rows reads first, and those of the statistics' sample."""
+    some = EpochOrder(rows=RowSet(np.arange(num_rows)), seed=0, epoch=0)
+    return sorted({*(some.between(0, 4096) // 256).tolist(), *range(64)})
+
+
+def make(folder: Path, num_rows: int, num_teachers: int) -> tuple[Cache, float]:
+    """A cache and the seconds it took."""
+    begun = time.perf_counter()
+    with_files = None if num_rows <= FILES_BELOW else []
+    path = folder / f"{num_rows}-{num_teachers}.cache"
+    return build(path, num_rows, num_teachers, with_files=with_files), time.perf_counter() - begun
+
+
+def metadata_bytes(cache: Cache) -> int:
+    """Everything but features: packs, records, facts, index, documents."""
+    return sum(
+        path.stat().st_size
+        for name in ("packs", "commits", "facts", "index")
+        for path in (cache.path / name).rglob("*")
+        if path.is_file()
+    )
+
+
+def stages(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Every stage at every size, then how it grows."""
+    costs: dict[tuple[int, str], list[tuple[int, dict[str, float]]]] = {}
+    for num_teachers, num_rows in options.caches:
+        cache, seconds = make(folder, num_rows, num_teachers)
+        size = metadata_bytes(cache)
+        records = cache.info.num_shards * len(cache.owners)
+        if num_rows <= FILES_BELOW:
+            _take_statistics(cache)
+        yield (
+            f"{num_rows:,} rows, {num_teachers} teachers and pixels: built in {seconds:.0f} s; "
+            f"{cache.info.num_shards:,} shards; {size / num_rows:.0f} bytes of metadata a row, "
+            f"{_bytes_per_record(cache) / records:.0f} a shard and owner"
+        )
+        yield ""
+        yield "| stage | CPU s | s | peak MiB (before) |"
+        yield "|---|---|---|---|"
+        for stage in STAGES:
+            if stage == "first batch" and num_rows > FILES_BELOW:
+                continue
+            taken = measured(stage, cache.path, rounds=options.rounds)
+            costs.setdefault((num_teachers, stage), []).append((num_rows, taken))
+            yield (
+                f"| {stage} | {taken['cpu_s']:.2f} | {taken['wall_s']:.2f} | "
+                f"{taken['megabytes']:.0f} ({taken['before_mb']:.0f}) |"
+            )
+        yield ""
+        if (num_teachers, num_rows) != options.caches[-1]:
+            shutil.rmtree(cache.path)
+    yield from _growth_table(costs)
+
+
+def _take_statistics(cache: Cache) -> None:
+    from phistill.stats import fit_stats
+
+    fit_stats(cache, max_images=512)
+
+
+def _bytes_per_record(cache: Cache) -> int:
+    return sum(p.stat().st_size for p in (cache.path / "packs" / "commits").rglob("*.safetensors"))
+
+
+def _growth_table(
+    costs: dict[tuple[int, str], list[tuple[int, dict[str, float]]]],
+) -> Iterator[str]:
+    yield f"| teachers, stage | power of rows | at {LARGEST:,} rows: CPU s | MiB |"
+    yield "|---|---|---|---|"
+    for (num_teachers, stage), found in costs.items():
+        sizes = [size for size, _ in found]
+        if len(sizes) < 2:
+            continue
+        cpu = growth(sizes, [max(1e-3, one["cpu_s"]) for _, one in found], LARGEST)
+        memory = growth(sizes, [max(0.1, one["megabytes"]) for _, one in found], LARGEST)
+        yield (
+            f"| {num_teachers}, {stage} | {cpu.exponent:.2f} ± {cpu.exponent_error:.2f} | "
+            f"{cpu.at:.1f} ± {cpu.at_error:.1f} | {memory.at:,.0f} ± {memory.at_error:,.0f} |"
+        )
+
+
+def linear(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """What must not be quadratic."""
+    yield "| what | sizes | CPU s | power |"
+    yield "|---|---|---|---|"
+    cases: dict[str, list[tuple[int, float]]] = {}
+    for num in (64_000, 128_000, 256_000):
+        cache = build(folder / f"r{num}", num, 2, rejects_per_shard=2, with_files=[])
+        taken = measured("rejects", cache.path, rounds=options.rounds)
+        cases.setdefault("rejects in every shard, counted with each shard", []).append(
+            (num, taken["cpu_s"])
+        )
+    for num in (8_000, 16_000, 32_000):
+        taken_s = []
+        for number in range(options.rounds):
+            one = build(folder / f"m{num}-{number}-a", num, 1)
+            two = build(folder / f"m{num}-{number}-b", num, 1, first_id=10**7)
+            taken_s.append(measured("merge", one.path, two.path, rounds=1)["cpu_s"])
+            shutil.rmtree(one.path)
+            shutil.rmtree(two.path)
+        cases.setdefault("merge of two halves", []).append((num, statistics.median(taken_s)))
+    for num in (250, 500, 1000):
+        taken_s = []
+        for number in range(options.rounds):
+            one = build(folder / f"s{num}-{number}", 256, 1)
+            taken_s.append(measured("append", one.path, num, rounds=1)["cpu_s"])
+            shutil.rmtree(one.path)
+        cases.setdefault("appended segments", []).append((num, statistics.median(taken_s)))
+    for name, found in cases.items():
+        fitted = growth([n for n, _ in found], [max(1e-3, c) for _, c in found], 1.0)
+        yield (
+            f"| {name} | {', '.join(f'{n:,}' for n, _ in found)} | "
+            f"{', '.join(f'{c:.2f}' for _, c in found)} | "
+            f"{fitted.exponent:.2f} ± {fitted.exponent_error:.2f} |"
+        )
+
+
+def order(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """The set of rows and 1,000 batches, at several sizes."""
+    yield "| rows | CPU s of the set and 1,000 batches of 1,024 | MiB beside the rows given |"
+    yield "|---|---|---|"
+    for num in (10**6, 10**7, LARGEST):
+        taken = measured("order", num, rounds=options.rounds)
+        yield f"| {num:,} | {taken['cpu_s']:.2f} | {taken['megabytes']:.0f} |"
+
+
+def sharing(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Proportional set sizes of one process and of eight at once."""
+    num_rows, num_teachers = options.shared
+    cache, _ = make(folder, num_rows, num_teachers)
+    _take_statistics(cache)
+    one, eight = _held(cache.path, 1), _held(cache.path, 8)
+    yield f"{num_rows:,} rows, {num_teachers} teachers and pixels, after the plan of a run."
+    yield ""
+    yield "| | in all, MiB | anonymous, MiB | files mapped, MiB |"
+    yield "|---|---|---|---|"
+    for name, held in (("one process", one), ("eight processes", eight)):
+        yield f"| {name} | {held[0]:.0f} | {held[1]:.0f} | {held[2]:.0f} |"
+    over = " | ".join(f"{many / max(few, 1e-9):.2f}" for many, few in zip(eight, one, strict=True))
+    yield f"| eight over one | {over} |"
+
+
+def _held(path: Path, count: int) -> tuple[float, float, float]:
+    """Pss, Pss_Anon and Pss_File in MiB, summed over processes, what torch and the libraries had
+    before the cache was opened taken off."""
+    command = [sys.executable, str(HERE / "stages.py"), "sharing"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(path)], **pipes) for _ in range(count)]  # type: ignore[call-overload]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        held = np.array([_cache_memory(process.pid, path) for process in processes]).sum(axis=0)
+    finally:
+        for process in processes:
+            process.communicate("\n")
+    return float(held.sum()), float(held[0]), float(held[1])
+
+
+def _cache_memory(pid: int, path: Path) -> tuple[float, float]:
+    """Anonymous memory of a process, and its share of the cache's files that it maps, in MiB."""
+    anonymous = mapped = 0
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        key, *values = line.split()
+        if not key.endswith(":"):
+            inside = len(values) > 4 and str(path) in line
+        elif key == "Pss_Anon:":
+            anonymous += int(values[0])
+        elif key == "Pss:" and inside:
+            mapped += int(values[0])
+    return anonymous / 1024, mapped / 1024
+
+
+def formats(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """formats.py where the other libraries are."""
+    python = options.formats_python or sys.executable
+    command = [python, HERE / "formats.py", folder / "formats", str(options.formats_rows)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RuntimeError(ended.stderr[-2000:])
+    yield from ended.stdout.splitlines()
+
+
+SECTIONS = {
+    "stages": stages,
+    "linear": linear,
+    "shards": shards_section,
+    "order": order,
+    "sharing": sharing,
+    "formats": formats,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, help="where caches are made (default: temporary)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--section", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--caches",
+        default="4:256000,4:1024000,8:256000,8:640000,8:1280000,8:10240000",
+        help="teachers:rows, ...",
+    )
+    parser.add_argument("--shared", default="8:1280000")
+    parser.add_argument("--formats-python", type=Path)
+    parser.add_argument("--formats-rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    pairs = [tuple(map(int, one.split(":"))) for one in options.caches.split(",")]
+    options.caches = [(int(teachers), int(rows)) for teachers, rows in pairs]
+    options.shared = tuple(map(int, options.shared.split(":")))[::-1]
+    folder = Path(tempfile.mkdtemp(prefix="phistill-", dir=options.folder))
+    tell([machine_line(f"NumPy {np.__version__}", f"medians of {options.rounds}")], options.out)
+    try:
+        for name in options.section:
+            section = folder / name
+            section.mkdir()
+            tell(["", f"## {name}", ""], options.out)
+            for line in SECTIONS[name](options, section):
+                tell([line], options.out)
+            shutil.rmtree(section)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
