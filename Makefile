@@ -50,22 +50,24 @@ release: setup
 
 # What a machine with a GPU and without a package index lacks beside torch, timm and transformers:
 # run this where there is an index, and take .whl along. WITHOUT names what it has, one of
-# benchmarks/gpu/wheels.txt or several: WITHOUT="pyarrow|timm".
+# benchmarks/gpu/wheels.txt or several: WITHOUT="pyarrow|timm". What is larger than 32 MB (pyarrow)
+# lies in .whl-large: together they are 80 MB, and a way that takes 64 MiB at once takes each.
 WHEELS_PYTHON ?= 3.12
 WITHOUT ?= nothing
 wheels: setup
-	mkdir -p .whl
+	mkdir -p .whl .whl-large
 	grep -vxE "$(WITHOUT)" benchmarks/gpu/wheels.txt > .whl/list.txt
 	$(BIN)/python -m pip download --quiet --quiet --no-deps --only-binary :all: -d .whl \
 	  --python-version $(WHEELS_PYTHON) --platform manylinux_2_28_x86_64 \
 	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 	  -c constraints.txt -r .whl/list.txt
-	du -sh .whl
+	find .whl -name '*.whl' -size +32M -exec mv -t .whl-large {} +
+	du -sh .whl .whl-large
 
 # Everything that only a GPU can tell, within twenty minutes, on one page in benchmarks/results/;
 # on a CPU it runs small and names what it skips. The environment sees the packages of PYTHON, and
 # takes what is missing there from .whl, or from an index where there is no .whl.
-FROM = $(if $(wildcard .whl),--no-index --find-links .whl)
+FROM = $(if $(wildcard .whl),--no-index --find-links .whl --find-links .whl-large)
 gpu: .gpu/.ready
 	.gpu/bin/python benchmarks/gpu/run.py
 
