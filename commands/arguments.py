@@ -59,6 +59,16 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} must be whole numbers, as in 0,1,2.") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"{text!r} must be numbers from 0 on that differ.")
+    return seeds
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -142,6 +152,8 @@ NUM_BYTES = Parsed("bytes", _num_bytes)
 NAMES = Parsed("names", _names)
 """``a,b``, without repeats."""
 NUMBERS = Parsed("numbers", _numbers)
+SEEDS = Parsed("seeds", _seeds)
+"""``0,1,2``: whole numbers, without repeats."""
 FRACTION_OR_FILE = Parsed("fraction or file", _fraction_or_file)
 COUNT_OR_AUTO = Parsed("count or auto", _count_or_auto)
 NAMED_GRID = Parsed("grid", _named_grid)

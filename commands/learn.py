@@ -14,6 +14,7 @@ from .arguments import (
     NAMES,
     NUMBERS,
     PATH,
+    SEEDS,
     TOML,
     caches_argument,
     device_option,
@@ -42,6 +43,10 @@ stage_option = click.option(
     help="Folder on a near disk: copy what the run needs there first.",
 )
 
+extend_option = click.option(
+    "--extend", is_flag=True, help="Give what is there more steps: --set num_steps, --epochs."
+)
+
 
 @click.command()
 @caches_argument
@@ -62,6 +67,7 @@ stage_option = click.option(
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", type=DEVICE, help="auto, cpu, cuda, ...  [default: auto]")
 @stage_option
+@extend_option
 @click.option(
     "--set",
     "assignments",
@@ -84,6 +90,7 @@ def train(
     config: dict[str, Any] | None,
     assignments: tuple[tuple[str, Any], ...],
     stage: Path | None,
+    extend: bool,
     **options: Any,
 ) -> None:
     """Train a student from one cache, or from several at once.
@@ -101,8 +108,9 @@ def train(
     from phistill.train import TrainConfig
 
     values = config or {}
-    if "grid" in values:
-        raise UsageError("--config has a [grid]: it is for `phistill sweep`, not for one run.")
+    for key in ("grid", "grids", "cells"):
+        if key in values:
+            raise UsageError(f"--config has {key}: it is for `phistill sweep`, not for one run.")
     values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.from_dict(values)
@@ -123,6 +131,7 @@ def train(
             out,
             settings,
             stage=stage,
+            extend=extend,
             progress=show,
             stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
         )
@@ -239,26 +248,42 @@ def export(run: Path, out: Path, which: str, onnx: bool) -> None:
 @click.option(
     "--config",
     "grid",
-    required=True,
-    type=click.Path(path_type=Path, exists=True),
-    help="TOML grid: settings, and a [grid] table of lists.",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="TOML of settings and what varies: [base], [grid], [[grids]], [[cells]].",
 )
+@click.option(
+    "--preset", default="", metavar="methods", help="The twelve methods of PHI-S's paper."
+)
+@click.option("--seeds", type=SEEDS, metavar="0,1,2", help="Every cell once for each.")
 @stage_option
-def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) -> None:
+@extend_option
+def sweep(
+    caches: tuple[str, ...],
+    out: Path,
+    grid: Path | None,
+    preset: str,
+    seeds: tuple[int, ...],
+    stage: Path | None,
+    extend: bool,
+) -> None:
     """Train every setting of a grid in one pass.
 
     The students are equal to those of separate runs. Run it again to go on: finished cells are
-    skipped. Several caches are drawn from with the grid's cache_weights.
+    skipped. Several caches are drawn from with the grid's cache_weights. The table is over all
+    cells in OUT, and says which differences are none.
 
     \b
     phistill sweep my.cache --config grid.toml --out runs/grid
+    phistill sweep my.cache --preset methods --seeds 0,1,2 --out runs/methods
     phistill sweep /nfs/my.cache --config grid.toml --out runs/grid --stage /local/scratch
     """
-    from phistill.errors import counted
+    from phistill.errors import UsageError, counted
     from phistill.report.terminal import duration_text, progress_bar
     from phistill.train.sweeps.cells import read_grid
 
-    cells = read_grid(grid)
+    if grid is None and not preset:
+        raise UsageError("say what to train: --config FILE, --preset methods, or both.")
+    cells = read_grid(grid, preset=preset, seeds=seeds or ())
     refuse_train_mistakes(caches, [cell.config for cell in cells])
     from phistill.train import Progress
     from phistill.train.sweeps.sweep import sweep as run
@@ -266,13 +291,14 @@ def sweep(caches: tuple[str, ...], out: Path, grid: Path, stage: Path | None) ->
     with progress_bar("sweep") as bar:
 
         def show(cell: str, at: Progress) -> None:
-            bar(at.step, at.num_steps, cell)
+            bar(at.step, at.num_steps, f"{cell}: {at.note()}")
 
         result = run(
             caches,
             out,
             cells,
             stage=stage,
+            extend=extend,
             progress=show,
             stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
         )

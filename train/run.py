@@ -38,6 +38,8 @@ class Run:
         resolved: ResolvedRun,
         ranks: Ranks,
         progress: ProgressCallback | None = None,
+        *,
+        extend: bool = False,
     ) -> None:
         self.path, self.resolved, self.ranks, self.progress = path, resolved, ranks, progress
         self.config = resolved.config
@@ -52,7 +54,7 @@ class Run:
         # refused leaves none behind, so everything is built before one is locked.
         with ranks.all_or_none():
             if ranks.is_first:
-                refuse_another_run(path, resolved)
+                refuse_another_run(path, resolved, extend=extend)
         begun = ranks.from_first(ranks.is_first and bool(checkpoint.steps(path)))
         new = None if begun else TrainState(resolved, ranks)
         with contextlib.ExitStack() as stack:
@@ -60,7 +62,9 @@ class Run:
             with ranks.all_or_none():
                 if ranks.is_first:
                     stack.enter_context(only_trainer(path))
-                    refuse_another_run(path, resolved)  # another may have begun one meanwhile
+                    refuse_another_run(
+                        path, resolved, extend=extend
+                    )  # another may have begun one meanwhile
                     stored = checkpoint.load_latest(path)
             stored = _from_first(ranks, stored)
             self.state = self._restored(stored) if stored else new or TrainState(resolved, ranks)

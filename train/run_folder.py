@@ -40,10 +40,14 @@ class RunFolder:
 
     def __init__(self, path: Path, run: ResolvedRun, *, first_step: int) -> None:
         self.path, self.run = path, run
-        facts = stored_facts(path)
+        facts, now = stored_facts(path), run.facts()
+        del now["means"]
         if facts is None:
-            facts = run.facts() | {"run_id": uuid.uuid4().hex}
-            del facts["means"]
+            facts = now | {"run_id": uuid.uuid4().hex}
+            _write_json(path / "config.json", facts)
+        elif run.num_steps > facts["num_steps"]:  # which the caller has asked for
+            before = [*facts.get("num_steps_before", []), facts["num_steps"]]
+            facts = now | {"run_id": facts["run_id"], "num_steps_before": before}
             _write_json(path / "config.json", facts)
         self.writer = CheckpointWriter(path, keep=run.config.keep_checkpoints)
         self._loggers: list[Logger] = []
@@ -107,26 +111,42 @@ def is_diverged(path: Path) -> bool:
     return (path / DIVERGED).exists()
 
 
-def refuse_changes(path: Path, stored: Mapping[str, Any], config: TrainConfig) -> None:
+LENGTH = frozenset({"num_steps", "epochs"})
+"""Settings that say how long a run is."""
+
+
+def gets_more(stored: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether a config asks for another length than the stored one."""
+    before, wanted = TrainConfig().to_dict() | dict(stored), config.to_dict()
+    return any(before[key] != wanted[key] for key in LENGTH)
+
+
+def refuse_changes(
+    path: Path, stored: Mapping[str, Any], config: TrainConfig, *, extend: bool = False
+) -> None:
     """RunMismatch with one line per setting that differs from the run folder's own.
 
-    Settings of ``SAFE_KEYS`` may differ; one that the folder does not name had its default.
+    Settings of ``SAFE_KEYS`` may differ, and with ``extend`` the length; one that the folder does
+    not name had its default.
     """
     before = TrainConfig().to_dict() | dict(stored)
     wanted = config.to_dict()
-    lines = "".join(
-        f"\n  {key}: {before.get(key)!r} -> {wanted.get(key)!r}"
-        for key in sorted({*before, *wanted} - SAFE_KEYS)
-        if before.get(key) != wanted.get(key)
-    )
-    if lines:
+    free = SAFE_KEYS | LENGTH if extend else SAFE_KEYS
+    differing = [
+        key for key in sorted({*before, *wanted} - free) if before.get(key) != wanted.get(key)
+    ]
+    if differing:
+        lines = "".join(
+            f"\n  {key}: {before.get(key)!r} -> {wanted.get(key)!r}" for key in differing
+        )
+        longer = " --extend gives it more steps." if LENGTH.issuperset(differing) else ""
         raise RunMismatch(
             f"{path} was begun with other settings:{lines}\n"
-            "Give the same settings to go on, or another --out for a new run."
+            f"Give the same settings to go on, or another --out for a new run.{longer}"
         )
 
 
-def refuse_another_run(path: Path, run: ResolvedRun) -> None:
+def refuse_another_run(path: Path, run: ResolvedRun, *, extend: bool = False) -> None:
     """RunMismatch when the folder is that of another run, UsageError for what is no run folder."""
     if path.is_file():
         raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
@@ -135,7 +155,12 @@ def refuse_another_run(path: Path, run: ResolvedRun) -> None:
         if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
             raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
         return
-    refuse_changes(path, facts["config"], run.config)
+    refuse_changes(path, facts["config"], run.config, extend=extend)
+    if run.num_steps < facts["num_steps"]:
+        raise UsageError(
+            f"{path} is a run of {facts['num_steps']} steps; --extend cannot make it one of "
+            f"{run.num_steps}. Ask for more, or take another --out."
+        )
     refuse_other_teachers(run.caches, facts["teachers"], path)
     if facts["order_digest"] != run.plan.digest:
         raise RunMismatch(

@@ -35,6 +35,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     stage: Path | str | None = None,
+    extend: bool = False,
     progress: ProgressCallback | None = None,
     stage_progress: CopyProgress | None = None,
 ) -> RunResult:
@@ -42,14 +43,16 @@ def train(
 
     Needs the cache alone: no teacher, no images. A sequence of caches is drawn from with
     ``config.cache_weights``. ``stage`` is a folder on a near disk that the rows are copied to first
-    and read from; it changes nothing else. Raises UsageError for settings that do not fit the
+    and read from; it changes nothing else. With ``extend`` a run that is there may get more steps
+    (``num_steps``, ``epochs``): the learning rate then follows the schedule of the new length from
+    where the run stands. Raises UsageError for settings that do not fit the
     cache, RunMismatch when ``out`` holds another run, Diverged on a value that is not finite, and
     Interrupted, with everything saved, on Ctrl-C or SIGTERM.
     """
     failure, config = None, config or TrainConfig()
     try:
         near = caches = open_caches(cache)
-        if stage is not None and not is_finished(Path(out)):
+        if stage is not None and (extend or not is_finished(Path(out))):
             # Before the ranks meet: one of them may copy for longer than the others would wait.
             near = stage_caches(caches, stage, config, progress=stage_progress)
     except PhistillError as error:
@@ -65,7 +68,7 @@ def train(
                 f"batch_size={config.batch_size} has no row for each of {ranks.world} processes. "
                 f"Take batch_size={ranks.world} or more, or fewer processes."
             )
-        run = Run(Path(out), resolved, ranks, progress)
+        run = Run(Path(out), resolved, ranks, progress, extend=extend)
         stack.callback(run.close)
         resolved, state = run.resolved, run.state
         num_heldout = resolved.num_heldout

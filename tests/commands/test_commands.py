@@ -224,6 +224,29 @@ def test_the_three_stages_and_what_follows_run_from_the_command_line(
     assert json.loads(said)["teachers"]
 
 
+def test_the_papers_methods_by_one_command_and_more_steps_by_an_option(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    cache, toml, out = make_cache().path, tmp_path / "base.toml", tmp_path / "sweep"
+    assert run("fit-stats", cache)[0] == 0
+    toml.write_text(
+        "[base]\nstudent_options = {patch_size=4, depth=1, embed_dim=24, num_heads=2}\n"
+        'student = "vit_tiny_patch16_224"\nteachers = ["a"]\nhead_width = 16\nlog_every = 1\n'
+        'tensorboard = false\ndevice = "cpu"\nbatch_size = 4\nnum_steps = 1\n'
+    )
+    command = ("sweep", cache, "--out", out, "--config", toml, "--preset", "methods")
+    code, said, err = run(*command, "--seeds", "0,1")
+    assert code == 0, err
+    assert "24 of 24 cells trained in 1 pass" in said
+    assert "| ada-phi-s | 2 |" in said
+    toml.write_text(toml.read_text().replace("num_steps = 1", "num_steps = 2"))
+    code, _, err = run(*command, "--seeds", "0,1")
+    assert (code, "--extend gives it more steps" in err) == (1, True)
+    code, said, err = run(*command, "--seeds", "0,1", "--extend")
+    assert code == 0, err
+    assert "24 of 24 cells trained" in said
+
+
 EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
 
 
@@ -242,6 +265,10 @@ EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
         (["verify", "CACHE", "--live", "3"], 2, "needs the images"),
         (["train", "CACHE", "--out", "NEW", "--teachers", ""], 2, "names no teacher"),
         (["train", "CACHE", "--out", "NEW", "--config", "GRID"], 2, "phistill sweep"),
+        (["sweep", "CACHE", "--out", "NEW", "--config", "GRIDS"], 2, "write [grid], with single"),
+        (["sweep", "CACHE", "--out", "NEW"], 2, "--preset methods"),
+        (["sweep", "CACHE", "--out", "NEW", "--preset", "method"], 2, "Did you mean methods"),
+        (["sweep", "CACHE", "--out", "NEW", "--preset", "methods", "--seeds", "0,0"], 2, "differ"),
         (["evaluate", "CACHE"], 2, "no checkpoint: it is a cache"),
         (["evaluate", "NOWHERE"], 2, "no checkpoint: nothing is there"),
         (["inspect", "RUN"], 2, "it is a run"),
@@ -262,6 +289,8 @@ def test_a_mistake_gets_an_explanation_and_no_traceback(
     (places["RUN"] / "checkpoints").mkdir(parents=True)
     (places["RUN"] / "config.json").write_text("{}")
     places["GRID"].write_text("[grid]\nseed = [0, 1]\n")
+    places["GRIDS"] = tmp_path / "grids.toml"
+    places["GRIDS"].write_text("[[grid]]\nseed = [0, 1]\n")
     places["IMAGES"].mkdir()
     (places["IMAGES"] / "x.png").write_bytes(b"x")
     places["FILE"].write_text("x")

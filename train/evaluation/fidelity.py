@@ -78,6 +78,9 @@ class EvalRow:
     """Per image, in ascending order of ids: error and the constant's, whose sums' ratio is
     ``error``. Not in ``to_dict``."""
 
+    cosines: Float[np.ndarray, "n 2"] | None = field(default=None, compare=False, repr=False)
+    """The same of directions, whatever is learnt: what students of either kind have in common."""
+
     @property
     def column(self) -> str:
         """``TEACHER/KIND``, followed by ``@CACHE`` where there are several caches."""
@@ -116,7 +119,8 @@ class EvalRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field that is JSON."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "columns"}
+        names = [one.name for one in fields(self) if one.name not in ("columns", "cosines")]
+        return {name: getattr(self, name) for name in names}
 
 
 class _Sums:
@@ -140,8 +144,10 @@ class _Sums:
     def row(self, student: str, images: NDArray[Any]) -> EvalRow:
         table = torch.cat(self.columns).numpy()
         error, deviation, cosine, constant = table.T
-        pair = (1 - cosine, 1 - constant) if self.directions else (error, deviation)
-        columns = by_image(np.stack(pair, 1), images)
+        cosines = by_image(np.stack((1 - cosine, 1 - constant), 1), images)
+        columns = cosines
+        if not self.directions:
+            columns = by_image(np.stack((error, deviation), 1), images)
         found = interval(columns, ratio)
         known = not self.directions
         return EvalRow(
@@ -158,6 +164,7 @@ class _Sums:
             error_low=found.low,
             error_high=found.high,
             columns=columns,
+            cosines=cosines,
         )
 
 

@@ -4,142 +4,134 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phistill.cache.storage import publish
+from phistill.errors import counted
+from phistill.stats.intervals import MIN_IMAGES
 
-from ..evaluation import EvalRow
-from .cells import Cell
+from .compare import Figure, Setting, compare
+from .results import CellResult
 
-# fmt: off
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+EXPLANATION = (
+    "Error on held-out images over that of the constant, the training mean: squared error, or 1 - "
+    "cosine where a setting learns directions alone. 0 is the teacher, 1 no better than the "
+    "constant. Mean over seeds ± half the 95 % interval over seeds (rank). Lower is better. `=` "
+    "marks what the best cannot be told from: the 95 % interval of the difference, by paired "
+    "bootstrap over images, or over seeds where there are several, does not exclude 0."
 )
-# fmt: on
-"""97.5 % points of Student's t with 1 to 30 degrees of freedom; beyond, 1.96 is within 4 %."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
-    """One teacher and token kind under one setting, over its seeds."""
-
-    column: str
-    """``TEACHER/KIND``."""
-
-    values: tuple[float, ...]
-    """Score per seed, lower is better: unexplained variance, or 1 - cosine where only a direction
-    is learnt."""
-
-    rank: float
-    """Among the settings, by mean; 1 is best, ties share the average."""
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.values)
-
-    @property
-    def half_interval(self) -> float | None:
-        """Half of the 95 % interval of the mean over seeds; None for a single seed."""
-        n = len(self.values)
-        if n < 2:
-            return None
-        quantile = T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else 1.96
-        return quantile * stdev(self.values) / math.sqrt(n)
-
-
-def figures(
-    grid: Sequence[Cell], lines: Mapping[str, Sequence[EvalRow]]
-) -> dict[str, dict[str, Figure]]:
-    """By setting (everything that varies but the seed), then by column."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for cell in grid:
-        columns = values.setdefault(setting_of(cell), {})
-        for line in lines[cell.name]:
-            columns.setdefault(line.column, []).append(line.score)
-    found: dict[str, dict[str, Figure]] = {setting: {} for setting in values}
-    for column in dict.fromkeys(name for columns in values.values() for name in columns):
-        means = {s: fmean(columns[column]) for s, columns in values.items() if column in columns}
-        for setting, mean in means.items():
-            below = sum(other < mean for other in means.values())
-            ties = sum(other == mean for other in means.values())
-            rank = below + (ties + 1) / 2
-            found[setting][column] = Figure(
-                column=column, values=tuple(values[setting][column]), rank=rank
-            )
-    return found
-
-
-def setting_of(cell: Cell) -> str:
-    """A cell's name without its seed."""
-    varying = {key: value for key, value in cell.settings.items() if key != "seed"}
-    return (
-        ", ".join(
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in varying.items()
-        )
-        or "all"
-    )
-
-
-def markdown(found: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Settings by average rank, best first; each figure with its interval and (rank)."""
-    columns = list(dict.fromkeys(name for row in found.values() for name in row))
-    ranks = {setting: fmean(f.rank for f in row.values()) for setting, row in found.items()}
-    head = ["setting", "seeds", "average rank", *columns]
-    rows = []
-    for setting in sorted(found, key=lambda name: ranks[name]):
-        row = found[setting]
-        num_seeds = max(len(figure.values) for figure in row.values())
-        cells = [_cell(row.get(column)) for column in columns]
-        rows.append([setting, str(num_seeds), f"{ranks[setting]:.2f}", *cells])
-    table = [head, ["---"] * len(head), *rows]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    return (
-        "Unexplained variance on held-out rows (1 - cosine for summaries learnt by direction): "
-        "mean over seeds ± half the 95 % interval (rank). Lower is better.\n\n" + text + "\n"
-    )
-
-
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
-        return "-"
-    half = "" if figure.half_interval is None else f" ± {figure.half_interval:.4f}"
-    return f"{figure.mean:.4f}{half} ({figure.rank:g})"
-
-
-def publish_tables(
-    folder: Path,
-    grid: Sequence[Cell],
-    lines: Mapping[str, Sequence[EvalRow]],
-    *,
-    diverged: Sequence[str] = (),
-) -> Path:
+def publish_tables(folder: Path, results: Sequence[CellResult]) -> Path:
     """Write table.parquet and table.md, which names the cells that diverged; returns the latter."""
     records: list[dict[str, Any]] = [
         {
-            "cell": cell.name,
-            "setting": setting_of(cell),
-            **{f"set_{key}": json.dumps(value) for key, value in cell.settings.items()},
+            "cell": one.name,
+            "setting": one.setting,
+            **{f"set_{key}": json.dumps(value) for key, value in one.settings.items()},
             **line.to_dict(),
         }
-        for cell in grid
-        for line in lines[cell.name]
+        for one in results
+        for line in one.lines
     ]
+    columns = dict.fromkeys(key for record in records for key in record)
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records), sink)
+    pq.write_table(pa.table({c: [r.get(c) for r in records] for c in columns}), sink)
     publish.publish_bytes(folder / "table.parquet", sink.getvalue())
-    text = markdown(figures(grid, lines))
-    if diverged:
-        text += f"\nDiverged, and not in the table: {', '.join(diverged)}.\n"
-    publish.publish_bytes(folder / "table.md", text.encode())
+    publish.publish_bytes(folder / "table.md", markdown(compare(results)).encode())
     return folder / "table.md"
+
+
+def markdown(settings: Sequence[Setting]) -> str:
+    """Settings by average rank, best first; then what may not be read into them."""
+    columns = list(dict.fromkeys(c for one in settings for c in one.figures))
+    head = ["setting", "seeds", "average rank", "behind the best", *columns]
+    rows = [
+        [one.name, _seeds(one), _rank(one), _behind(one), *(_cell(one, c) for c in columns)]
+        for one in settings
+    ]
+    blocks = [EXPLANATION, _table(head, rows), "\n".join(f"* {note}" for note in _notes(settings))]
+    raw = [c for c in columns if any(_raw(one, c) != "-" for one in settings)]
+    if raw:
+        rows = [[one.name, *(_raw(one, c) for c in raw)] for one in settings if one.cells]
+        blocks += [
+            "Mean squared error in the teachers' own units:",
+            _table(["setting", *raw], rows),
+        ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _notes(settings: Sequence[Setting]) -> list[str]:
+    notes = []
+    ranked = [one for one in settings if one.is_ranked]
+    if any(len(one.cells) == 1 for one in ranked):
+        notes.append(
+            "One seed for some settings: their intervals are over images alone, and another seed "
+            "may turn the order round."
+        )
+    few = [one.behind for one in ranked if one.behind is not None and one.behind.low is None]
+    if few:
+        notes.append(
+            f"{counted(few[0].num_images, 'held-out image')}: with fewer than {MIN_IMAGES} no "
+            "interval is given, and nothing is told apart."
+        )
+    ties = [one.name for one in ranked if one.is_tied]
+    if ties:
+        notes.append(f"Not told from the best, {ranked[0].name}: {'; '.join(ties)}.")
+    figures = [(c, f) for one in ranked for c, f in one.figures.items()]
+    apart = list(dict.fromkeys(c for c, figure in figures if figure.rank is None))
+    if apart and len(ranked) > 1:
+        notes.append(
+            f"Not ranked, for not all settings have them on the same images: {', '.join(apart)}."
+        )
+    for one in settings:
+        for cell in one.diverged:
+            notes.append(f"Diverged at step {cell.diverged_at}, and not in the table: {cell.name}.")
+    return notes
+
+
+def _seeds(one: Setting) -> str:
+    lost = f" of {len(one.cells) + len(one.diverged)}, diverged" if one.diverged else ""
+    return f"{len(one.cells)}{lost}"
+
+
+def _rank(one: Setting) -> str:
+    return "-" if one.average_rank is None else f"{one.average_rank:.2f}"
+
+
+def _behind(one: Setting) -> str:
+    if not one.is_ranked:
+        return "-"
+    if one.behind is None:
+        return "best"
+    found = one.behind
+    between = "" if found.low is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.value:+.4f}{between}{' =' if one.is_tied else ''}"
+
+
+def _cell(one: Setting, column: str) -> str:
+    def text(figure: Figure) -> str:
+        half = "" if figure.half_interval is None else f" ± {figure.half_interval:.4f}"
+        tie = "=" if figure.is_tied else ""
+        rank = "" if figure.rank is None else f" ({figure.rank:g}{tie})"
+        return f"{figure.mean:.4f}{half}{rank}"
+
+    return _of(one, column, text)
+
+
+def _raw(one: Setting, column: str) -> str:
+    return _of(one, column, lambda f: "-" if f.raw is None else f"{f.raw:.4g}")
+
+
+def _of(one: Setting, column: str, text: Callable[[Figure], str]) -> str:
+    return text(one.figures[column]) if column in one.figures else "-"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -22,14 +23,16 @@ from phistill.train import (
     TrainConfig,
     cells,
     load_run,
-    read_grid,
     sweep,
     train,
 )
 from phistill.train import checkpoint as checkpoints
-from phistill.train.evaluation import EvalRow
 from phistill.train.loss.objective import TargetTransform
-from phistill.train.sweeps.tables import figures, markdown
+from phistill.train.metrics import read_metrics
+from phistill.train.sweeps.cells import study
+from phistill.train.sweeps.compare import compare
+from phistill.train.sweeps.presets import METHODS
+from phistill.train.sweeps.results import read_results
 
 Config = Callable[..., TrainConfig]
 
@@ -143,7 +146,7 @@ def test_a_cell_that_diverges_does_not_stop_the_others(
     assert checkpoints.steps(tmp_path / "sweep" / "patch_loss=mse") == [4]
     table = (tmp_path / "sweep" / "table.md").read_text("utf-8")
     assert "| patch_loss=mse |" in table
-    assert f"Diverged, and not in the table: {grid[1].name}" in table
+    assert f"Diverged at step 1, and not in the table: {grid[1].name}" in table
     train(fitted_cache, tmp_path / "alone", grid[0].config)
     ours = checkpoints.load(tmp_path / "sweep" / grid[0].name, 4).tensors
     alone = checkpoints.load(tmp_path / "alone", 4).tensors
@@ -240,51 +243,105 @@ def test_of_several_processes_the_last_to_end_writes_the_table(
     last = sweep(fitted_cache, tmp_path / "sweep", grid)
     assert last.num_trained == 1
     assert last.table is not None
-    assert last.table.read_text().count("normalizer=") == 2
+    assert last.table.read_text().count("\n| normalizer=") == 2 * 2  # scores, and raw units
 
 
-def test_figures_are_means_with_intervals_and_ranks() -> None:
-    grid = cells({}, {"lr": [0.1, 0.2, 0.3], "seed": [0, 1]})
+def test_the_table_is_over_all_that_lies_in_the_folder(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """A second file adds its cells to it, single ones by their names."""
+    settings = base(make_config)
+    sweep(fitted_cache, tmp_path / "sweep", cells(settings, {"normalizer": ["phi-s", "none"]}))
+    single = [{"name": "PHI-S, AdaLoss", "balance": "adaloss"}]
+    result = sweep(fitted_cache, tmp_path / "sweep", study({"base": settings, "cells": single}))
+    assert result.num_trained == 1
+    assert result.table is not None
+    text = result.table.read_text("utf-8")
+    for setting in ("normalizer=phi-s", "normalizer=none", "PHI-S, AdaLoss"):
+        assert f"| {setting} | 1 |" in text
+    assert "One seed" in text
+    assert "with fewer than 30 no interval is given, and nothing is told apart" in text
+    assert "in the teachers' own units" in text
 
-    def line(value: float) -> EvalRow:
-        return EvalRow(
-            student="trained",
-            teacher="a",
-            kind="patches",
-            num_rows=1,
-            num_images=1,
-            mse=1.0,
-            baseline=1.0,
-            cosine=0.0,
-            constant_cosine=0.0,
-            error=value,
-            error_low=None,
-            error_high=None,
+
+def test_a_difference_that_images_show_is_no_tie(
+    learnable_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """A student that learns and one that does not, three seeds each."""
+    settings = {
+        key: value
+        for key, value in make_config(num_steps=60, batch_size=32, warmup=0).to_dict().items()
+        if key not in ("lr", "seed", "min_lr")
+    }
+    grid = study(
+        {
+            "base": settings,
+            "seeds": [0, 1, 2],
+            "cells": [
+                {"name": "good", "lr": 1e-2},
+                {"name": "idle", "lr": 1e-7, "min_lr": 0.0},
+            ],
+        }
+    )
+    result = sweep(learnable_cache, tmp_path / "sweep", grid)
+    assert result.table is not None
+    ranked = {one.name: one for one in compare(read_results(tmp_path / "sweep"))}
+    assert list(ranked) == ["good", "idle"]
+    assert ranked["good"].behind is None
+    idle = ranked["idle"]
+    assert not idle.is_tied
+    assert idle.behind is not None
+    assert idle.behind.is_positive
+    assert not any(figure.is_tied for figure in idle.figures.values())
+    text = result.table.read_text("utf-8")
+    assert "Not told from the best" not in text
+    assert "One seed" not in text
+
+
+def test_a_finished_sweep_and_a_finished_run_get_more_steps_when_asked_for(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    settings = base(make_config)
+    grid = {"normalizer": ["phi-s", "none"]}
+    sweep(fitted_cache, tmp_path / "sweep", cells(settings, grid))
+    longer = cells({**settings, "num_steps": 7}, grid)
+    with pytest.raises(RunMismatch, match=r"num_steps: 4 -> 7(.|\n)*--extend gives it more steps"):
+        sweep(fitted_cache, tmp_path / "sweep", longer)
+    for _ in range(2):
+        result = sweep(fitted_cache, tmp_path / "sweep", longer, extend=True)
+    assert result.num_trained == 0
+    for cell in longer:
+        run = tmp_path / "sweep" / cell.name
+        assert checkpoints.steps(run) == [4, 7]
+        assert [line["step"] for line in read_metrics(run, "train")] == list(range(1, 8))
+        facts = json.loads((run / "config.json").read_text())
+        assert (facts["num_steps"], facts["num_steps_before"]) == (7, [4])
+        # As a run that was stopped there and asked for seven from the start would go on.
+        assert read_metrics(run, "train")[-1]["lr"] == pytest.approx(1e-6)
+        again = train(fitted_cache, run, cell.config)
+        assert again.resumed_from == 7
+    with pytest.raises(UsageError, match="a run of 7 steps; --extend cannot make it one of 5"):
+        train(
+            fitted_cache,
+            tmp_path / "sweep" / longer[0].name,
+            cells({**settings, "num_steps": 5}, grid)[0].config,
+            extend=True,
         )
 
-    scores = dict(zip((cell.name for cell in grid), (0.4, 0.6, 0.5, 0.5, 0.2, 0.2), strict=True))
-    found = figures(grid, {name: [line(value)] for name, value in scores.items()})
-    ranks = {setting: row["a/patches"].rank for setting, row in found.items()}
-    assert ranks == {"lr=0.1": 2.5, "lr=0.2": 2.5, "lr=0.3": 1.0}
-    first = found["lr=0.1"]["a/patches"]
-    # t(0.975, 1) times the standard error of two values 0.2 apart, which is 0.1.
-    assert first.half_interval == pytest.approx(1.2706)
-    assert markdown(found).splitlines()[4].startswith("| lr=0.3 | 2 | 1.00 | 0.2000 ± 0.0000 (1)")
 
-
-def test_a_grid_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "grid.toml"
-    path.write_text("[base]\nnum_steps = 3\n[grid]\nseed = [0, 1]\nbetas = [[0.9, 0.99]]\n")
-    found = read_grid(path)
-    assert [cell.config.seed for cell in found] == [0, 1]
-    assert found[0].name.startswith("seed=0,betas=~0.9,0.99~-")
-    for text, message in (
-        ("[grid]\nseed = 3\n", "must be a list"),
-        ("[grid]\nsead = [3]\n", "Did you mean seed"),
-        ("[other]\n", r"\[base\] and \[grid\]"),
-        ("[base]\nseed = 1\n[grid]\nseed = [1]\n", "both base and grid"),
-        ("seed = ", "not TOML"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UsageError, match=message):
-            read_grid(path)
+def test_the_papers_methods_are_trained_by_one_word(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    settings = {
+        key: value
+        for key, value in base(make_config).items()
+        if key not in ("balance", "normalizer")
+    }
+    grid = study({"base": {**settings, "num_steps": 1}, "preset": "methods", "seeds": [0, 1]})
+    assert len(grid) == 24
+    result = sweep(fitted_cache, tmp_path / "sweep", grid)
+    assert (result.num_trained, result.num_passes) == (24, 1)
+    assert result.table is not None
+    text = result.table.read_text("utf-8")
+    for method in METHODS:
+        assert f"| {method['name']} | 2 |" in text
