@@ -237,8 +237,9 @@ def export(run: Path, out: Path, which: str, onnx: bool) -> None:
     refuse_no_run(run)
     require_new(out)
     from phistill.train import export as write
+    from phistill.train.evaluation import card_metrics
 
-    folder = write(run, out, which=which, onnx=onnx)
+    folder = write(run, out, which=which, onnx=onnx, metrics=card_metrics(run, which=which))
     click.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

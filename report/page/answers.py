@@ -28,6 +28,9 @@ NEGLECTED = 1.5
 OVERFITTED = 1.25
 """Error on held-out images over the loss that was learnt, both as shares of the constant's."""
 
+SETTLED = 2.0
+"""A difference this many times what seeds make is called real."""
+
 GOOD, FAIR = 0.25, 0.6
 """Mean errors below which a student is called close to its teachers, or on its way."""
 
@@ -154,23 +157,51 @@ def _good(run: RunFacts) -> str:
     return text
 
 
+def by_setting(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
+    """Runs that differ by their seed alone together, each best first; by the mean of their errors,
+    best first."""
+    groups: list[list[RunFacts]] = []
+    for run in by_error(runs):
+        for group in groups:
+            if not set(differing(group[0], run)) - {"seed"}:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return sorted(groups, key=lambda group: fmean(map(mean_error, group)))
+
+
 def _best(ranked: Sequence[RunFacts]) -> str:
-    best, second = ranked[:2]
-    text = f"{best.name}, with {mean_error(best):.3f}; next is {second.name}, with "
-    text += f"{mean_error(second):.3f}"
+    """The best setting against the next, on images and beside what a seed makes."""
+    groups = by_setting(ranked)
+    spreads = [mean_error(group[-1]) - mean_error(group[0]) for group in groups if group[1:]]
+    seeds = f"seeds of one setting lie up to {max(spreads, default=0):.3f} apart"
+    if not groups[1:]:
+        return f"{ranked[0].name}, by its seed: all are one setting, and {seeds}."
+    best, second = groups[0][0], groups[1][0]
+    text = f"{_called(groups[0])}; the next setting is {_called(groups[1])}."
     measured = apart(best, second)
     if measured is None:
-        return f"{text}. They were not measured on the same images."
-    real = "The difference is real" if measured.is_negative else "They are tied"
-    return f"{text}. {real} as far as images go: {difference_text(measured)}. {_seeds(ranked)}"
+        return f"{text} They were not measured on the same images."
+    told = difference_text(measured)
+    if not measured.is_negative:
+        return f"{text} They are tied as far as images go: {told}."
+    if not spreads:
+        return (
+            f"{text} The difference is real as far as images go ({told}), but one seed of each "
+            "says nothing about other seeds."
+        )
+    if abs(measured.value) > SETTLED * max(spreads):
+        return f"{text} The difference is real: {told}, and {seeds}."
+    return f"{text} It is not settled: images show it ({told}), but {seeds}."
 
 
-def _seeds(ranked: Sequence[RunFacts]) -> str:
-    """Whether anything is known of other seeds."""
-    changed = [differing(one, two) for one, two in itertools.combinations(ranked, 2)]
-    if any(set(change) == {"seed"} for change in changed):
-        return "Some settings were trained with several seeds: see how far those are apart."
-    return "One seed of each says nothing about other seeds."
+def _called(group: Sequence[RunFacts]) -> str:
+    """``phi-s-0 with 0.414`` or ``phi-s-0, 3 seeds, with 0.420 on average``."""
+    mean = fmean(map(mean_error, group))
+    if not group[1:]:
+        return f"{group[0].name} with {mean:.3f}"
+    return f"{group[0].name}, {len(group)} seeds, with {mean:.3f} on average"
 
 
 def _neglected(run: RunFacts) -> str:

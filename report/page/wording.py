@@ -167,11 +167,12 @@ def made_with_text(runs: Sequence[RunFacts]) -> str:
 
 
 def share_bars(cache: CacheFacts) -> list[Bar]:
-    """A bar per normalizer, the raw features first; those with the same shares share one."""
+    """A bar per normalizer, the raw features first; those that look the same
+    share one."""
     methods = sorted(cache.methods, key=lambda method: (method != BEFORE, method == AFTER))
     groups: dict[tuple[float, ...], list[str]] = {}
     for method in methods:
-        alike = tuple(round(share, 4) for share in cache.shares[method].values())
+        alike = tuple(round(share, 2) for share in cache.shares[method].values())
         groups.setdefault(alike, []).append(method)
     return [_bar(same, cache.shares[same[0]]) for same in groups.values()]
 

@@ -1,4 +1,4 @@
-from .evaluate import evaluate, refuse_other_teachers
+from .evaluate import card_metrics, evaluate, refuse_other_teachers
 from .fidelity import EvalRow, mean_score, measure
 from .validation import knn_accuracy
 from .verdict import Verdict, verdict
@@ -6,6 +6,7 @@ from .verdict import Verdict, verdict
 __all__ = [
     "EvalRow",
     "Verdict",
+    "card_metrics",
     "evaluate",
     "knn_accuracy",
     "mean_score",

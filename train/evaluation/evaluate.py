@@ -60,6 +60,20 @@ def evaluate(
     ]
 
 
+def card_metrics(
+    run: Path | str, *, which: str = "latest", device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Lines for the model card of an export; [] where the run's caches are gone or hold nothing
+    out."""
+    try:
+        lines = evaluate(run, untrained=False, which=which, device=device)
+    except (UsageError, IncompleteCache):
+        return []
+    return [
+        {"teacher": line.teacher, "kind": line.kind, **line.interval.to_dict()} for line in lines
+    ]
+
+
 def caches_of_run(facts: Mapping[str, Any]) -> list[str]:
     """Paths of the caches a run was trained on; UsageError when one is not there any more."""
     paths = [str(entry["path"]) for entry in facts["caches"]]

@@ -118,3 +118,24 @@ def test_lines_without_images_in_common_are_not_compared(facts: tuple[RunFacts, 
 
     without = replace(facts[0], evaluation=tuple(map(bare, facts[0].evaluation)))
     assert apart(without, facts[1]) is None
+
+
+def test_a_difference_is_held_against_what_seeds_make(
+    cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
+) -> None:
+    train(cache, tmp_path / "again", make_config(normalizer="phi-s", seed=1))
+    balanced, raw, again = gather_runs(
+        cache, [*runs, tmp_path / "again"], evaluations={}, can_evaluate=True, device="cpu"
+    )
+    one = with_errors(balanced, "one", 0.30, 0.30, 0.30)
+    other = with_errors(again, "other", 0.32, 0.32, 0.32)
+
+    def told(*found: RunFacts) -> str:
+        return {a.question: a.text for a in answers(found)}["Which run is best?"]
+
+    assert "not settled" in told(one, other, with_errors(raw, "raw", 0.33, 0.33, 0.33))
+    far = told(one, other, with_errors(raw, "raw", 0.6, 0.6, 0.6))
+    assert "one, 2 seeds, with 0.310 on average; the next setting is raw with 0.600." in far
+    assert "The difference is real" in far
+    assert "seeds of one setting lie up to 0.020 apart" in far
+    assert "all are one setting" in told(one, other)
