@@ -17,6 +17,9 @@ from phistill.errors import SourceError
 NUM_TRIES = 3
 """A read error may be a hiccup of a network file system; it is tried this often."""
 
+FIRST_WAIT_S = 0.1
+"""Before the second try; four times as long before each further one."""
+
 T = TypeVar("T")
 
 
@@ -31,7 +34,8 @@ def retried(action: Callable[[], T], path: Path) -> T:
             ) from error
         except OSError as error:  # pyarrow raises a plain one for damaged tables too
             failure = error
-            time.sleep(0.1 * 4**attempt)
+            if attempt + 1 < NUM_TRIES:
+                time.sleep(FIRST_WAIT_S * 4**attempt)
     advice = out_of_files_text() if is_out_of_files(failure) else "Mend the disk."
     raise SourceError(
         f"{path} cannot be read ({failure.strerror or failure}), tried {NUM_TRIES} times. "

@@ -120,6 +120,8 @@ class _File:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             stream = pa.ipc.open_stream(pa.memory_map(str(path)), options=options)
             self.batches: list[Any] = list(stream)
+            for batch in self.batches:
+                batch.validate(full=True)  # its offsets point into a map of the file
         except FileNotFoundError as error:
             raise SourceError(
                 f"{path} is named by the dataset and is gone. Put it back."

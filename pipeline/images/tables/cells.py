@@ -86,6 +86,10 @@ def _texts(
 ) -> pa.ChunkedArray:
     """Each distinct value is read once where the type allows it."""
     try:
+        column.validate(full=True)  # text that is no UTF-8
+    except pa.ArrowException as error:
+        raise UsageError(f"{where}: column {name!r} cannot be read: {error}.") from error
+    try:
         distinct: Any = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # lists and structs have no dictionary
         cells = enumerate(column.to_pylist())

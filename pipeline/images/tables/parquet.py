@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ class ParquetSource(ImageSource):
 
     def _table_records(self, uri: str, split: str | None) -> pa.Table:
         table = self._table(uri)
-        data = read_table(self._root / uri, table.columns.small)
+        path, names = self._root / uri, table.columns.small
+        with damaged(path):
+            data = retried(lambda: read_table(path, names), path)
+            if data.num_rows != table.starts[-1] and names:
+                raise pa.ArrowInvalid(f"{data.num_rows:,} rows, and it states {table.starts[-1]:,}")
         return table.columns.records(uri, data, table.starts[-1], self._root, split)
 
     def order(self, records: pa.Table, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -130,13 +135,25 @@ class ParquetSource(ImageSource):
     def _read_group(self, group: Group) -> pa.ChunkedArray:
         uri, number = group
         table, name = self._root / uri, self._table(uri).columns.image
-        try:
-            return retried(lambda: read_row_group(table, number, [name]), table)[name]
-        except pa.ArrowException as error:
-            raise SourceError(
-                f"{table}: row group {number} cannot be read: {error}. "
-                "Get the file again; nothing was recorded for its images."
-            ) from error
+        with damaged(table, f": row group {number}"):
+            images = retried(lambda: read_row_group(table, number, [name]), table)[name]
+            if len(images) != self._num_rows(group):
+                raise pa.ArrowInvalid(f"{len(images):,} rows, and the file states another number")
+            images.validate(full=True)
+            return images
+
+
+@contextmanager
+def damaged(table: Path, what: str = "") -> Iterator[None]:
+    """What Arrow finds wrong with a table as a SourceError."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise SourceError(
+            f"{table}{what} cannot be read: {said}. Get the file again; nothing was recorded for "
+            "its images."
+        ) from error
 
 
 class _Table:
@@ -147,10 +164,8 @@ class _Table:
             with open_table(path) as file:
                 return file.schema_arrow, file.metadata
 
-        try:
+        with damaged(path):
             schema, meta = retried(footer, path)
-        except pa.ArrowException as error:
-            raise SourceError(f"{path} cannot be read as parquet: {error}.") from error
         self.columns = Columns.of(schema, path, label_column)
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
         self.starts: list[int] = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
