@@ -49,7 +49,7 @@ def _command(command: click.Command) -> list[str]:
     records = [p.get_help_record(context) for p in command.get_params(context)]
     options = [r for r in records if r and r[1] and not r[0].endswith("--help")]
     if options:
-        lines += ["| option | |", "|---|---|"]
+        lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| {_names(names)} | {_linked(_escaped(text))} |" for names, text in options]
         lines.append("")
     return lines
