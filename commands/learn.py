@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from phistill.train import TextScore
 
 from .arguments import (
     ASSIGNMENT,
@@ -177,6 +180,12 @@ checkpoint_option = click.option(
     metavar="IMAGES",
     help="Images that were never cached: the run's teachers look at them now.",
 )
+@click.option(
+    "--text-classes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A label per line and, after a tab, its words.  [default: the labels]",
+)
+@click.option("--text-template", "templates", multiple=True, help="With {}; repeatable.")
 @device_option
 @json_option
 def evaluate(
@@ -185,29 +194,36 @@ def evaluate(
     which: str,
     split: Any,
     images: str | None,
+    text_classes: Path | None,
+    templates: tuple[str, ...],
     device: str,
     as_json: bool,
 ) -> None:
     """Say how good a student is, on images it has not learnt from.
 
     Beside the teacher, the constant (the training mean), the same student before training and plain
-    pixels, with 95 % intervals over images. With labels also kNN and a linear probe.
+    pixels, with 95 % intervals over images. With labels also kNN, a linear probe and, through
+    the text tower of a teacher that has one, zero-shot classification and retrieval.
 
     \b
     phistill evaluate runs/phi-s
     phistill evaluate runs/phi-s --images new-photos/
+    phistill evaluate runs/phi-s --text-classes words.txt --text-template "a photo of a {}."
     """
     import json
 
     from phistill.errors import UsageError
 
     refuse_no_run(run)
-    if images is not None and (caches or split != "heldout"):
-        raise UsageError("--images are judged as they are: leave --cache and --split out.")
+    if images is not None and (caches or split != "heldout" or text_classes):
+        raise UsageError(
+            "--images are judged as they are: leave --cache, --split and --text-classes out."
+        )
     if images is None:
         refuse_nothing_to_evaluate(run, caches, split)
-    from phistill.report.tables import verdict_text
+    from phistill.report.tables import text_scores_table, verdict_text
     from phistill.report.terminal import progress_bar
+    from phistill.report.text_towers import scores_of_named_classes
     from phistill.report.unseen import verdict_on_images
     from phistill.train import verdict
 
@@ -218,7 +234,28 @@ def evaluate(
             found = verdict(
                 run, caches or None, which=which, split=split, device=device, progress=bar
             )
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else verdict_text(found))
+    scores: list[TextScore] = []
+    if images is None and (found.labels or text_classes):
+        scores, notes = scores_of_named_classes(
+            run,
+            caches,
+            classes=text_classes,
+            templates=templates,
+            which=which,
+            split=split,
+            device=device,
+        )
+        for note in notes:
+            click.echo(note, err=True)
+        if text_classes and not scores:
+            raise UsageError("--text-classes: no teacher of this run has a text tower.")
+    if as_json:
+        record = {**found.to_dict(), "text": [score.to_dict() for score in scores]}
+        click.echo(json.dumps(record, indent=2))
+        return
+    click.echo(verdict_text(found))
+    if scores:
+        click.echo(f"\n{text_scores_table(scores)}")
 
 
 @click.command()

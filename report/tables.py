@@ -14,7 +14,7 @@ from phistill.stats.moments.squared_norms import TOP_FRACTION
 from .terminal import table_text
 
 if TYPE_CHECKING:
-    from phistill.train import EvalRow, Verdict
+    from phistill.train import EvalRow, TextScore, Verdict
 
 _STATISTICS = (
     *("teacher", "kind", "width", "vectors", "channel mean", "channel std"),
@@ -99,6 +99,20 @@ def verdict_text(found: Verdict) -> str:
     else:
         parts += ["", "No labels: no kNN and no probe (extract --labels)."]
     return "\n".join(parts)
+
+
+def text_scores_table(scores: Sequence[TextScore]) -> str:
+    """Zero-shot and retrieval, for a terminal."""
+    rows = [
+        [
+            *(one.teacher, one.features, f"{one.accuracy.value:.3f}"),
+            *(interval_text(one.accuracy), f"{one.retrieval:.3f}"),
+        ]
+        for one in scores
+    ]
+    title = f"Classes by their names, {scores[0].num_classes:,} of them"
+    header = ["text tower", "features", "zero-shot", "95 % interval", "retrieval, mAP"]
+    return f"{title}\n{table_text(header, rows, words=(0, 1))}"
 
 
 def interval_text(found: Interval) -> str:

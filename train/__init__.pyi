@@ -1,5 +1,5 @@
 from .config import TrainConfig
-from .evaluation import EvalRow, Verdict, evaluate, verdict
+from .evaluation import EvalRow, TextScore, Verdict, evaluate, text_scores, verdict
 from .progress import Progress, RunResult
 from .student.export import export
 from .student.exported import load_student
@@ -14,6 +14,7 @@ __all__ = [
     "Progress",
     "RunResult",
     "SweepResult",
+    "TextScore",
     "TrainConfig",
     "TrainedStudent",
     "Verdict",
@@ -24,6 +25,7 @@ __all__ = [
     "load_student",
     "read_grid",
     "sweep",
+    "text_scores",
     "train",
     "verdict",
 ]

@@ -1,10 +1,12 @@
 from .evaluate import card_metrics, evaluate, refuse_other_teachers
 from .fidelity import EvalRow, mean_score, measure
+from .text_scores import TextScore, text_scores
 from .validation import knn_accuracy
 from .verdict import Verdict, verdict
 
 __all__ = [
     "EvalRow",
+    "TextScore",
     "Verdict",
     "card_metrics",
     "evaluate",
@@ -12,5 +14,6 @@ __all__ = [
     "mean_score",
     "measure",
     "refuse_other_teachers",
+    "text_scores",
     "verdict",
 ]
