@@ -89,18 +89,16 @@ def _records(cache: Cache) -> pa.Table:
 
 def require_same_images(cache: Cache) -> None:
     """CacheMismatch when the views of an image do not come from the same bytes."""
-    index: Any = cache.index()
-    facts = cache.facts()
-    hashes, has = facts.images, facts.has_sha256
-    known: dict[str, bytes] = {}
-    changed: dict[str, None] = {}
-    for row, name in zip(index["row"].to_pylist(), index["id"].to_pylist(), strict=True):
-        if has[row] and known.setdefault(name, hashes[row]) != hashes[row]:
-            changed[name] = None
-    if changed:
-        first = next(iter(changed))
+    ids: Any = cache.index(["id"])["id"].combine_chunks()
+    facts, rows = cache.facts(), np.flatnonzero(cache.info.real_rows)
+    lines = np.flatnonzero(facts.has_sha256[rows])
+    hashes = facts.images[rows[lines]]
+    numbers = ids.dictionary_encode().indices.to_numpy()[lines]
+    _, first, image = np.unique(numbers, return_index=True, return_inverse=True)
+    changed = ids.take(pa.array(lines[hashes != hashes[first][image]])).unique()
+    if len(changed):
         raise CacheMismatch(
             f"{len(changed)} images changed since their first views were extracted, for example "
-            f"{first!r}: their views show different bytes. Take them down with `phistill "
-            f"remove-images {cache.location} ID ...`, and append them under another id."
+            f"{changed[0].as_py()!r}: their views show different bytes. Take them down with "
+            f"`phistill remove-images {cache.location} ID ...`, and append them under another id."
         )
