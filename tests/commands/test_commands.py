@@ -215,7 +215,7 @@ def test_the_three_stages_and_what_follows_run_from_the_command_line(
     assert "nothing to do" in said
     code, said, _ = run("evaluate", out, "--json")
     assert code == 0
-    assert {line["teacher"] for line in json.loads(said)} == {"a"}
+    assert {line["teacher"] for line in json.loads(said)["fidelity"]} == {"a"}
     assert run("export", out, tmp_path / "student")[0] == 0
     assert (tmp_path / "student/model.safetensors").exists()
     assert run("export-normalizer", cache, "b", tmp_path / "b.safetensors")[0] == 0
