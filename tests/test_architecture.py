@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_MODULES = 12
 MAX_LINES = 400
-MAX_SOURCE_LINES = 40_000
+MAX_SOURCE_LINES = 41_000
 
 MORE_MODULES = {
     "cache.storage": "a module per place and per call of the system, beside the protocol",
