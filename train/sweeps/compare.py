@@ -196,7 +196,18 @@ def _behind(
     nothing; a column's flag says that directions alone are compared."""
 
     def sums(group: Sequence[CellResult]) -> Float[np.ndarray, "n k2"]:
-        return np.concatenate([_mean(group, *column) for column in columns.items()], 1)
+        # Each cache has images of its own: they add nothing to the sums of another's columns.
+        parts = [_mean(group, *column) for column in columns.items()]
+        caches = [name.rpartition("/")[2].partition("@")[2] for name in columns]
+        starts, num_images = {}, 0
+        for cache, part in zip(caches, parts, strict=True):
+            if cache not in starts:
+                starts[cache], num_images = num_images, num_images + len(part)
+        table = np.zeros((num_images, 2 * len(parts)))
+        for number, (cache, part) in enumerate(zip(caches, parts, strict=True)):
+            start = starts[cache]
+            table[start : start + len(part), 2 * number : 2 * number + 2] = part
+        return table
 
     def mean_score(drawn: Float[np.ndarray, "b k2"]) -> Float[np.ndarray, " b"]:
         pairs = drawn.reshape(len(drawn), len(columns), 2)
