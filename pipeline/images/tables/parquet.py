@@ -170,7 +170,8 @@ class _Table:
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
         self.starts: list[int] = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         """First row of each row group, and the number of all rows."""
-        self.group_bytes = [_image_bytes(group, self.columns.image) for group in groups]
+        with damaged(path):
+            self.group_bytes = [_image_bytes(group, self.columns.image) for group in groups]
         """Of the images in each row group, unpacked."""
 
 
