@@ -23,6 +23,9 @@ NAMELESS = {
     b"5": "",
 }
 """What has no content, and how it is counted; folders are not."""
+UNREAD = {**NAMELESS, b"V": "", b"D": ""}
+"""A volume's name and a folder's listing have content and are no files."""
+OTHER = "members of other kinds in tars"
 CHUNK = 2**20
 
 
@@ -103,8 +106,8 @@ def members_of(file: BinaryIO, size: int, tar: object, allow_cut: bool = False) 
                         break
             if kind in REGULAR or kind == SPARSE:
                 yield Member(name, start, length, "sparse members of tars" if sparse else "")
-            elif NAMELESS.get(kind):
-                yield Member(name, start, 0, NAMELESS[kind])
+            elif unread := UNREAD.get(kind, OTHER):
+                yield Member(name, start, 0, unread)
         position = start + -(-length // BLOCK) * BLOCK
     if not ended and not allow_cut:
         raise SourceError(
@@ -186,7 +189,7 @@ def _extension(
             raise SourceError(f"{tar}: the pax header at byte {position:,} is damaged.")
         key, _, value = data[len(head) + 1 : int(head) - 1].partition(b"=")
         if key == b"path":
-            extended["path"] = value.decode(errors="replace")
+            extended["path"] = value.decode(errors="surrogateescape")
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
                 raise SourceError(f"{tar}: the pax header at byte {position:,} states no size.")
@@ -198,4 +201,4 @@ def _extension(
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode(errors="replace")
+    return field.split(b"\0", 1)[0].decode(errors="surrogateescape")

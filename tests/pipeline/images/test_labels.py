@@ -143,3 +143,27 @@ def test_the_label_of_a_tar_is_text(label: bytes, tmp_path: Path) -> None:
         listed(open_source(tmp_path / "x.tar"))
     (entry,) = listed(open_source(tmp_path / "x.tar", SourceOptions(label_column="none")))
     assert entry.label is None
+
+
+@pytest.mark.parametrize(
+    ("labels_of_tars", "expected"),
+    [(["1", "2"], ["1", "2"]), (["1", None], ["1", "1"]), (["1", "2", "3"], [None, None])],
+)
+def test_the_labels_of_tars_behind_one_another_are_their_own(
+    labels_of_tars: list[str | None], expected: list[str | None], tmp_path: Path
+) -> None:
+    import io
+    import tarfile
+
+    whole = b""
+    for number, label in enumerate(labels_of_tars):
+        with tarfile.open(tmp_path / "part.tar", "w") as file:
+            members = [("0.jpg", picture())] if number < 2 else []
+            members += [("0.cls", label.encode())] if label else []
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+        whole += (tmp_path / "part.tar").read_bytes()
+    (tmp_path / "both.tar").write_bytes(whole)
+    assert [entry.label for entry in listed(open_source(tmp_path / "both.tar"))] == expected

@@ -120,6 +120,10 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
          ["photo.001.jpg", "photo.002.jpg", "other.jpg"], ""),
         (["0.png", "0.jpg", "1.jpg", "2.jpg"], ["0.jpg", "1.jpg", "2.jpg"], ""),
         (["a.jpg", "._a.jpg", "__MACOSX/a.jpg"], ["a.jpg"], ""),
+        (["0.jpg", "0.seg.png", "1.seg.png"], ["0.jpg"], ""),  # the image of 1 is missing
+        (["0.jpg", "0.l.seg.png", "1.l.seg.png"], ["0.jpg"], ""),
+        (["a.jpg", "a.1.jpg", "b.1.jpg", "c.1.jpg"], ["a.jpg", "b.1.jpg", "c.1.jpg"], ""),
+        (["caf\udce9.jpg", "a.jpg", "d\udce9/b.jpg"], ["a.jpg"], ""),
     ],
 )  # fmt: skip
 def test_one_image_of_a_sample_is_taken_and_the_others_are_counted(
@@ -130,6 +134,21 @@ def test_one_image_of_a_sample_is_taken_and_the_others_are_counted(
     source = open_source(path, SourceOptions(member=member))
     listed(source)
     assert sum(source.left_out.values()) == len(members) - len(taken)
+
+
+@pytest.mark.parametrize("kind", [b"M", b"Z"])
+def test_members_of_other_kinds_are_counted(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        member = tarfile.TarInfo("0.jpg")
+        member.type, member.size = kind, 600
+        file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))  # type: ignore[union-attr]
+        file.offset += 512 + 1024
+        member = tarfile.TarInfo("1.jpg")
+        member.size = len(picture())
+        file.addfile(member, io.BytesIO(picture()))
+    source = open_source(tmp_path / "x.tar")
+    assert [record.id for record in listed(source)] == ["x.tar/1.jpg"]
+    assert source.left_out == {"members of other kinds in tars": 1}
 
 
 @pytest.mark.parametrize("cut", [300, 0])
