@@ -202,8 +202,8 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--member",
             default="",
-            help="Image of a tar's samples: what follows the key, jpg or left.png; one of each by "
-            "default.",
+            help="Which image of a sample: in tars what follows the key, jpg or left.png; in "
+            "tables the column; one of each by default.",
         ),
         click.option(
             "--allow-cut-tars", is_flag=True, help="Take what is there of a tar that was cut."

@@ -36,7 +36,7 @@ def choose(root: Path, options: SourceOptions) -> ImageSource:
     counts = {
         "folder": len(tree.images),
         "arrow": 0 if (arrow := _arrow(tree, options)) is None else arrow.num_images,
-        "parquet": sum(num_images(root / table) for table in tree.tables),
+        "parquet": sum(num_images(root / table, options) for table in tree.tables),
     }
     counts["tar"] = _num_in_tars(tree, options, enough=max(counts.values()))
     if any(counts.values()):
@@ -82,7 +82,9 @@ def _parquet(tree: Tree, options: SourceOptions) -> ParquetSource | None:
     it may hold images too."""
     if not tree.tables:
         return None
-    tables = [table for table in tree.tables if num_images(tree.root / table)] or tree.tables
+    tables = [
+        table for table in tree.tables if num_images(tree.root / table, options)
+    ] or tree.tables
     for table in tree.tables:
         if not is_readable(tree.root / table):
             raise SourceError(

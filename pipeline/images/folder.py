@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from phistill.errors import UsageError
 
-from .local_files import read_file
+from .local_files import is_file, read_file
 from .source import (
     DEFAULTS,
     NO_LABELS,
@@ -115,10 +115,11 @@ class ListSource(ImageSource):
     def records(self) -> pa.Table:
         paths = listed_lines(self._path)
         for path in paths:
-            if not (self._path.parent / path).is_file():
+            if not is_file(self._path.parent / path):
                 raise UsageError(
-                    f"{self._path} is read as a list of image paths, and {path!r} is no file below "
-                    f"{self._path.parent}. Mend the line, or give a folder, parquet or tar."
+                    f"{self._path} is read as a list of image paths, and {path[:80]!r} is no "
+                    f"file below {self._path.parent}. Mend the line, or give a folder, parquet "
+                    "or tar."
                 )
         refuse_duplicates(paths, str(self._path))
         return image_records(sorted(paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -56,6 +57,25 @@ def in_a_thread(action: Callable[[], T]) -> T:
 
     threading.Thread(target=act, name="look", daemon=True).start()
     return result.result()
+
+
+def is_too_long(path: Path) -> bool:
+    """Whether no file of this system can have so long a name."""
+    try:
+        path.exists()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether the path names a file; one that is too long names none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def read_file(path: Path) -> bytes:

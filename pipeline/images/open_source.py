@@ -21,7 +21,7 @@ from phistill.errors import PhistillError, SourceError, UsageError, did_you_mean
 
 from .choice import choose
 from .folder import ListSource, listed_lines
-from .local_files import in_a_thread
+from .local_files import in_a_thread, is_too_long
 from .source import DEFAULTS, KINDS, SUFFIXES, ImageSource, SourceOptions, refuse_duplicates
 from .tables.arrow import ArrowSource
 from .tables.parquet import ParquetSource
@@ -74,6 +74,8 @@ def _open(path: str | Path, options: SourceOptions) -> ImageSource:
     if has_braces(str(path)) and not Path(path).exists():
         return _local_tars([Path(name) for name in expand(str(path))], options)
     path = Path(path)
+    if is_too_long(path):
+        raise UsageError(f"images {str(path)[:80]!r}... are too long to be a path.")
     if path.is_dir():
         if store.exists(path):
             raise UsageError(

@@ -81,8 +81,8 @@ class SourceOptions:
     kind: str = ""
     """One of KINDS; by default what holds most images, see ``choose``."""
     member: str = ""
-    """Which image of a tar's samples: what follows the key, as ``jpg`` or ``left.png``; one of each
-    key by default."""
+    """Which image of a sample: in a tar what follows the key, as ``jpg`` or ``left.png``, in a
+    table the column; one of each by default."""
     allow_cut_tars: bool = False
     """A tar that ends without its end mark is read as far as it goes."""
     label_column: str = ""

@@ -24,6 +24,8 @@ from ..splits import splits_of_files
 from .columns import Columns, image_bytes
 
 STATE, DICTIONARY = "state.json", "dataset_dict.json"
+MAGIC = b"ARROW1"
+"""Of an Arrow file, which a stream does not have."""
 MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -108,18 +110,17 @@ class ArrowSource(ImageSource):
     def _file(self, uri: str) -> _File:
         with self._lock:
             if uri not in self._files:
-                self._files[uri] = _File(self._root / uri, self.options.label_column)
+                self._files[uri] = _File(self._root / uri, self.options)
             return self._files[uri]
 
 
 class _File:
-    """A mapped Arrow stream: its batches, and the row that each of them starts with."""
+    """A mapped Arrow stream, or an Arrow file as polars and Feather write it: its batches, and the
+    row that each of them starts with."""
 
-    def __init__(self, path: Path, label_column: str) -> None:
+    def __init__(self, path: Path, options: SourceOptions) -> None:
         try:
-            options = pa.ipc.IpcReadOptions(use_threads=False)
-            stream = pa.ipc.open_stream(pa.memory_map(str(path)), options=options)
-            self.batches: list[Any] = list(stream)
+            schema, self.batches = _batches(path)
             for batch in self.batches:
                 batch.validate(full=True)  # its offsets point into a map of the file
         except FileNotFoundError as error:
@@ -127,12 +128,24 @@ class _File:
                 f"{path} is named by the dataset and is gone. Put it back."
             ) from error
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} cannot be read as an Arrow stream: {error}.") from error
-        self.columns = Columns.of(stream.schema, path, label_column)
+            raise SourceError(
+                f"{path} cannot be read as an Arrow stream or file: {error}."
+            ) from error
+        self.columns = Columns.of(schema, path, options.label_column, options.member)
         self.starts = [0]
         for batch in self.batches:
             self.starts.append(self.starts[-1] + batch.num_rows)
-        self.batches = self.batches or [pa.RecordBatch.from_pylist([], schema=stream.schema)]
+        self.batches = self.batches or [pa.RecordBatch.from_pylist([], schema=schema)]
+
+
+def _batches(path: Path) -> tuple[pa.Schema, list[Any]]:
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    mapped = pa.memory_map(str(path))
+    if mapped.read_at(len(MAGIC), 0) == MAGIC:
+        file = pa.ipc.open_file(mapped, options=options)
+        return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
+    stream = pa.ipc.open_stream(mapped, options=options)
+    return stream.schema, list(stream)
 
 
 def _data_files(folder: Path) -> list[str]:

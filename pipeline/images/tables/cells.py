@@ -15,6 +15,8 @@ from phistill.errors import UsageError
 
 from ..splits import split_of_value
 
+LABEL_REMEDY = " Choose a column with --label-column NAME, or none with --label-column none."
+
 
 def label_texts(
     column: pa.ChunkedArray, class_names: Sequence[str], name: str, where: Path
@@ -28,10 +30,7 @@ def label_texts(
     def text(value: Any) -> str | None:
         if isinstance(value, list):
             if len(value) > 1:
-                raise ValueError(
-                    f"{len(value)} labels, and an image has one class or none. Choose a column "
-                    "with --label-column NAME, or none with --label-column none"
-                )
+                raise ValueError(f"{len(value)} labels, and an image has one class or none")
             value = value[0] if value else None
         if class_names and isinstance(value, int) and not isinstance(value, bool):
             if value == -1:
@@ -41,7 +40,7 @@ def label_texts(
             return class_names[value]
         return cell_text(value)
 
-    return _texts(column, text, name, where)
+    return _texts(column, text, name, where, LABEL_REMEDY)
 
 
 def id_texts(column: pa.ChunkedArray, name: str, where: Path) -> pa.ChunkedArray:
@@ -82,9 +81,14 @@ def cell_text(value: Any) -> str | None:
 
 
 def _texts(
-    column: pa.ChunkedArray, text: Callable[[Any], str | None], name: str, where: Path
+    column: pa.ChunkedArray,
+    text: Callable[[Any], str | None],
+    name: str,
+    where: Path,
+    remedy: str = "",
 ) -> pa.ChunkedArray:
-    """Each distinct value is read once where the type allows it."""
+    """Each distinct value is read once where the type allows it; ``remedy`` is what to do about
+    one that cannot be."""
     try:
         column.validate(full=True)  # text that is no UTF-8
     except pa.ArrowException as error:
@@ -93,7 +97,7 @@ def _texts(
         distinct: Any = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # lists and structs have no dictionary
         cells = enumerate(column.to_pylist())
-        values = [_read(value, text, row, name, where) for row, value in cells]
+        values = [_read(value, text, row, name, where, remedy) for row, value in cells]
         return pa.chunked_array([pa.array(values, pa.string())])
     chunks, start = [], 0
     for chunk in distinct.chunks:
@@ -107,7 +111,7 @@ def _texts(
             except ValueError:
                 row = pc.index(chunk.indices, pa.scalar(number, chunk.indices.type)).as_py()
                 if row >= 0:
-                    _read(value, text, start + row, name, where)
+                    _read(value, text, start + row, name, where, remedy)
                 texts.append(None)
         names = pa.array(texts, pa.string())
         chunks.append(names.take(chunk.indices))
@@ -124,9 +128,14 @@ def _read_null(column: Any, text: Callable[[Any], str | None], name: str, where:
 
 
 def _read(
-    value: Any, text: Callable[[Any], str | None], row: int, name: str, where: Path
+    value: Any,
+    text: Callable[[Any], str | None],
+    row: int,
+    name: str,
+    where: Path,
+    remedy: str = "",
 ) -> str | None:
     try:
         return text(value)
     except ValueError as error:
-        raise UsageError(f"{where}: row {row} of column {name!r} holds {error}.") from error
+        raise UsageError(f"{where}: row {row} of column {name!r} holds {error}.{remedy}") from error

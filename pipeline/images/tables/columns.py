@@ -7,6 +7,8 @@ Face's metadata, a class label is its name.
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 
 from phistill.errors import SourceError, UsageError, did_you_mean
 
-from ..local_files import read_file
+from ..local_files import is_file, read_file
 from ..source import NO_LABELS, image_records, refuse_duplicates
 from .cells import id_texts, label_texts, split_texts
 
@@ -26,6 +28,12 @@ IMAGE_COLUMNS = (
     *("image", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "pixel_values"),
     *("image_bytes", "image_data", "img_bytes"),
 )
+NO_IMAGES = re.compile(
+    r"(^|_)(mask|seg|segmentation|semantic|instance|annotation|label|depth|normal|gt|audio|sound"
+    r"|speech|video)(s|_?map|_?mask)*($|_)",
+    re.IGNORECASE,
+)
+"""Columns of what is no photograph, or not seen at all: the images only where --member says so."""
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "uri", "url")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "cls", "fine_label")
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -45,18 +53,24 @@ class Columns:
     split: str | None
 
     @classmethod
-    def of(cls, schema: pa.Schema, where: Path, label_column: str = "") -> Columns:
-        """Choose by name and type; UsageError lists the columns when none holds images."""
+    def of(
+        cls, schema: pa.Schema, where: Path, label_column: str = "", member: str = ""
+    ) -> Columns:
+        """Choose by name and type, or the column ``member``; UsageError lists the columns when none
+        holds images."""
         names = schema.names
-        image, is_path = _image(schema, where)
+        image, is_path = _image(schema, where, member)
         if label_column and label_column not in (NO_LABELS, *names):
             raise UsageError(
                 f"{where} has no column {label_column!r} for --label-column; it has "
                 f"{', '.join(names)}.{did_you_mean(label_column, names)}"
             )
+        if label_column == image:
+            raise UsageError(f"{where}: --label-column {label_column!r} is the column of images.")
         wanted = (label_column,) if label_column else LABEL_COLUMNS
-        label = next((name for name in wanted if name in names and name != image), None)
-        return cls(
+        by_name = {name.lower(): name for name in reversed(names)} | {name: name for name in names}
+        label = next((by_name[name] for name in wanted if by_name.get(name, image) != image), None)
+        chosen = cls(
             image,
             is_path,
             label,
@@ -64,6 +78,10 @@ class Columns:
             "id" if "id" in names else None,
             "split" if "split" in names else None,
         )
+        for name in (image, *chosen.small):
+            if names.count(name) > 1:
+                raise UsageError(f"{where} has {names.count(name)} columns {name!r}; rename one.")
+        return chosen
 
     @property
     def small(self) -> list[str]:
@@ -120,12 +138,12 @@ class Columns:
                 "images. Download them first, for example with img2dataset."
             )
         folder = PurePosixPath(uri).parent.as_posix()
-        if folder != "." and (root / folder / first).is_file():
+        if folder != "." and is_file(root / folder / first):
             return pc.binary_join_element_wise(folder, paths, "/")
-        if first and not (root / first).is_file():
+        if first and not is_file(root / first):
             raise UsageError(
-                f"{root / uri}: row 0 of column {self.image!r} names {first!r}, and that is no "
-                f"file below {root}. Put the files beside the table, or give the folder of both."
+                f"{root / uri}: row 0 of column {self.image!r} names {first[:80]!r}, and that is "
+                f"no file below {root}. Put the files beside the table, or give the folder of both."
             )
         return paths
 
@@ -138,38 +156,51 @@ def image_bytes(value: object, table: Path) -> bytes:
     if isinstance(value, dict):
         path = value.get("path")
         if value.get("bytes") is None and path:
-            if (table.parent / path).is_file():
+            path = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+            if is_file(table.parent / path):
                 return read_file(table.parent / path)
             raise SourceError(
-                f"{table} names the file {path!r} and does not hold its bytes. Put the file beside "
-                "the table, or write the table with the images embedded."
+                f"{table} names the file {path[:80]!r} and does not hold its bytes. Put the "
+                "file beside the table, or write the table with the images embedded."
             )
         value = value.get("bytes")
     return value if isinstance(value, bytes) else b""
 
 
-def _image(schema: pa.Schema, where: Path) -> tuple[str, bool]:
+def _image(schema: pa.Schema, where: Path, member: str) -> tuple[str, bool]:
     """The column of images, by name and type, and whether it holds paths to them."""
-    named = {name.lower(): name for name in reversed(schema.names)}
+    kinds = {field.name.lower(): field for field in reversed(list(schema))}
+    if member:
+        field = kinds.get(member.lower())
+        if field is None:
+            raise UsageError(
+                f"{where} has no column {member!r} for --member; it has {', '.join(schema.names)}."
+            )
+        if not (_holds_bytes(field.type) or _is_text(field.type)):
+            raise UsageError(f"{where}: column {field.name!r} holds {field.type}, and no images.")
+        return field.name, not _holds_bytes(field.type)
     for name in IMAGE_COLUMNS:
-        if name in named and _holds_bytes(schema.field(named[name]).type):
-            return named[name], False
+        if name in kinds and _holds_bytes(kinds[name].type):
+            return kinds[name].name, False
     embedded = [field.name for field in schema if _is_embedded(field.type)]
-    if len(embedded) == 1:  # Hugging Face's images, whatever the column is called
-        return embedded[0], False
+    pictures = [name for name in embedded if not NO_IMAGES.search(name)]
+    if len(pictures) == 1:  # Hugging Face's images, whatever the column is called
+        return pictures[0], False
     for names, is_path in ((PATH_COLUMNS, _is_path), (IMAGE_COLUMNS, _is_text)):
         for name in names:
-            if name in named and is_path(schema.field(named[name]).type):
-                return named[name], True
+            if name in kinds and is_path(kinds[name].type):
+                return kinds[name].name, True
+    several = f" Choose one of {', '.join(embedded)} with --member COLUMN." if embedded else ""
     raise UsageError(
         f"{where} has the columns {', '.join(schema.names)}; none holds images "
-        f"({', '.join(IMAGE_COLUMNS)} as bytes) or paths ({', '.join(PATH_COLUMNS)})."
+        f"({', '.join(IMAGE_COLUMNS)} as bytes) or paths ({', '.join(PATH_COLUMNS)}).{several}"
     )
 
 
 def _is_embedded(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and any(
-        field.name == "bytes" and _holds_bytes(field.type) for field in kind
+        field.name == "bytes" and (_holds_bytes(field.type) or pa.types.is_null(field.type))
+        for field in kind
     )
 
 

@@ -122,7 +122,7 @@ class ParquetSource(ImageSource):
     def _table(self, uri: str) -> _Table:
         with self._lock:
             if uri not in self._opened:
-                self._opened[uri] = _Table(self._root / uri, self.options.label_column)
+                self._opened[uri] = _Table(self._root / uri, self.options)
             return self._opened[uri]
 
     def _group_bytes(self, group: Group) -> int:
@@ -159,14 +159,14 @@ def damaged(table: Path, what: str = "") -> Iterator[None]:
 class _Table:
     """What the footer of a table says."""
 
-    def __init__(self, path: Path, label_column: str) -> None:
+    def __init__(self, path: Path, options: SourceOptions) -> None:
         def footer() -> tuple[pa.Schema, Any]:
             with open_table(path) as file:
                 return file.schema_arrow, file.metadata
 
         with damaged(path):
             schema, meta = retried(footer, path)
-        self.columns = Columns.of(schema, path, label_column)
+        self.columns = Columns.of(schema, path, options.label_column, options.member)
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
         self.starts: list[int] = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         """First row of each row group, and the number of all rows."""
@@ -182,11 +182,11 @@ def _image_bytes(group: Any, column: str) -> int:
     )
 
 
-def num_images(table: Path) -> int:
+def num_images(table: Path, options: SourceOptions) -> int:
     """Rows of a table that has a column of encoded images, and not only paths, or urls; else 0."""
     try:
         with open_table(table) as file:
-            columns = Columns.of(file.schema_arrow, table)
+            columns = Columns.of(file.schema_arrow, table, member=options.member)
             return 0 if columns.is_path else int(file.metadata.num_rows)
     except (UsageError, pa.ArrowException, OSError):
         return 0

@@ -85,6 +85,10 @@ def test_what_is_no_class_is_refused_by_its_row(
     assert labels(tmp_path, column, feature, label_column="none") == [None] * 3
 
 
+def test_a_column_named_in_capitals_is_the_label_too(tmp_path: Path) -> None:
+    assert labels(tmp_path, ["cat"], name="Label") == ["cat"]
+
+
 def test_another_column_may_be_the_label(tmp_path: Path) -> None:
     column = pa.array(["x", "y"])
     assert labels(tmp_path, column, name="genre") == [None, None]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from phistill.errors import SourceError, UsageError
+from phistill.pipeline import SourceOptions
 from phistill.pipeline.images.annotations import hold_out
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.images.source import image_records
@@ -181,6 +182,7 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         {"image_bytes": pa.array([picture()])},
         {"photo": pa.array([{"bytes": picture(), "path": None}], STRUCT), "sha": pa.array([b"x"])},
         {"image": pa.array([{"bytes": None, "path": "a.png"}], STRUCT)},
+        {"image": pa.array([{"bytes": None, "path": b"a.png"}])},
         {"image": pa.array([{"bytes": picture(), "path": "gone.png"}], STRUCT)},
     ],
 )
@@ -208,3 +210,74 @@ def test_a_row_without_an_image_or_a_path_is_named(tmp_path: Path) -> None:
     (record,) = listed(source)
     with pytest.raises(SourceError, match=r"names the file 'gone\.png' and does not hold"):
         source.read(record.uri, record.offset, record.length)
+
+
+def embedded(data: bytes) -> pa.Array:
+    return pa.array([{"bytes": data, "path": None}], STRUCT)
+
+
+@pytest.mark.parametrize(
+    ("columns", "member", "wanted"),
+    [
+        ({"file_name": ["a.png"], "mask": embedded(b"mask")}, "", picture()),
+        ({"file_name": ["a.png"], "seg_map": embedded(b"mask")}, "", picture()),
+        ({"photo": embedded(b"photo"), "depth": embedded(b"mask")}, "", b"photo"),
+        ({"audio": embedded(b"RIFF"), "image": ["a.png"]}, "", picture()),
+        ({"left": embedded(b"left"), "right": embedded(b"right")}, "right", b"right"),
+        ({"image": [b"image"], "mask": [b"mask"]}, "mask", b"mask"),
+    ],
+)
+def test_a_mask_is_the_image_only_when_it_is_named(
+    columns: dict[str, Any], member: str, wanted: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet", SourceOptions(member=member))
+    (record,) = listed(source)
+    assert source.read(record.uri, record.offset, record.length) == wanted
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "member", "words"),
+    [
+        ([embedded(b"x"), embedded(b"x")], ["left", "right"], "", "left, right with --member"),
+        ([embedded(b"x")], ["mask"], "", "mask with --member"),
+        ([[b"x"]], ["image"], "left", "no column 'left' for --member"),
+        ([[b"x"], [b"x"]], ["image", "image"], "", "2 columns 'image'"),
+        ([[b"x"], ["a"], ["b"]], ["image", "label", "label"], "", "2 columns 'label'"),
+        ([["iVBORw0KGgo" * 90]], ["image"], "", "row 0 of column 'image' names"),
+        ([[b"x"], [{"a": 1}]], ["image", "label"], "", "--label-column none"),
+    ],
+)
+def test_a_table_that_is_not_clear_is_refused_with_what_to_do(
+    columns: list[Any], names: list[str], member: str, words: str, tmp_path: Path
+) -> None:
+    table = pa.table([pa.array(column) for column in columns], names=names)
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=words):
+        listed(open_source(tmp_path / "x.parquet", SourceOptions(member=member)))
+
+
+def test_a_path_that_is_too_long_for_the_system_is_named(tmp_path: Path) -> None:
+    long = "x" * 5000
+    image = pa.array([{"bytes": None, "path": long}], STRUCT)
+    pq.write_table(pa.table({"image": image}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    (record,) = listed(source)
+    with pytest.raises(SourceError, match="names the file 'xxx"):
+        source.read(record.uri, record.offset, record.length)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "a.png", "text": long}))
+    with pytest.raises(UsageError, match="is no file below"):
+        listed(open_source(tmp_path / "list.jsonl"))
+    with pytest.raises(UsageError, match="too long to be a path"):
+        open_source(long)
+
+
+def test_an_arrow_file_of_polars_is_read_as_a_stream_is(tmp_path: Path) -> None:
+    part = table(0, 7)
+    with pa.ipc.new_file(tmp_path / "a.arrow", part.schema) as file:
+        file.write_table(part, max_chunksize=3)
+    source = open_source(tmp_path)
+    entries = listed(source)
+    assert [source.read(e.uri, e.offset, e.length) for e in entries] == IMAGES[:7]
+    assert entries[1].label == "dog"
