@@ -141,7 +141,7 @@ def test_members_of_other_kinds_are_counted(kind: bytes, tmp_path: Path) -> None
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         member = tarfile.TarInfo("0.jpg")
         member.type, member.size = kind, 600
-        file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))  # type: ignore[union-attr]
+        file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
         file.offset += 512 + 1024
         member = tarfile.TarInfo("1.jpg")
         member.size = len(picture())
