@@ -58,8 +58,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-SIGNED, WHITE_IS_ZERO = 2, 0
-"""Values of a TIFF's SampleFormat and PhotometricInterpretation."""
+SIGNED, WHITE_IS_ZERO, IN_PLANES = 2, 0, 2
+"""Values of a TIFF's SampleFormat, PhotometricInterpretation and PlanarConfiguration."""
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -123,6 +123,7 @@ def decode(data: bytes, rules: DecodeRules) -> Image.Image:
 def _decode(data: bytes, rules: DecodeRules) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         _check_size(image.size, rules)
+        _mend_planes(image)
         image.load()
         return _to_rgb(image, rules)
 
@@ -178,8 +179,23 @@ class TiffTag(IntEnum):
     """Tags that say what a TIFF's numbers mean."""
 
     BITS = 258
+    PLANES = 284
     PHOTOMETRIC = 262
     SAMPLE_FORMAT = 339
+
+
+def _mend_planes(image: Image.Image) -> None:
+    """16 bits in planes that are not compressed: Pillow reads each plane as if it had 8."""
+    if _tiff_tag(image, TiffTag.BITS) != 16 or _tiff_tag(image, TiffTag.PLANES) != IN_PLANES:
+        return
+    tiff: Any = image
+    order = "L" if tiff.tag_v2.prefix == b"II" else "B"
+    tiff.tile = [
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+        if tile.codec_name == "raw" and len(tile.args[0]) == 1
+        else tile
+        for tile in tiff.tile
+    ]
 
 
 def _tiff_tag(image: Image.Image, tag: TiffTag) -> int | None:
@@ -228,6 +244,7 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     """By what the file declares, and never by the largest value in it: 16 bits by their full range,
     floats as [0, 1]. Pillow's own convert clips both, which turns a photograph white."""
     values = np.asarray(image).astype(np.float64)
+    clear = values == image.info.get("transparency")  # of a 16-bit PNG one grey is
     if not np.isfinite(values).all():
         raise Reject("pixels that are NaN or infinite")
     if image.mode == "F":
@@ -245,7 +262,10 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
         raise Reject(f"{kind} integers, whose range the file does not state")
     if _tiff_tag(image, TiffTag.PHOTOMETRIC) == WHITE_IS_ZERO:  # of 8 bits Pillow does it itself
         values = 255.0 - values
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    grey = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if not np.any(clear):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(clear, 0, 255).astype(np.uint8))))
 
 
 def _one_line(error: BaseException) -> str:

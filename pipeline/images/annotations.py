@@ -26,7 +26,10 @@ from .splits import HELDOUT, TRAIN
 from .tables.cells import cell_text
 
 MAX_BYTES = 2**30
-KEYS = ("id", "key", "image", "file", "filename", "file_name", "path", "folder", "wnid", "index")
+KEYS = (
+    *("id", "key", "image_id", "image", "img", "file", "filename", "file_name", "path", "folder"),
+    *("wnid", "index"),
+)
 LABELS = ("label", "labels", "class", "class_name", "name", "category", "cls")
 FORMATS = "a .json, .jsonl, .csv, .tsv or .parquet file"
 CLASS_INDEX = re.compile(r"n\d+$")
@@ -156,7 +159,9 @@ def _is_class_index(value: Any) -> bool:
 def _jsonl(path: Path) -> Iterable[tuple[Any, Any]]:
     """An object per line, as ``metadata.jsonl`` of an image folder."""
     lines = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    names = list(lines[0]) if lines and isinstance(lines[0], dict) else []
+    if not all(isinstance(line, dict) for line in lines):
+        raise UsageError(f"--labels {path} has lines that are no objects.")
+    names = list(lines[0]) if lines else []
     key, value = _columns([name.lower() for name in names])
     if key is None or value is None:
         raise _no_columns(path, names)
@@ -165,8 +170,8 @@ def _jsonl(path: Path) -> Iterable[tuple[Any, Any]]:
 
 def _no_columns(path: Path, names: Sequence[str]) -> UsageError:
     return UsageError(
-        f"--labels {path} has the columns {', '.join(names)}; wanted one of {', '.join(KEYS)} "
-        f"and one of {', '.join(LABELS)}."
+        f"--labels {path} has the columns {', '.join(names[:20])}; wanted one of {', '.join(KEYS)} "
+        f"and one of {', '.join(LABELS)} (or two columns without a header)."
     )
 
 
@@ -178,13 +183,19 @@ def _csv(path: Path) -> Iterable[tuple[Any, Any]]:
         return []
     header = [cell.strip().lower() for cell in rows[0]]
     key, value = _columns(header)
-    if key is None or value is None:
-        key, value = 0, 1
-    else:
+    if key is not None and value is not None:
         rows = rows[1:]
+    elif len(header) > 2:  # which of them is the label?
+        raise _no_columns(path, header)
+    else:
+        key, value = 0, 1
     for number, row in enumerate(rows, 1):
         if len(row) <= max(key, value):
-            raise UsageError(f"--labels {path}: line {number} has {len(row)} columns, not two.")
+            sign = "a tab" if _delimiter(path) == "\t" else "a comma"
+            raise UsageError(
+                f"--labels {path}: line {number} has {len(row)} columns, not two with {sign} "
+                "between them."
+            )
     return [(row[key].strip(), row[value].strip()) for row in rows]
 
 

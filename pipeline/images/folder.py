@@ -19,7 +19,7 @@ from .source import (
     left_out_text,
     refuse_duplicates,
 )
-from .splits import TRAIN, split_of_name, splits_of_names
+from .splits import HELDOUT, TRAIN, split_of_name, splits_of_names
 from .tree import Tree, walk
 
 
@@ -52,9 +52,9 @@ class FolderSource(ImageSource):
         level = _split_level(names)
         splits: list[str | None] = [None] * len(names)
         if level is not None:
-            splits = splits_of_names([PurePosixPath(name).parts[level] for name in names])
+            splits = splits_of_names([_part(name, level) for name in names])
         labels = [_label(name, level, tree) for name in names]
-        if self.options.label_column == NO_LABELS or not any(label != "." for label in labels):
+        if self.options.label_column == NO_LABELS:
             labels = [None] * len(names)
         return image_records(
             tree.images,
@@ -68,16 +68,22 @@ class FolderSource(ImageSource):
 
 def _split_level(folders: list[str]) -> int | None:
     """Which part of the folders' paths is the split: the first that is not the same in all of them,
-    where all are names of splits or one is held out and another for training."""
-    paths = [PurePosixPath(folder).parts for folder in folders]
-    for level in range(min(map(len, paths), default=0)):
-        names = {path[level] for path in paths}
+    where all are names of splits or one is held out and another for training. Images above it, as
+    a picture beside ``train/`` and ``val/``, decide nothing."""
+    for level in range(max((len(PurePosixPath(folder).parts) for folder in folders), default=0)):
+        names = {_part(folder, level) for folder in folders}
         sides = {split_of_name(name) for name in names}
-        if None not in sides or sides >= {TRAIN, "heldout"}:
+        if None not in sides or sides >= {TRAIN, HELDOUT}:
             return level
-        if len(names) > 1:
+        if len(names - {""}) > 1:
             return None
     return None
+
+
+def _part(folder: str, level: int) -> str:
+    """One name of a folder's path; nothing where the path is shorter."""
+    parts = PurePosixPath(folder).parts
+    return parts[level] if level < len(parts) else ""
 
 
 def _label(folder: str, level: int | None, tree: Tree) -> str | None:
@@ -85,9 +91,9 @@ def _label(folder: str, level: int | None, tree: Tree) -> str | None:
     if folder in tree.shards:
         return None
     parts = PurePosixPath(folder).parts
-    if level is not None and split_of_name(parts[level]):
+    if level is not None and split_of_name(_part(folder, level)):
         parts = parts[level + 1 :]
-    return "/".join(parts) or "."
+    return "/".join(parts) or None
 
 
 def listed_lines(path: Path) -> list[str]:

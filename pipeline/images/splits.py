@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 TRAIN, HELDOUT = "train", "heldout"
-TRAIN_NAMES = ("train", "training")
+TRAIN_NAMES = ("train", "training", "trainval")
 HELDOUT_NAMES = (
     *("heldout", "held-out", "held_out", "holdout", "val", "valid", "validation", "dev", "test"),
     *("testing", "eval", "evaluation"),

@@ -128,6 +128,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
+    _check_numbers(state, wanted, where)
     if missing or unexpected or shapes:
         part = re.search(r"-(\d+)-of-(\d+)\.", where)
         raise TeacherError(
@@ -141,6 +142,25 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -
         )
     model.load_state_dict({name: state[name] for name in wanted})
     return left
+
+
+def _check_numbers(
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str
+) -> None:
+    """TeacherError where weights are no plain floats: integers and 8 bits are quantized, and mean
+    nothing without their scales."""
+    import torch
+
+    plain = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for name, value in state.items():
+        if name not in wanted or not wanted[name].dtype.is_floating_point:
+            continue
+        if value.is_meta or value.layout != torch.strided or value.dtype not in plain:
+            kind = "no data" if value.is_meta else f"{value.dtype} ({value.layout})"
+            raise TeacherError(
+                f"{where}: {name} is {kind.replace('torch.', '')}, where plain floats are wanted. "
+                "Save the model unquantized, in float32, bfloat16 or float16."
+            )
 
 
 def cast(model: nn.Module, dtype: str | None) -> nn.Module:

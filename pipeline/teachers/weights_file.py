@@ -28,7 +28,12 @@ that timm perhaps converts."""
 
 INDEX_SUFFIX = ".index.json"
 LFS_POINTER = b"version https://git-lfs"
-RANKS = (("ema", "averaged", "swa"), ("teacher",), (), ("student", "momentum_encoder", "predictor"))
+RANKS = (
+    *(("ema", "averaged", "swa"), ("teacher", "target_"), ()),
+    ("student", "momentum_encoder", "predictor", "decoder"),
+)
+NO_WEIGHTS = re.compile("optim|exp_avg|grad|momentum_buffer")
+"""Keys of what an optimizer holds: of the weights' names and shapes, and no weights."""
 """Words in a key or prefix, from the first to be taken to the last."""
 
 
@@ -134,7 +139,7 @@ def _state_dicts(
     if tensors:
         yield key, tensors
     for name, value in named.items():
-        if not re.search("optim", name):
+        if not NO_WEIGHTS.search(name):
             yield from _state_dicts(value, f"{key}.{name}" if key else name, depth + 1)
 
 
@@ -165,13 +170,16 @@ def _of_shards(path: Path) -> dict[str, torch.Tensor]:
     """The files that an index names, beside it."""
     try:
         files = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-        if any(Path(name).name != name for name in files):
-            raise ValueError("a name of a file with a folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if any(Path(name).name != name or name.endswith(INDEX_SUFFIX) for name in files):
+            raise ValueError("a name of another folder's file, or of an index")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is no index of weights files ({error!r}).") from error
     state: dict[str, torch.Tensor] = {}
     for name in files:
-        state |= _read(path.with_name(name))
+        part = _read(path.with_name(name))
+        if not isinstance(part, dict):
+            raise UsageError(f"{path.with_name(name)} holds no dictionary of tensors.")
+        state |= part
     return state
 
 

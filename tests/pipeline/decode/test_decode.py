@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,42 @@ def test_sixteen_bits_are_scaled_where_pillow_alone_turns_them_white() -> None:
         assert np.asarray(naive.convert("RGB"))[0, 1, 0] == 255
     found = np.asarray(decode(data, RULES))
     np.testing.assert_array_equal(found[0, :, 0], [0, 100, 255])
+
+
+def test_the_clear_grey_of_a_sixteen_bit_png_is_composited() -> None:
+    values = np.array([[0, 257 * 100, 65535]], np.uint16)
+    data = encoded(Image.fromarray(values), transparency=257 * 100)
+    if b"tRNS" not in data:
+        text = b"tRNS" + (257 * 100).to_bytes(2, "big")
+        chunk = b"\0\0\0\2" + text + zlib.crc32(text).to_bytes(4, "big")
+        data = data.replace(data[33:], chunk + data[33:])
+    found = np.asarray(decode(data, RULES))
+    np.testing.assert_array_equal(found[0, :, 0], [0, 128, 255])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_in_planes_are_read_where_pillow_alone_reads_eight(order: str) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3))
+    planes = (rgb.transpose(2, 0, 1) * 257).astype(f"{order}u2").tobytes()
+    size = len(planes) // 3
+    start = 8 + 2 + 11 * 12 + 4
+    lists = struct.pack(f"{order}3H3I3I", 16, 16, 16, *(start + 30 + n * size for n in range(3)),
+                        *[size] * 3)  # fmt: skip
+    short, long = 3, 4
+    tags = [(256, short, 1, 7), (257, short, 1, 5), (258, short, 3, start), (259, short, 1, 1),
+            (262, short, 1, 2), (273, long, 3, start + 6), (274, short, 1, 1), (277, short, 1, 3),
+            (278, short, 1, 5), (279, long, 3, start + 18), (284, short, 1, 2)]  # fmt: skip
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + struct.pack(f"{order}HH" if (kind, count) == (short, 1) else f"{order}I",
+                      *((value, 0) if (kind, count) == (short, 1) else (value,)))
+        for tag, kind, count, value in tags
+    )  # fmt: skip
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    data = head + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4) + lists + planes
+    with Image.open(io.BytesIO(data)) as naive:
+        assert not np.array_equal(np.asarray(naive), rgb)
+    np.testing.assert_array_equal(np.asarray(decode(data, RULES)), rgb)
 
 
 @pytest.mark.parametrize("largest", [1023, 65535])

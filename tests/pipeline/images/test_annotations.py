@@ -23,6 +23,7 @@ ENTRIES = image_records(["n01/a.jpg", "n01/b.png", "deep/n02/c.jpg"], labels=["n
         ("ids.csv", "n01/a.jpg,cat\nn01/b.png,dog\ndeep/n02/c.jpg,cow\n", ["cat", "dog", "cow"]),
         ("bare.csv", "n01/a,cat\nb,dog\nc.jpg,cow\n", ["cat", "dog", "cow"]),
         ("head.csv", "label,x,id\ncat,1,n01/a.jpg\ndog,2,n01/b.png\n", ["cat", "dog", None]),
+        ("three.csv", "fold,image_id,label\n0,a,cat\n0,b,dog\n", ["cat", "dog", None]),
         ("folders.tsv", "n01\ttench, a fish\nn02\tgoldfish\n",
          ["tench, a fish", "tench, a fish", "goldfish"]),
         ("paths.json", '{"deep/n02": 7, "n01": "x"}', ["x", "x", "7"]),
@@ -60,6 +61,10 @@ def test_a_parquet_table_is_read_by_its_columns_names(tmp_path: Path) -> None:
         ("a.json", '{"n01": null}', "a label is a name or a number"),
         ("a.csv", "", "lists no label"),
         ("a.csv", "one\n", "line 1 has 1 columns"),
+        ("a.csv", "n01;cat\n", "line 1 has 1 columns, not two with a comma between them"),
+        ("a.csv", "image_id,fold,dx\na,0,mel\n", "has the columns image_id, fold, dx; wanted"),
+        ("a.csv", "a.jpg,0,mel\n", "has the columns a.jpg, 0, mel; wanted"),
+        ("a.jsonl", '{"id": "a", "label": "x"}\n3\n', "lines that are no objects"),
         ("a.csv", "n01,cat\nn01,dog\n", "gives 'n01' two labels"),
         ("a.csv", "n09,cat\n", r"names none of the images. It has, for example, 'n09'; an image "
          r"has the id 'n01/a.jpg' and the label 'n01'"),
@@ -97,6 +102,12 @@ def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path
     assert [(entry.label, entry.split) for entry in entries] == [
         ("cats", "train"), ("dogs", "train"), ("cats", "heldout"),
     ]  # fmt: skip
+    (tmp_path / "a picture of all.jpg").write_bytes(b"x")  # decides nothing
+    entries = listed(open_source(tmp_path))
+    assert [(entry.label, entry.split) for entry in entries] == [
+        (None, "train"), ("cats", "train"), ("dogs", "train"), ("cats", "heldout"),
+    ]  # fmt: skip
+    (tmp_path / "a picture of all.jpg").unlink()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/d.jpg").write_bytes(b"x")
     entries = listed(open_source(tmp_path))

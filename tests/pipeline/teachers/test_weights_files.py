@@ -69,6 +69,18 @@ CHECKPOINTS: dict[str, tuple[Any, str]] = {
         },
         "(key=teacher prefix=backbone.), left head.mlp.weight",
     ),
+    "states of an optimizer beside": (
+        lambda w, o: {"exp_avg_sq": o, "grads": o, "net": w},
+        "(key=net), left none.",
+    ),
+    "i-jepa": (
+        lambda w, o: {"encoder": o, "predictor": o, "target_encoder": under("module.", w)},
+        "as many are in key=encoder, key=predictor",
+    ),
+    "a decoder of the same names": (
+        lambda w, o: under("decoder.", o) | under("encoder.", w),
+        "as many are in prefix=decoder.",
+    ),
     "dinov2, both in one": (
         lambda w, o: {"model": under("student.backbone.", o) | under("teacher.backbone.", w)},
         "as many are in key=model prefix=student.backbone.",
@@ -148,6 +160,7 @@ def test_files_of_an_index_are_one(state: dict[str, torch.Tensor], tmp_path: Pat
         ("w.safetensors", b"<html>404 not found</html>", "is no safetensors file"),
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("w.index.json", b"[]", "no index of weights files"),
+        ("w.index.json", b'{"weight_map": {"a": "w.index.json"}}', "no index of weights files"),
     ],
 )
 def test_what_is_no_file_of_weights_is_said_in_one_line(
@@ -157,6 +170,24 @@ def test_what_is_no_file_of_weights_is_said_in_one_line(
     with pytest.raises(UsageError, match=what) as refused:
         built(tmp_path / name)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda value: (value * 10).to(torch.int8), "int8"),
+        (lambda value: value.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value.to("meta"), "no data"),
+    ],
+)
+def test_weights_that_are_no_plain_floats_are_refused(
+    change: Any, kind: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    name = "blocks.0.attn.qkv.weight"
+    torch.save(state | {name: change(state[name])}, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=rf"{name} is {kind}.*Save the model unquantized"):
+        built(tmp_path / "w.pth")
 
 
 def test_every_teacher_of_one_file_says_what_was_used(
