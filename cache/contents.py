@@ -221,11 +221,11 @@ class Contents:
 
     def stored_shards(self, owner: str) -> NDArray[np.int64]:
         """Shards that have a commit record by name, those that the cache does not have too."""
-        return self.catalogue.stored_shards(owner)
+        return self.catalogue.stored_shards(owner, self.info, self.paths(owner))
 
     def stored_facts(self) -> NDArray[np.int64]:
         """Shards that have facts by name, those that the cache does not have too."""
-        return self.catalogue.stored_facts()
+        return self.catalogue.stored_facts(self.info)
 
     def facts_of(self, shard: int) -> ImageFacts | None:
         """What is known of a shard's images; None before its first commit."""
@@ -271,7 +271,7 @@ class Contents:
 
     def missing_shards(self, owner: str) -> list[int]:
         """Shards of an owner that are not committed yet, ascending."""
-        done = self.catalogue.shards(owner, self.info)
+        done = self.catalogue.shards(owner, self.info, self.paths(owner))
         missing: list[int] = np.setdiff1d(self.info.shard_numbers, done).tolist()
         return missing
 

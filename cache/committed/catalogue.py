@@ -11,7 +11,6 @@ Files are looked up before packs: a file goes when the pack that has it is there
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -66,19 +65,20 @@ class Catalogue:
             self._records.pop(owner)
             self._loose_tables.pop(owner, None)
 
-    def shards(self, owner: str, info: CacheInfo) -> NDArray[np.int64]:
+    def shards(self, owner: str, info: CacheInfo, paths: Paths) -> NDArray[np.int64]:
         """Committed shards of an owner, ascending, by their names alone."""
-        return np.intersect1d(self.stored_shards(owner), info.shard_numbers)
+        return np.intersect1d(self.stored_shards(owner, info, paths), info.shard_numbers)
 
-    def stored_shards(self, owner: str) -> NDArray[np.int64]:
+    def stored_shards(self, owner: str, info: CacheInfo, paths: Paths) -> NDArray[np.int64]:
         """The same, and those that the cache does not have."""
         loose = self.loose_shards(names.commits(owner))
-        return _united(loose, [table.shards for table in self.record_tables(owner)])
+        tables = self.record_tables(owner, info, paths)
+        return _united(loose, [table.shards for table in tables])
 
-    def stored_facts(self) -> NDArray[np.int64]:
+    def stored_facts(self, info: CacheInfo) -> NDArray[np.int64]:
         """Shards that have facts, by their names, and those that the cache does not have."""
         loose = self.loose_shards(names.FACTS)
-        return _united(loose, [table.shards for table in self.fact_tables()])
+        return _united(loose, [table.shards for table in self.fact_tables(info)])
 
     def commits(self, owner: str, info: CacheInfo, paths: Paths) -> Commits:
         """The records of an owner. Those of segments that were added since the root was read are
@@ -88,7 +88,7 @@ class Catalogue:
         if table is None or of != loose.keys():
             table = RecordTable.of(owner, list(loose.values()), len(paths(0)))
             self._loose_tables[owner] = (set(loose), table)
-        return Commits(info, paths, [*self.record_tables(owner), table])
+        return Commits(info, paths, [*self.record_tables(owner, info, paths), table])
 
     def loose_records(self, owner: str, info: CacheInfo, paths: Paths) -> dict[int, CommitRecord]:
         """The records of an owner that have a file of their own."""
@@ -97,8 +97,10 @@ class Catalogue:
         known = {shard: before[shard] for shard in exist if shard in before}
 
         def learn(shard: int) -> None:
-            with suppress(FileNotFoundError):  # packed in the meantime
+            try:
                 known[shard] = self.read_record(owner, shard, info, paths(shard))
+            except FileNotFoundError:
+                self._look_for_packs(names.commit(owner, shard))
 
         self._files.each(learn, sorted(exist - known.keys()))
         self._records[owner] = known
@@ -116,10 +118,10 @@ class Catalogue:
                 self.forget_records(owner, [shard])
                 self.look_again()
         except FileNotFoundError:
-            pass
+            self._look_for_packs(names.commit(owner, shard))
         if (record := self._records.get(owner, {}).get(shard)) is not None:
             return record
-        for table in self.record_tables(owner, shard // info.pack_shards):
+        for table in self.record_tables(owner, info, paths, shard // info.pack_shards):
             if (place := place_of(table.shards, shard)) is not None:
                 return table.record(place, info.shard_range(shard), paths(shard))
         return None
@@ -156,7 +158,7 @@ class Catalogue:
     def facts(self, info: CacheInfo) -> RowFacts:
         """What is known of the images of all shards that have facts."""
         loose = self.loose_facts(info)
-        return RowFacts(info, self.fact_tables(), loose)
+        return RowFacts(info, self.fact_tables(info), loose)
 
     def loose_facts(self, info: CacheInfo) -> dict[int, ImageFacts]:
         """The facts that have a file of their own, by ascending shard."""
@@ -164,8 +166,10 @@ class Catalogue:
         known = {s: facts for s, facts in self._facts.items() if s in exist}
 
         def learn(shard: int) -> None:
-            with suppress(FileNotFoundError):  # packed in the meantime
+            try:
                 known[shard] = self.read_facts(shard, info)
+            except FileNotFoundError:
+                self._look_for_packs(names.facts(shard))
 
         self._files.each(learn, sorted(exist - known.keys()))
         self._facts = known
@@ -177,7 +181,8 @@ class Catalogue:
             try:
                 self._facts[shard] = self.read_facts(shard, info)
             except FileNotFoundError:
-                for table in self.fact_tables(shard // info.pack_shards):
+                self._look_for_packs(names.facts(shard))
+                for table in self.fact_tables(info, shard // info.pack_shards):
                     if (place := place_of(table.shards, shard)) is not None:
                         return table.facts(place)
                 return None
@@ -200,18 +205,23 @@ class Catalogue:
         for shard in shards:
             self._facts.pop(shard, None)
 
-    def record_tables(self, owner: str, number: int | None = None) -> list[RecordTable]:
+    def record_tables(
+        self, owner: str, info: CacheInfo, paths: Paths, number: int | None = None
+    ) -> list[RecordTable]:
         """The packs of an owner's records, or the one of a range."""
-        tables = self._tables(names.record_packs(owner), number, RecordTable.of_columns)
-        for table in tables:
-            if table.texts.owner != owner:
-                where = self._files.where(names.record_packs(owner))
-                raise CorruptCache(f"{where} has the pack of {table.texts.owner!r}. {RESTORE}")
-        return tables
 
-    def fact_tables(self, number: int | None = None) -> list[FactTable]:
+        def of(content: Columns, number: int) -> RecordTable:
+            return RecordTable.of_columns(content, owner, info.pack_range(number), len(paths(0)))
+
+        return self._tables(names.record_packs(owner), number, of)
+
+    def fact_tables(self, info: CacheInfo, number: int | None = None) -> list[FactTable]:
         """The packs of facts, or the one of a range."""
-        return self._tables(names.FACT_PACKS, number, FactTable.of_columns)
+
+        def of(content: Columns, number: int) -> FactTable:
+            return FactTable.of_columns(content, info, number)
+
+        return self._tables(names.FACT_PACKS, number, of)
 
     def loose_shards(self, folder: str) -> set[int]:
         """Shards that have a file of their own in a folder."""
@@ -250,15 +260,23 @@ class Catalogue:
             folder, name = _folder_and_name(path)
             self._listed.setdefault(folder, {})[name] = ""
 
+    def _look_for_packs(self, path: str) -> None:
+        """A single file is not there. One that was listed was packed since, into a pack that may
+        not have been there then."""
+        folder, name = _folder_and_name(path)
+        if self._listed is not None and name in self._listed.get(folder, {}):
+            self.look_again()
+
     def _tables(
-        self, folder: str, number: int | None, of: Callable[[Columns], Table]
+        self, folder: str, number: int | None, of: Callable[[Columns, int], Table]
     ) -> list[Table]:
         numbers = self.pack_numbers(folder) if number is None else [number]
-        found = (self._table(names.pack(folder, one), of) for one in numbers)
+        found = (self._table(folder, one, of) for one in numbers)
         return [table for table in found if table is not None]
 
-    def _table(self, path: str, of: Callable[[Columns], Table]) -> Table | None:
+    def _table(self, folder: str, number: int, of: Callable[[Columns, int], Table]) -> Table | None:
         """A pack as it is now; None when there is none."""
+        path = names.pack(folder, number)
         version, known = self._packs.get(path, (None, None))
         now = self._version(path)
         if now is None:
@@ -266,12 +284,12 @@ class Catalogue:
             return None
         if known is None or version != now:
             try:
-                content = self._files.mapped(path, whole=not path.startswith(names.FACT_PACKS))
+                content = self._files.mapped(path, whole=folder != names.FACT_PACKS)
             except FileNotFoundError:
                 self._packs.pop(path, None)
                 return None
             advice = f"{RESTORE} {repair_text(self._files.location)}"
-            known = of(Columns(content, self._files.where(path), advice))
+            known = of(Columns(content, self._files.where(path), advice), number)
             self._packs[path] = (now, known)
         return known  # type: ignore[return-value]
 

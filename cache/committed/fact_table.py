@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
-from ..format.columns import Columns
+from ..format.columns import Columns, ascend_within
 from ..format.facts import COLUMNS, ImageFacts
+from ..format.info import CacheInfo
 
 KINDS: dict[str, tuple[str, int]] = {
     "shards": ("<i8", 1),
@@ -59,8 +60,9 @@ class FactTable:
         return cls(columns)
 
     @classmethod
-    def of_columns(cls, content: Columns) -> Self:
-        """The table that a pack holds; CorruptCache for columns that do not fit one another."""
+    def of_columns(cls, content: Columns, info: CacheInfo, number: int) -> Self:
+        """The table that the pack of a range of shards holds; CorruptCache for another range's, and
+        for columns that do not fit one another or the cache."""
         cls.unchecked(content)
         table = cls(content)
         k, num_rows = len(table), int(table.ends[-1])
@@ -68,8 +70,11 @@ class FactTable:
         expected |= {"digests": (k, 32)}
         expected |= {name: (num_rows, *shape) for name, (_, shape) in COLUMNS.items()}
         shapes = {name: content.unchecked(name).shape for name in content}
-        if shapes != expected or (np.diff(table.shards) <= 0).any():
+        if shapes != expected or not ascend_within(table.shards, info.pack_range(number)):
             raise content.damaged("its columns do not fit one another")
+        _, here, there = np.intersect1d(table.shards, info.shard_numbers, return_indices=True)
+        if (table.columns["num_rows"][here] != info.shard_sizes[there]).any():
+            raise content.damaged("its shards have other rows than those of the cache")
         return table
 
     @classmethod

@@ -35,7 +35,7 @@ class Whole(Generic[T]):
     by_shard: dict[int, T]
     """Of the shards that the cache has."""
     shards: frozenset[int] = frozenset()
-    """All that the pack names."""
+    """All of its range that the pack names."""
     problem: str = ""
     """What is wrong with the rest; empty where every byte is right."""
 
@@ -73,10 +73,13 @@ def whole_records(
         table = RecordTable.unchecked(content)
     except CorruptCache as error:
         return Whole({}, problem=str(error))
-    problem = problem or _misfit(RecordTable.of_columns, content)
+    within = info.pack_range(number)
+    problem = problem or _misfit(
+        lambda: RecordTable.of_columns(content, owner, within, len(paths(0)))
+    )
     found, lost = {}, 0
     for place, shard in enumerate(table.shards.tolist()):
-        if info.segment_of(shard * info.shard_rows) is None:
+        if shard not in within or info.segment_of(shard * info.shard_rows) is None:
             continue
         try:
             record = table.record(place, info.shard_range(shard), paths(shard))
@@ -87,7 +90,8 @@ def whole_records(
             found[shard] = record
         else:
             lost += 1
-    return Whole(found, frozenset(table.shards.tolist()), problem or _lost(content, lost))
+    named = frozenset(shard for shard in table.shards.tolist() if shard in within)
+    return Whole(found, named, problem or _lost(content, lost))
 
 
 def whole_facts(files: Files, number: int, info: CacheInfo) -> Whole[ImageFacts]:
@@ -99,10 +103,11 @@ def whole_facts(files: Files, number: int, info: CacheInfo) -> Whole[ImageFacts]
         table = FactTable.unchecked(content)
     except CorruptCache as error:
         return Whole({}, problem=str(error))
-    problem = problem or _misfit(FactTable.of_columns, content)
+    within = info.pack_range(number)
+    problem = problem or _misfit(lambda: FactTable.of_columns(content, info, number))
     found, lost = {}, 0
     for place, shard in enumerate(table.shards.tolist()):
-        if info.segment_of(shard * info.shard_rows) is None:
+        if shard not in within or info.segment_of(shard * info.shard_rows) is None:
             continue
         start, stop = info.shard_range(shard)
         facts = table.facts(place)
@@ -111,13 +116,14 @@ def whole_facts(files: Files, number: int, info: CacheInfo) -> Whole[ImageFacts]
             found[shard] = facts
         else:
             lost += 1
-    return Whole(found, frozenset(table.shards.tolist()), problem or _lost(content, lost))
+    named = frozenset(shard for shard in table.shards.tolist() if shard in within)
+    return Whole(found, named, problem or _lost(content, lost))
 
 
-def _misfit(read: Callable[[Columns], object], content: Columns) -> str:
+def _misfit(read: Callable[[], object]) -> str:
     """What ordinary reading of a pack refuses, empty where nothing."""
     try:
-        read(content)
+        read()
     except CorruptCache as error:
         return str(error)
     return ""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 from numpy.typing import NDArray
 
-from ..format.columns import Columns
+from ..format.columns import Columns, ascend_within
 from ..format.record import CommitRecord
 
 Range = tuple[int, int]
@@ -105,12 +105,15 @@ class RecordTable:
         return cls(texts, columns)
 
     @classmethod
-    def of_columns(cls, content: Columns) -> Self:
-        """The table that a pack holds; CorruptCache for columns that do not fit one another."""
+    def of_columns(cls, content: Columns, owner: str, within: range, num_arrays: int) -> Self:
+        """The table of an ``owner`` with ``num_arrays`` that a pack of shards ``within`` a range
+        holds; CorruptCache for another's, and for columns that do not fit one another."""
         texts = cls.unchecked(content).texts
+        if texts.owner != owner:
+            raise content.damaged(f"it is the pack of {texts.owner!r}")
         table = cls(texts, content)
         k, shapes = len(table), {name: content.unchecked(name).shape for name in content}
-        m, (_, a) = int(table.num_rejects.sum(dtype=np.int64)), table.num_bytes.shape
+        m, a = int(table.num_rejects.sum(dtype=np.int64)), num_arrays
         expected = {
             "shards": (k,), "num_bytes": (k, a), "sha256": (k, a, 32), "facts": (k, 32),
             "digests": (k, 32), "environment": (k,), "num_rejects": (k,), "reject_slots": (m,),
@@ -118,7 +121,7 @@ class RecordTable:
         }  # fmt: skip
         if (
             shapes != expected
-            or (np.diff(table.shards) <= 0).any()
+            or not ascend_within(table.shards, within)
             or (content["environment"] >= len(texts.environments)).any()
             or (content["reject_reasons"] >= len(texts.reasons)).any()
         ):

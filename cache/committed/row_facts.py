@@ -11,8 +11,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 
-from phistill.errors import CorruptCache
-
 from ..format.facts import COLUMNS, HAS_SHA256, HELD_OUT, ImageFacts, joined
 from ..format.info import CacheInfo
 from .fact_table import FactTable
@@ -108,8 +106,4 @@ class RowFacts:
 
 def _places(table: FactTable, info: CacheInfo, *, but: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where the table has shards that exist and are not among ``but``."""
-    places = np.flatnonzero(np.isin(table.shards, info.shard_numbers) & ~np.isin(table.shards, but))
-    sizes = info.shard_sizes[np.searchsorted(info.shard_numbers, table.shards[places])]
-    if other := table.shards[places][np.diff(table.ends)[places] != sizes].tolist():
-        raise CorruptCache(f"the facts of shard {other[0]} are packed with other rows than it has.")
-    return places
+    return np.flatnonzero(np.isin(table.shards, info.shard_numbers) & ~np.isin(table.shards, but))

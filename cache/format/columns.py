@@ -27,6 +27,8 @@ TYPES: dict[str, np.dtype[Any]] = {
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 64 * 2**20
 _BLANK = "0" * 64
+_NO_HEADER = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading a header raises that is none."""
 
 
 class Bytes(Protocol):
@@ -79,7 +81,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         self.where, self._content, self._advice = where, content, advice
         try:
             self._read_header()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _NO_HEADER as error:
             raise self.damaged(f"its header was changed ({error})") from error
         self._checked: dict[str, NDArray[Any]] = {}
 
@@ -142,8 +144,15 @@ class Columns(Mapping[str, NDArray[Any]]):
             dtype, shape = TYPES[one["dtype"]], tuple(map(int, one["shape"]))
             start, stop = map(int, one["data_offsets"])
             count = int(np.prod(shape, dtype=object))
-            if start != end or min(shape) < 0 or stop - start != count * dtype.itemsize:
+            np.broadcast_to(dtype.type(0), shape)  # ValueError where no array has such a shape
+            if start != end or stop - start != count * dtype.itemsize:
                 raise ValueError(f"{name} is not where it must be")
             self._layout[name], end = (dtype, shape, start, stop), stop
         if set(self._digests) != set(self._layout) or self._start + end != size:
             raise ValueError(f"the columns take {end:,} bytes of {size - self._start:,}")
+
+
+def ascend_within(shards: NDArray[np.int64], within: range) -> bool:
+    """Whether ``shards`` ascend and lie within a range."""
+    ascend = bool((np.diff(shards) > 0).all())
+    return ascend and (not len(shards) or (int(shards[0]) in within and int(shards[-1]) in within))

@@ -169,6 +169,10 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Shards of a pack, a power of two: no more than its facts of about 240 MB allow."""
         return min(MAX_PACK_SHARDS, max(1, MAX_PACK_ROWS // self.shard_rows))
 
+    def pack_range(self, number: int) -> range:
+        """The shards that a pack may have, by its number; some may not exist."""
+        return range(number * self.pack_shards, (number + 1) * self.pack_shards)
+
     def ranges(self) -> dict[int, list[int]]:
         """The shards of each pack's range, by its number."""
         numbers = self.shard_numbers // self.pack_shards

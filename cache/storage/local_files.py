@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
@@ -70,11 +71,12 @@ class LocalFiles:
     def mapped(self, relative: str, *, whole: bool = False) -> NDArray[np.uint8]:
         path = self.path(relative)
         try:
-            return np.memmap(path, np.uint8, "r")
-        except ValueError:  # an empty file
-            return np.empty(0, np.uint8)
-        except OSError as error:  # mapping does not say of which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            with pa.memory_map(str(path)) as file:  # unlike mmap's, it holds no file open
+                return np.frombuffer(file.read_buffer(), np.uint8)
+        except OSError as error:
+            if error.errno is None:  # not a file; the message says so of the path
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
     def version(self, relative: str) -> object:
         try:

@@ -109,7 +109,7 @@ def _facts(cache: Cache) -> _Kind[ImageFacts]:
     catalogue, files, info = cache.catalogue, cache.files, cache.info
     return _Kind(
         loose=lambda: catalogue.loose_shards(names.FACTS),
-        stored=lambda: set(catalogue.stored_facts().tolist()),
+        stored=lambda: set(catalogue.stored_facts(info).tolist()),
         read=lambda shard: catalogue.read_facts(shard, info),
         path=names.facts,
         whole=lambda number: whole_facts(files, number, info),
@@ -121,7 +121,7 @@ def _records(cache: Cache, owner: str) -> _Kind[CommitRecord]:
     catalogue, files, info, paths = cache.catalogue, cache.files, cache.info, cache.paths(owner)
     return _Kind(
         loose=lambda: catalogue.loose_shards(names.commits(owner)),
-        stored=lambda: set(catalogue.stored_shards(owner).tolist()),
+        stored=lambda: set(catalogue.stored_shards(owner, info, paths).tolist()),
         read=lambda shard: catalogue.read_record(owner, shard, info, paths(shard)),
         path=lambda shard: names.commit(owner, shard),
         whole=lambda number: whole_records(files, number, owner, info, paths),
@@ -156,7 +156,7 @@ def _pack_range(cache: Cache, kind: _Kind[T], number: int, loose: Sequence[int])
 
 def _require(cache: Cache, whole: Whole[T]) -> None:
     if whole.problem:
-        raise CorruptCache(f"{whole.problem}. {repair_text(cache.location)}")
+        raise CorruptCache(f"{whole.problem.rstrip('.')}. {repair_text(cache.location)}")
 
 
 def _digests(values: Mapping[int, T]) -> dict[int, str]:

@@ -218,8 +218,10 @@ def _facts(cache: Cache, records: list[CommitRecord]) -> Iterator[Finding]:
             standing, digest, path = by_shard[shard], "", names.facts(shard)
             what = "the facts of its images are not those that it was committed with"
             if shard in loose:
+                cache.catalogue.forget_facts([shard])
                 try:
-                    digest = cache.catalogue.read_facts(shard, cache.info).digest
+                    facts = cache.facts_of(shard)  # from its pack, if it was packed meanwhile
+                    digest = facts.digest if facts is not None else ""
                 except (CorruptCache, OSError) as error:
                     what = str(error)
             elif shard in packed.by_shard:

@@ -320,7 +320,7 @@ def test_hostile_columns_are_refused_or_mean_what_they_say(data: st.DataObject) 
     texts = {"owner": "a", "environments": [{"x": data.draw(TEXT)}], "reasons": [data.draw(TEXT)]}
     content = np.frombuffer(b"".join(encode(columns, texts)), np.uint8)
     try:
-        table = RecordTable.of_columns(Columns(content, "x"))
+        table = RecordTable.of_columns(Columns(content, "x"), "a", range(2**40), 1)
         for place, shard in enumerate(table.shards.tolist()):
             table.record(place, (shard * 16, shard * 16 + 16), ["p"])
     except PhistillError:
