@@ -88,7 +88,7 @@ def _summary(
     if len(report.rejects) > 10:
         yield f"  and {len(report.rejects) - 10} more: phistill inspect {location} --rejects"
     if left_out := left_out_text(report.left_out):
-        yield left_out.capitalize()
+        yield left_out[:1].upper() + left_out[1:]
     yield from map(str, report.coarse)
     if report.num_repaired:
         yield f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}."

@@ -18,6 +18,7 @@ from phistill.errors import SourceError
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.images.source import SourceOptions, left_out_text
+from phistill.report.extraction import summary_text
 from tests.pipeline.images.listed import listed
 
 
@@ -174,8 +175,10 @@ def test_the_rules_reach_an_extraction(tiny: str, tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", "0.jpg", "0.seg.png", "1.jpg", "1.seg.png")
     options = ExtractOptions(source=SourceOptions(member="seg.png"))
     settings = CacheSettings(pixel_size=0)
-    cache = extract(path, tmp_path / "c", [f"t={tiny}"], settings=settings, options=options).cache
-    assert sorted(cache.index()["id"].to_pylist()) == ["x.tar/0.seg.png", "x.tar/1.seg.png"]
+    report = extract(path, tmp_path / "c", [f"t={tiny}"], settings=settings, options=options)
+    closing = summary_text(report, str(path), None, None)
+    assert "\nLeft out: 2 KEY.jpg beside another image of its key." in closing
+    assert sorted(report.cache.index()["id"].to_pylist()) == ["x.tar/0.seg.png", "x.tar/1.seg.png"]
 
 
 def test_a_folder_is_read_by_what_holds_images(tmp_path: Path) -> None:
