@@ -42,15 +42,17 @@ class JsonLines(Logger):
 
     def __init__(self, run: Path, first_step: int) -> None:
         _drop_after(run / FILE, first_step)
-        self._file = (run / FILE).open("a", encoding="utf-8")
+        self._path = run / FILE
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, event: str, step: int, values: Values) -> None:
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        line = (json.dumps({"event": event, "step": step, **values}) + "\n").encode()
+        with publish.explained(self._path, len(line)):
+            publish.write_all(self._file.fileno(), [memoryview(line)])
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file, publish.explained(self._path, 0):
+            os.fsync(self._file.fileno())
 
 
 class TensorBoard(Logger):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
+from phistill.cache.storage.publish import PublishError
 from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.allocator import keeping_freed_memory
 from phistill.compute.precision import full_float32, same_bits
@@ -190,6 +191,8 @@ def _saving_when_data_fails(runs: Sequence[Run]) -> Iterator[None]:
     """
     try:
         yield
+    except PublishError:
+        raise  # the run's own folder is full; the cache is whole
     except (PhistillError, OSError) as error:
         text = str(error)
         if not isinstance(error, PhistillError):

@@ -7,6 +7,7 @@ cut can leave a name that points at nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -61,10 +62,16 @@ def publish_chunks(path: Path, chunks: Iterable[Buffer]) -> None:
         fsync_folder(path.parent)
     except OSError as error:
         _forget(temporary)
-        raise PublishError(
-            f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
-            f"{_advice(error)}"
-        ) from error
+        raise _refused(path, num_bytes, error) from error
+
+
+@contextlib.contextmanager
+def explained(path: Path, num_bytes: int) -> Iterator[None]:
+    """Raise what the file system refuses while ``path`` is written as a PublishError."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(path, num_bytes, error) from error
 
 
 def remove(path: Path) -> None:
@@ -100,6 +107,13 @@ def remove_files(paths: Sequence[Path]) -> None:
         raise PublishError(
             f"{path} could not be removed: {error.strerror or error}. {_advice(error)}"
         ) from error
+
+
+def _refused(path: Path, num_bytes: int, error: OSError) -> PublishError:
+    return PublishError(
+        f"{path} could not be written ({num_bytes:,} bytes): {error.strerror or error}. "
+        f"{_advice(error)}"
+    )
 
 
 def _advice(error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import textwrap
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 from phistill.cache import Cache
+from phistill.cache.storage.publish import PublishError
 from phistill.compute.signals import Interrupted
 from phistill.train import Progress, TrainConfig, train
+from phistill.train.metrics import JsonLines, read_metrics
 
 CLIENT = textwrap.dedent("""
     import json, os
@@ -74,3 +77,18 @@ def test_runs_of_one_name_are_not_continued_by_one_another_at_wandb(
     assert {first["name"], other["name"]} == {"seed=0"}
     assert [step for step, names in notes("log") if "train/total" in names] == [1, 2, 3, 1, 2, 3]
     assert len(notes("finish")) == 3
+
+
+def test_a_log_that_cannot_be_written_names_its_path_and_is_closed(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path, first_step=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        log.write("train", 1, {"total": 1.0})
+        with pytest.raises(PublishError, match=r"metrics\.jsonl could not be written .*bytes"):
+            log.write("train", 2, {"text": "x" * 100})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert steps == [1]  # the torn second line is left out

@@ -90,8 +90,8 @@ def make_loss(target: Target, config: TrainConfig, dispersion: float | None) -> 
 
 
 def _checked(function: Callable[..., Any], named: str, options: Mapping[str, Any]) -> Loss:
-    """A loss of a user's own, held to one value per row: others would be summed with weights of
-    their own."""
+    """A loss of a user's own, held to one value per row, since others would be summed with weights
+    of their own, and to a gradient, since a term without one would be logged and not learnt."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         value = function(x, y, **options)
@@ -100,6 +100,12 @@ def _checked(function: Callable[..., Any], named: str, options: Mapping[str, Any
             raise UsageError(
                 f"{named} returned {shape} for predictions {tuple(x.shape)}; wanted one value per "
                 f"row, ({len(x)},). Take the mean over tokens and channels."
+            )
+        if not value.is_floating_point() or (x.requires_grad and not value.requires_grad):
+            raise UsageError(
+                f"{named} returned {value.dtype} values that have no gradient: the student would "
+                "learn nothing from them. Compute them from the prediction with torch, without "
+                "detach, whole numbers or NumPy."
             )
         return value
 

@@ -159,3 +159,23 @@ def test_a_loss_of_ones_own_takes_options() -> None:
     config = TrainConfig(patch_loss=f"{__name__}:scaled", patch_loss_options={"scale": 3})
     x, y = pair()
     assert_same(make_loss(PATCHES, config, None)(x, y), 3 * mse(x, y))
+
+
+def detached(x: Tensor, y: Tensor) -> Tensor:
+    return mse(x, y).detach()
+
+
+def whole(x: Tensor, y: Tensor) -> Tensor:
+    return mse(x, y).long()
+
+
+def of_the_target(x: Tensor, y: Tensor) -> Tensor:
+    return y.square().mean((1, 2))
+
+
+@pytest.mark.parametrize("loss", [detached, whole, of_the_target])
+def test_a_loss_of_ones_own_without_a_gradient_is_refused(loss: object) -> None:
+    name = loss.__name__  # type: ignore[attr-defined]
+    checked = make_loss(PATCHES, TrainConfig(patch_loss=f"{__name__}:{name}"), None)
+    with pytest.raises(UsageError, match="have no gradient: the student would learn nothing"):
+        checked(torch.ones(3, 4, 5, requires_grad=True), torch.zeros(3, 4, 5))
