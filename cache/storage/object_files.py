@@ -339,7 +339,7 @@ class ObjectBytes:
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
         start, stop, _ = part.indices(self._size)
-        if stop <= self._start.size:
+        if stop <= max(start, self._start.size):  # a store gives no range of nothing
             return self._start[start:stop]
         whole = start == 0 and stop == self._size
         if whole and stop > PART_BYTES:

@@ -148,6 +148,16 @@ def test_who_listed_single_files_before_they_were_packed_finds_them_in_the_packs
         assert ask(reader)
 
 
+def test_a_column_of_nothing_behind_what_came_first_is_no_request(
+    make_cache: CacheFactory, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row was rejected; on a store, the beginning of a pack comes when it is opened."""
+    monkeypatch.setattr("phistill.cache.storage.object_files.START_BYTES", 1000)
+    cache = copy_to(bucket_url, make_cache())
+    assert pack(cache).num_files == 16
+    assert verify(Cache(bucket_url)).findings == ()
+
+
 def test_verify_beside_a_packer_finds_nothing(make_cache: CacheFactory) -> None:
     cache = make_cache(num_rows=256, shard_rows=4)
     loose = {p: cache.files.read(p) for p in cache.files.walk() if p.startswith("facts/")}
