@@ -329,7 +329,7 @@ def test_a_profile_of_the_user_is_found(
 
 def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(UsageError, match=r"phistill\[s3\]"):
+    with pytest.raises(UsageError, match=r"phistill\[object-stores\]"):
         store.open(f"s3://{BUCKET}/x")
 
 

@@ -87,10 +87,10 @@ def test_a_batch_size_for_a_teacher_that_has_one_is_not_ignored_silently(
     said: list[str] = []
     for rows in (4, 4, 6):
         extract(
-            folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS if not said else None,
+            folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS,
             options=ExtractOptions(rows_per_forward=rows), on_notice=said.append,
         )  # fmt: skip
-    assert said == [
+    assert [line for line in said if "batch-size" in line] == [
         "t keeps the 4 rows per forward pass that it was stored with; --batch-size 6 is for new "
         "teachers."
     ]
