@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -71,6 +72,14 @@ class ObjectFiles:
     def name(self) -> str:
         return self.location.rsplit("/", 1)[1]
 
+    @property
+    def _obstore(self) -> ModuleType:
+        """The library; UsageError, by the store, where it is not installed."""
+        self._store  # noqa: B018
+        import obstore
+
+        return obstore
+
     @cached_property
     def _store(self) -> ObjectStore:
         return open_store(self.location)
@@ -90,7 +99,7 @@ class ObjectFiles:
         return self.size(relative) is not None
 
     def size(self, relative: str) -> int | None:
-        import obstore
+        obstore = self._obstore
 
         try:
             head = partial(obstore.head, self._store, relative)
@@ -102,7 +111,7 @@ class ObjectFiles:
         return self.read_version(relative, max_bytes=max_bytes)[0]
 
     def read_version(self, relative: str, *, max_bytes: int | None = None) -> tuple[bytes, Any]:
-        import obstore
+        obstore = self._obstore
 
         def get() -> tuple[bytes | int, Any]:
             answer = obstore.get(self._store, relative)
@@ -125,7 +134,7 @@ class ObjectFiles:
 
     def read_range(self, relative: str, start: int, stop: int, num_bytes: int) -> NDArray[np.uint8]:
         """Bytes [start, stop) of an object; CorruptCache when it has not ``num_bytes``."""
-        import obstore
+        obstore = self._obstore
 
         def get() -> tuple[int, NDArray[np.uint8]]:
             answer = obstore.get(self._store, relative, options={"range": (start, stop)})
@@ -166,7 +175,7 @@ class ObjectFiles:
         return ObjectBytes(self, relative)
 
     def version(self, relative: str) -> object:
-        import obstore
+        obstore = self._obstore
 
         head = partial(obstore.head, self._store, relative)
         try:
@@ -176,7 +185,7 @@ class ObjectFiles:
 
     def read_start(self, relative: str, num_bytes: int) -> tuple[NDArray[np.uint8], int]:
         """The first ``num_bytes`` of an object, fewer when it is shorter, and its size."""
-        import obstore
+        obstore = self._obstore
 
         def get() -> tuple[NDArray[np.uint8], int]:
             answer = obstore.get(self._store, relative, options={"range": (0, num_bytes)})
@@ -189,7 +198,7 @@ class ObjectFiles:
         return attempt("read", self.where(relative), get)
 
     def publish(self, relative: str, chunks: Iterable[Buffer]) -> None:
-        import obstore
+        obstore = self._obstore
 
         buffers = [memoryview(chunk).cast("B") for chunk in chunks]
         num_bytes = sum(buffer.nbytes for buffer in buffers)
@@ -212,7 +221,7 @@ class ObjectFiles:
 
     def _put_if(self, relative: str, data: bytes, mode: Any) -> Any:
         """Put under a condition. A store that has no conditions puts, trusting the lease."""
-        import obstore
+        obstore = self._obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         def put() -> Any:
@@ -238,7 +247,7 @@ class ObjectFiles:
         )
 
     def names_in(self, folder: str) -> list[str]:
-        import obstore
+        obstore = self._obstore
 
         listing = partial(obstore.list_with_delimiter, self._store, folder or None)
         entries = attempt("listed", self.where(folder), listing)
@@ -246,7 +255,7 @@ class ObjectFiles:
         return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
     def versions(self, folder: str) -> dict[str, object]:
-        import obstore
+        obstore = self._obstore
 
         def listing() -> dict[str, object]:
             entries = obstore.list(self._store, folder).collect()
@@ -258,7 +267,7 @@ class ObjectFiles:
         return self._below(None)
 
     def _below(self, folder: str | None) -> list[str]:
-        import obstore
+        obstore = self._obstore
 
         def listing() -> list[str]:
             return sorted(entry["path"] for entry in obstore.list(self._store, folder).collect())
@@ -266,7 +275,7 @@ class ObjectFiles:
         return attempt("listed", self.where(folder or ""), listing)
 
     def delete(self, relative: str) -> None:
-        import obstore
+        obstore = self._obstore
 
         def forget() -> None:
             self.require_lease()
@@ -275,7 +284,7 @@ class ObjectFiles:
         attempt("deleted", self.where(relative), forget)
 
     def delete_all(self, relatives: Sequence[str]) -> None:
-        import obstore
+        obstore = self._obstore
 
         def forget() -> None:
             self.require_lease()
