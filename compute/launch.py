@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from phistill.errors import UsageError
 
@@ -20,6 +20,8 @@ class Launch:
     num_local: int
     """Processes of the launch on this machine, as far as the launcher says; srun gives each its
     own cores and says 1."""
+    variable: str = field(default="WORLD_SIZE", compare=False)
+    """What says in the environment that there are several."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world or self.local_rank < 0:
@@ -52,6 +54,7 @@ def launched(environ: Mapping[str, str]) -> Launch | None:
                     count,
                     _number(environ, local_rank) if local_rank in environ else 0,
                     _number(environ, num_local) if num_local in environ else 1,
+                    world,
                 )
     return None
 

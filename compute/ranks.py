@@ -22,10 +22,14 @@ from phistill.errors import PhistillError, UsageError
 
 from .devices import choose_device, current_device
 from .launch import Launch, launched, meeting_point
+from .signals import waiting
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it ends with an error: longer than the first rank
 alone scores held-out images or writes a checkpoint, for which nccl's own 10 minutes are short."""
+
+PATIENCE_S = 10.0
+"""After this long a rank says that it waits for the others to start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,12 +163,17 @@ def _join(launch: Launch, device: torch.device) -> None:
     host, port = meeting_point(launch, os.environ)
     # torchrun's agent serves the store itself, which only env:// knows.
     method = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"
-    dist.init_process_group(
-        # gloo for what the hosts tell each other.
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=method,
-        timeout=TIMEOUT,
-        rank=launch.rank,
-        world_size=launch.world,
-        device_id=device if device.type == "cuda" else None,
+    text = (
+        f"{launch} waits for the others at {host}:{port}, {TIMEOUT.seconds // 60} minutes at most. "
+        f"If it is alone, unset {launch.variable}."
     )
+    with waiting(text, PATIENCE_S):
+        dist.init_process_group(
+            # gloo for what the hosts tell each other.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            init_method=method,
+            timeout=TIMEOUT,
+            rank=launch.rank,
+            world_size=launch.world,
+            device_id=device if device.type == "cuda" else None,
+        )

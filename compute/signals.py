@@ -1,10 +1,13 @@
-"""Ctrl-C and SIGTERM end a run at the next step boundary, with a checkpoint."""
+"""Ctrl-C and SIGTERM end a run at the next step boundary, with a checkpoint; before, at once."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -47,3 +50,37 @@ class StopRequest:
             raise KeyboardInterrupt
         self.number = number
         os.write(2, _ANSWER)
+
+
+@contextmanager
+def waiting(what: str, after_s: float) -> Iterator[None]:
+    """A wait inside a library, which holds nothing that would have to be put down.
+
+    Python's handlers run in the main thread alone, and not while a library has it: another thread
+    is told of signals by the wake-up descriptor and ends the process, with 128 plus the signal's
+    number. After ``after_s`` seconds it says ``what`` is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        if not select.select([told], [], [], after_s)[0]:
+            os.write(2, f"{what}\n".encode())
+        for number in os.read(told, 1):  # nothing when the wait is over
+            if number in (signal.SIGINT, signal.SIGTERM):
+                os.write(2, b"\nInterrupted while waiting; nothing had begun.\n")
+                os._exit(128 + number)
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(tell)
+        watcher.join()
+        os.close(told)

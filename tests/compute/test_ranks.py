@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -113,3 +114,37 @@ def test_several_processes_do_not_share_one_gpu_by_its_index(
         joined("cuda:0"),
     ):
         pass
+
+
+ALONE = """
+import signal
+from phistill.compute import ranks
+ranks.PATIENCE_S = 0.5
+signal.signal(signal.SIGTERM, lambda number, frame: None)  # what Python would do, if it could
+with ranks.joined("cpu"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_that_waits_for_others_who_never_come_says_so_and_ends_on_a_signal(
+    number: int,
+) -> None:
+    step = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALONE],
+        env={**os.environ, **step, **place},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        said = process.stderr.readline()
+        assert "process 0 of 4 of srun waits for the others" in said
+        assert "unset SLURM_STEP_NUM_TASKS" in said
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+    finally:
+        process.kill()
+        process.stderr.close()
