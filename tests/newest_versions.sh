@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 newest() {
   { compgen -c python3. | sort -u | while read -r name; do command -v "$name"; done
-    ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python3 /opt/python/cp3*/bin/python3; } 2>/dev/null |
+    ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python3 /opt/python/cp3*/bin/python3 || true; } 2>/dev/null |
     while read -r python; do
       "$python" -c 'import sys; v = sys.version_info; print(v[0], v[1], sys.executable) if v >= (3, 11) and v.releaselevel == "final" else 0' 2>/dev/null || true
     done | sort -k1,1n -k2,2n | tail -n 1 | cut -d " " -f 3-
