@@ -28,7 +28,6 @@ MAX_LINES = 400
 MAX_SOURCE_LINES = 41_000
 
 MORE_MODULES = {
-    "cache.storage": "a module per place and per call of the system, beside the protocol",
     "pipeline": "the way of an image, step by step, from what was asked to the report",
     "pipeline.teachers": "a module per library, beside the contract that all of them fulfil",
 }

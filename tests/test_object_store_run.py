@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import phistill.cache as store
-from phistill.cache.storage import lease
+from phistill.cache.storage.objects import lease
 from phistill.cache.storage.open_files import open_files
 from phistill.cli import main
 from phistill.pipeline import CacheSettings, extract

@@ -1,7 +1,7 @@
 """What a place where a cache lies can do: read, publish, list, delete by relative path.
 
 Everything above this room speaks of relative POSIX paths, so that a cache can lie on a local file
-system (``local_files``) or on an object store (``object_files``). Errors say which file and what is
+system (``local_files``) or on an object store (``objects``). Errors say which file and what is
 wrong with it; what to do is for whoever knows the cache and the command.
 """
 

@@ -24,7 +24,7 @@ def open_files(location: str | Path | Files) -> Files:
     if text.startswith("file://"):
         return LocalFiles(Path(unquote(urlsplit(text).path)))
     if _SCHEME.match(text):
-        from .object_files import ObjectFiles
+        from .objects.files import ObjectFiles
 
         return ObjectFiles(text if "://" in text else text.replace(":/", "://", 1))
     return LocalFiles(Path(location))

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 import phistill.cache as store
 from phistill.cache import CacheInfo, ImageFacts, TeacherInfo
-from phistill.cache.storage import lease
+from phistill.cache.storage.objects import lease
 from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.pack import pack
 

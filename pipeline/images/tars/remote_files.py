@@ -187,10 +187,10 @@ class ObjectFiles:
     """Files of an object store (S3, GCS, Azure), through obstore, which retries by itself too."""
 
     def __init__(self, open_store: Callable[[str], ObjectStore] | None = None) -> None:
-        from phistill.cache.storage import object_client
+        from phistill.cache.storage.objects import client
 
-        self._open = open_store or object_client.open_store
-        self._attempt = object_client.attempt
+        self._open = open_store or client.open_store
+        self._attempt = client.attempt
         self._stores: dict[str, ObjectStore] = {}
         self._lock, self._stopped = threading.Lock(), threading.Event()
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.cache.storage.objects.test_object_store import copy_to
 
 from phistill.cache import Cache
 from phistill.cache.format.columns import Columns, encode
 from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache
-from tests.cache.storage.test_object_store import copy_to
 from tests.cache.test_facts import write_missing
 from tests.cache.upkeep.test_pack import packed, said
 from tests.conftest import CacheFactory
@@ -152,7 +152,7 @@ def test_a_column_of_nothing_behind_what_came_first_is_no_request(
     make_cache: CacheFactory, bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No row was rejected; on a store, the beginning of a pack comes when it is opened."""
-    monkeypatch.setattr("phistill.cache.storage.object_files.START_BYTES", 1000)
+    monkeypatch.setattr("phistill.cache.storage.objects.files.START_BYTES", 1000)
     cache = copy_to(bucket_url, make_cache())
     assert pack(cache).num_files == 16
     assert verify(Cache(bucket_url)).findings == ()

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, CorruptCache, UsageError
 
-from ..format.columns import Bytes
+from ...format.columns import Bytes
+from ..lock import Holder
+from ..publish import Buffer
 from . import lease
-from .lock import Holder
-from .object_client import SCHEMES, TooShort, attempt, open_store
-from .object_shard import ObjectShard
-from .publish import Buffer
+from .client import SCHEMES, TooShort, attempt, open_store
+from .shard import ObjectShard
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -14,9 +14,9 @@ import pytest
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.storage import object_client
 from phistill.cache.storage.local_files import LocalFiles
-from phistill.cache.storage.object_client import open_store
+from phistill.cache.storage.objects import client
+from phistill.cache.storage.objects.client import open_store
 from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CacheMismatch, CorruptCache, PhistillError, StoreError, UsageError
@@ -29,8 +29,8 @@ Proxy = FaultProxy
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between attempts, milliseconds instead of seconds."""
-    monkeypatch.setattr(object_client, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(object_client, "RETRIES", 1)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(client, "RETRIES", 1)
 
 
 def copy_to(url: str, cache: Cache, *, commits: bool = True) -> Cache:
@@ -251,7 +251,7 @@ def test_a_store_that_does_not_answer_is_no_damage(
 def test_a_large_object_travels_in_parts(
     bucket_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phistill.cache.storage.object_files.PART_BYTES", 6 * 2**20)
+    monkeypatch.setattr("phistill.cache.storage.objects.files.PART_BYTES", 6 * 2**20)
     files = open_files(bucket_url)
     chunks = [np.random.default_rng(n).bytes(5_000_001) for n in range(3)]
     proxy.faults = [Fault("503", "PUT", "partNumber=2"), Fault("cut", "GET", "large", times=2)]

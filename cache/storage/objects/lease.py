@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phistill.errors import LockHeld, StoreError
 
-from ..format.names import LEASES
-from .lock import Holder, progression
-from .object_client import ATTEMPTS, attempt, open_store
+from ...format.names import LEASES
+from ..lock import Holder, progression
+from .client import ATTEMPTS, attempt, open_store
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

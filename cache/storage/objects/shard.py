@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
 
-from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
-from .files import BadRow
+from ...format.shard import CRC_BYTES, decode_rows, index_bytes, matches
+from ..files import BadRow
 
 NEAR_BYTES = 2**18
 """A gap below this is read along: it costs less than the time to another answer (about 30 ms)."""

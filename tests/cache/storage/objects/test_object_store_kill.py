@@ -15,7 +15,7 @@ import phistill.cache as store
 from phistill.cache.upkeep.verify import verify
 from tests.object_store import BUCKET, FaultProxy
 
-SCRIPT = Path(__file__).parents[1] / "writing_script.py"
+SCRIPT = Path(__file__).parents[2] / "writing_script.py"
 SAMPLE = None if os.environ.get("PHISTILL_FULL") == "1" else 3
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.cache.storage import lease, object_client
-from phistill.cache.storage.lease import spans_of
+from phistill.cache.storage.objects import client, lease
+from phistill.cache.storage.objects.lease import spans_of
 from phistill.cache.storage.open_files import open_files
 from phistill.errors import LockHeld, StoreError
 from tests.object_store import Fault, FaultProxy
@@ -32,8 +32,8 @@ TRIALS = 20 if os.environ.get("PHISTILL_FULL") == "1" else 3
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_client, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(object_client, "RETRIES", 1)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(client, "RETRIES", 1)
 
 
 def test_a_second_process_is_refused_at_once_and_a_killed_one_is_soon_free(
