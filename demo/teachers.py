@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from phistill.compute.seeds import seeded
 from phistill.errors import UsageError, did_you_mean
 from phistill.pipeline.teachers.contract import Preprocessing, Teacher
+from phistill.pipeline.teachers.models.weights import load_weights
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
 from phistill.pipeline.teachers.options import boolean, integer, take_options
 from phistill.pipeline.teachers.timm import TimmTeacher
-from phistill.pipeline.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -29,7 +29,6 @@ MAX_SOURCE_LINES = 41_000
 
 MORE_MODULES = {
     "pipeline": "the way of an image, step by step, from what was asked to the report",
-    "pipeline.teachers": "a module per library, beside the contract that all of them fulfil",
 }
 """Folders of more modules than MAX_MODULES, and why these belong together."""
 

@@ -15,10 +15,10 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
+from .models.token_layout import patch_of, tokens
+from .models.weights import WeightOptions, cast, licence_of_card, parameter_dtype, weights_sha256
 from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
 from .timm import fitted_state
-from .token_layout import patch_of, tokens
-from .weights import WeightOptions, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -144,7 +144,7 @@ class TeacherRunner:
 
     def _probe(self, name: str, spec: str, rows_per_forward: int) -> TeacherInfo:
         """Shapes from one forward pass over three grey images: two have a white edge."""
-        from .window_padding import WindowPadding  # loads torch
+        from .models.window_padding import WindowPadding  # loads torch
 
         height, width = self._preprocessing.size
         grey = np.full((3, height, width, 3), 127, np.uint8)

@@ -13,9 +13,9 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
+from .models.token_layout import depth_of, patch_of, tokens_of_layers
+from .models.weights import WeightOptions, cast, parameter_dtype, weights_sha256
 from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
-from .token_layout import depth_of, patch_of, tokens_of_layers
-from .weights import WeightOptions, cast, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ from phistill.compute.seeds import seeded
 from phistill.errors import TeacherError, UsageError
 
 from .contract import Features, Preprocessing, Teacher
-from .image_processor import pair, processing_of
+from .models.image_processor import pair, processing_of
+from .models.weights import RANDOM, cast, licence_of_card, parameter_dtype, weights_sha256
 from .options import OF_SOURCE, boolean, integer, require_whole_patches, size_of, take_options
-from .weights import RANDOM, cast, licence_of_card, parameter_dtype, weights_sha256
 
 if TYPE_CHECKING:
     import torch

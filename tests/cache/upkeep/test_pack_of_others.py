@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.cache.storage.objects.test_object_store import copy_to
 
 from phistill.cache import Cache
 from phistill.cache.format.columns import Columns, encode
 from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache
+from tests.cache.storage.objects.test_object_store import copy_to
 from tests.cache.test_facts import write_missing
 from tests.cache.upkeep.test_pack import packed, said
 from tests.conftest import CacheFactory

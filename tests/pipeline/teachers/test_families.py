@@ -12,10 +12,10 @@ import torch
 
 from phistill.errors import TeacherError, UsageError
 from phistill.pipeline.teachers.contract import Features, Preprocessing
+from phistill.pipeline.teachers.models.token_layout import num_registers_of
+from phistill.pipeline.teachers.models.weights import load_weights
 from phistill.pipeline.teachers.open_clip import OpenClipTeacher
 from phistill.pipeline.teachers.timm import TimmTeacher, fitted_state, preprocessing_of
-from phistill.pipeline.teachers.token_layout import num_registers_of
-from phistill.pipeline.teachers.weights import load_weights
 
 PREPROCESSING = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from phistill.cache import TeacherInfo
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
+from phistill.pipeline.teachers.models.weights import licence_of_card
 from phistill.pipeline.teachers.spec import TeacherSpec
-from phistill.pipeline.teachers.weights import licence_of_card
 from phistill.report.inspection import describe, render
 from phistill.report.terminal import licences_text
 

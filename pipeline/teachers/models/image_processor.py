@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phistill.errors import UsageError
 
-from .contract import INTERPOLATIONS, Preprocessing
+from ..contract import INTERPOLATIONS, Preprocessing
 
 if TYPE_CHECKING:
     import torch

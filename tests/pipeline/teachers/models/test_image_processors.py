@@ -13,7 +13,7 @@ from PIL import Image
 
 from phistill.errors import UsageError
 from phistill.pipeline.decode.views import Placement, Rendering, render
-from phistill.pipeline.teachers.image_processor import PADS, processing_of
+from phistill.pipeline.teachers.models.image_processor import PADS, processing_of
 
 transformers = pytest.importorskip("transformers")
 SIDE = 300

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from phistill.errors import TeacherError, UsageError
 
-from .options import integer
+from ..options import integer
 from .weights_file import ChosenWeights, read_weights
 
 if TYPE_CHECKING:

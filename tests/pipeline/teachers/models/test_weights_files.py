@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from phistill.errors import TeacherError, UsageError
 from phistill.pipeline.teachers.check import check_teacher
+from phistill.pipeline.teachers.models.weights import weights_sha256
 from phistill.pipeline.teachers.spec import TeacherSpec
-from phistill.pipeline.teachers.weights import weights_sha256
 
 
 @pytest.fixture
