@@ -19,6 +19,7 @@ from phistill.cache.upkeep.pack import pack, pack_what_is_free
 from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from .add_views import require_same_images
+from .images.listings import last_listing
 from .images.source import ImageSource
 from .prepare import Prepared, PrepareReport, first_runners, holding, prepare, prepare_once
 from .progress import ExtractProgress
@@ -26,7 +27,6 @@ from .rejects import rejects
 from .request import Request, make_request
 from .settings import CacheSettings, ExtractOptions
 from .shard_pass import ShardPass, extract_shards, missing_shards
-from .sources import last_listing
 
 REFUSE_AFTER_S = 1.0
 """Of a worker whose shards another one has."""

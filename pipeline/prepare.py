@@ -24,12 +24,12 @@ from phistill.errors import LockHeld, OutOfTime, UsageError
 
 from .add_views import add_views, missing_views
 from .decode.views import View
+from .images.listings import listing
 from .index import build_index
 from .request import Request
 from .runners import ANOTHER_NAME, requested_runners
-from .same_teacher import add_or_require
-from .sources import listing
 from .teachers.runner import TeacherRunner
+from .teachers.same_teacher import add_or_require
 
 PREPARE_LIMIT_S = 1800.0
 """A teacher's weights are downloaded and a large source is listed within this."""

@@ -19,11 +19,11 @@ from phistill.errors import CacheMismatch
 from .decode.rgb import DecodeRules
 from .decode.shards import decode_shards
 from .decode.views import View
+from .images.listings import last_listing
 from .images.open_source import opened
 from .images.source import DEFAULTS, ImageSource, SourceOptions
 from .index import shard_rows
 from .runners import stored_runner
-from .sources import last_listing
 from .teachers.runner import TeacherRunner
 
 NUM_ROWS = 8

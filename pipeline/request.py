@@ -21,11 +21,11 @@ from phistill.errors import UsageError
 
 from .add_views import missing_views
 from .images.annotations import hold_out, label
+from .images.listings import last_listing
 from .images.local_files import in_a_thread
 from .images.open_source import open_source
 from .images.source import ImageSource, listing_text
 from .settings import CacheSettings, ExtractOptions
-from .sources import last_listing
 from .teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:

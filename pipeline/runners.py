@@ -10,10 +10,10 @@ from phistill.compute.devices import choose_device
 from phistill.errors import UsageError
 
 from .request import Request, silent
-from .same_teacher import require_equal
 from .settings import AUTO, ExtractOptions
 from .teachers.batch_size import choose_batch_sizes
 from .teachers.runner import TeacherRunner
+from .teachers.same_teacher import require_equal
 from .teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:

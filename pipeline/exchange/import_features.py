@@ -29,6 +29,7 @@ from phistill.errors import CorruptCache, UsageError
 from phistill.stats.coarse import CoarseArray, coarse_arrays
 
 from ..decode.views import View
+from ..images.listings import last_listing, listing
 from ..images.local_files import in_a_thread
 from ..images.open_source import opened
 from ..images.source import DEFAULTS, ImageSource, SourceOptions, image_records
@@ -36,7 +37,6 @@ from ..images.splits import split_of_value
 from ..index import build_index
 from ..request import keep_out_of_the_way
 from ..settings import CacheSettings
-from ..sources import last_listing, listing
 from .feature_files import FeatureFiles, grid_of, open_features
 from .feature_lines import ImageLines
 from .fields import PIXELS

@@ -16,9 +16,9 @@ from phistill.errors import CacheMismatch, UsageError
 
 from ..images.source import ImageSource
 from ..rejects import RejectBudget
-from ..same_teacher import add_or_require
 from ..settings import ExtractOptions
 from ..shard_pass import ShardPass
+from ..teachers.same_teacher import add_or_require
 from ..teachers.to_host import stored_as
 from .feature_files import FeatureFiles
 from .feature_lines import ImageLines

@@ -12,7 +12,7 @@ from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.storage.files import Files
 
-from .images.source import USED, ImageSource, few_kinds
+from .source import USED, ImageSource, few_kinds
 
 
 def listing(source: ImageSource, num_new: int, num_known: int = 0) -> dict[str, Any]:
