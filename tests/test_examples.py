@@ -18,6 +18,7 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from phistill import cache as store
 from phistill.errors import TeacherError
+from tests.pictures import coloured_squares
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -61,11 +62,7 @@ def test_a_teacher_and_an_image_source_from_one_file_each(beside: Path) -> None:
 
 @pytest.mark.parametrize("example", ["lightning_student", "accelerate_student"])
 def test_other_loops_learn_from_the_cache(beside: Path, example: str) -> None:
-    (beside / "photos").mkdir()
-    random = np.random.default_rng(1)
-    for number in range(80):
-        squares = random.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(squares).save(beside / "photos" / f"{number}.png")
+    coloured_squares(beside / "photos", 80)
     teacher = "edges=module:edges_teacher:build?widths=2"
     make = ("extract", "photos", "--cache", "my.cache", "--teacher", teacher)
     phistill(beside, *make, "--pixel-size", "32", "--holdout", "0")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import phistill
+from tests.pictures import coloured_squares
 from tests.train.conftest import TINY
 
 
@@ -16,12 +15,7 @@ def test_from_images_to_an_evaluated_student_by_the_names_at_the_top(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "pipeline"))
-    images = tmp_path / "images"
-    images.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        noise = generator.integers(0, 256, (8, 8, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-        Image.fromarray(noise).save(images / f"{number:02d}.png")
+    images = coloured_squares(tmp_path / "images", 24)
     where = tmp_path / "my.cache"
     settings = phistill.CacheSettings(pixel_size=16, shard_rows=4, holdout=0.3)
     phistill.extract(images, where, ["t=module:tiny_teacher:build"], settings=settings)

@@ -11,10 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 import phistill.cache as store
 from phistill.cache.storage.objects import lease
@@ -23,6 +21,7 @@ from phistill.cli import main
 from phistill.pipeline import CacheSettings, extract
 from phistill.train import TrainConfig, evaluate, train
 from tests.object_store import FaultProxy
+from tests.pictures import coloured_squares
 
 SETTINGS = CacheSettings(pixel_size=32, shard_rows=4, seed=1, holdout=0.2)
 OPTIONS = ["--pixel-size", "32", "--shard-rows", "4", "--seed", "1", "--holdout", "0.2"]
@@ -32,13 +31,7 @@ TEACHERS = Path(__file__).parent / "pipeline"
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Forty images of coloured squares."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(40):
-        squares = generator.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(squares).save(folder / f"{number:02d}.png")
-    return folder
+    return coloured_squares(tmp_path / "images", 40)
 
 
 def phistill(*arguments: str) -> Any:

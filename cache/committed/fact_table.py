@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
 from ..format.columns import Columns, ascend_within
 from ..format.facts import COLUMNS, ImageFacts
 from ..format.info import CacheInfo
+from .shard_table import ShardTable
 
 KINDS: dict[str, tuple[str, int]] = {
     "shards": ("<i8", 1),
@@ -26,24 +26,8 @@ KINDS: dict[str, tuple[str, int]] = {
 """The type and the dimensions of each column."""
 
 
-class FactTable:
-    """Facts by ascending shard. A column is read when it is first asked for."""
-
-    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    @property
-    def shards(self) -> Int64[np.ndarray, " k"]:
-        """Which shard each is of."""
-        return self.columns["shards"]
-
-    @property
-    def digests(self) -> UInt8[np.ndarray, "k 32"]:
-        """Of the facts of each shard."""
-        return self.columns["digests"]
+class FactTable(ShardTable):
+    """Facts by ascending shard; ``digests`` are those of the facts."""
 
     @classmethod
     def of(cls, facts: Mapping[int, ImageFacts]) -> Self:

@@ -6,7 +6,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from ..format.columns import Columns, ascend_within
 from ..format.record import CommitRecord
+from .shard_table import Arrays, ShardTable
 
 Range = tuple[int, int]
-Arrays = Mapping[str, NDArray[Any]]
-
 
 KINDS: dict[str, tuple[str, int]] = {
     "shards": ("<i8", 1),
@@ -44,19 +43,12 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reasons: tuple[str, ...]
 
 
-class RecordTable:
-    """Records by ascending shard. A column is read when it is first asked for."""
+class RecordTable(ShardTable):
+    """Records by ascending shard; ``digests`` are those of the records."""
 
     def __init__(self, texts: Texts, columns: Arrays) -> None:
-        self.texts, self.columns = texts, columns
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    @property
-    def shards(self) -> Int64[np.ndarray, " k"]:
-        """Which shard each record is of."""
-        return self.columns["shards"]
+        super().__init__(columns)
+        self.texts = texts
 
     @property
     def num_bytes(self) -> Int64[np.ndarray, "k a"]:
@@ -67,11 +59,6 @@ class RecordTable:
     def facts(self) -> UInt8[np.ndarray, "k 32"]:
         """Digest of the facts that each record stands on."""
         return self.columns["facts"]
-
-    @property
-    def digests(self) -> UInt8[np.ndarray, "k 32"]:
-        """Digest of each record."""
-        return self.columns["digests"]
 
     @property
     def num_rejects(self) -> UInt32[np.ndarray, " k"]:

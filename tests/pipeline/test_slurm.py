@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import phistill.cache as store
 from phistill.pipeline import CacheSettings, extract
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, train
 from phistill.train.metrics import read_metrics
+from tests.pictures import coloured_squares
 from tests.slurm_cluster import IS_HERE, slurm, wait_for_jobs
 from tests.train.conftest import TINY
 
@@ -43,13 +43,7 @@ SETTINGS = CacheSettings(pixel_size=16, shard_rows=4, seed=1)
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """48 images: twelve shards."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(48):
-        squares = generator.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(squares).save(folder / f"{number:02d}.png")
-    return folder
+    return coloured_squares(tmp_path / "images", 48)
 
 
 @pytest.fixture
