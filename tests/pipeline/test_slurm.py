@@ -71,7 +71,9 @@ def test_an_array_that_reaches_its_time_limit_is_queued_again_and_makes_the_same
     wait_for_jobs(environment, 540)
     said = [path.read_text() for path in sorted(tmp_path.glob("extract-*.log"))]
     assert len(said) == 2
-    assert all("time limit" in text for text in said), said  # each was stopped, and came again
+    # 4.8 s of pauses do not fit into two limits of 2 s, so one at least was stopped and came again;
+    # the other may have found all its work done, if it started late.
+    assert any("time limit" in text for text in said), said
     assert store.open(cache).digest() == whole.digest(), said
 
 
