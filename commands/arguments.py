@@ -176,7 +176,10 @@ teacher_option = click.option(
     help="Teacher to run, repeatable.",
 )
 teachers_option = click.option(
-    "--teachers", type=NAMES, metavar="A,B", help="Comma-separated.  [default: all of the cache]"
+    "--teachers",
+    type=NAMES,
+    metavar="A,B",
+    help="Only these teachers, comma-separated.  [default: all of the cache]",
 )
 device_option = click.option(
     "--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."

@@ -241,8 +241,8 @@ def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards 
 @cache_argument
 @teachers_option
 @click.option("--exact", is_flag=True, help="Float64 products: error 1e-12, not 2e-6.")
-@click.option("--tokens-per-image", type=int, help="Tokens taken of each image; all by default.")
-@click.option("--max-images", type=int, help="Training rows taken; all by default.")
+@click.option("--tokens-per-image", type=int, help="Tokens taken of each image.  [default: all]")
+@click.option("--max-images", type=int, help="Training rows taken.  [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two choices above.")
 @click.option("--scheduler", help="Address of a dask.distributed scheduler, tcp://...")
 @click.option("--repair", is_flag=True, help="Check every stored file; make damaged ones again.")

@@ -1,6 +1,6 @@
 """What a run is: every choice that decides the student, declared once.
 
-The command line, TOML files, checkpoints and the table of docs/training.md read this declaration.
+The command line, TOML files, checkpoints and the page of settings read this declaration.
 It imports no torch, so that a command can build a config before anything heavy is loaded.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -88,11 +87,3 @@ def test_a_config_is_built_without_loading_torch() -> None:
     code = "import sys, phistill.train; phistill.train.TrainConfig(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_the_page_holds_the_table_of_today() -> None:
-    """Otherwise: python docs/settings.py."""
-    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "settings.py"))
-    page = script["PAGE"].read_text("utf-8")
-    assert script["with_table"](page) == page
-    assert script["with_table"](page.replace("| `lr` |", "| `rate` |")) == page
