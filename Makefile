@@ -25,7 +25,7 @@ newest: setup
 	tests/newest_versions.sh
 
 # The full sizes of the kill, fault and fuzz tests, without a network, and a table of what passed;
-# a quarter of an hour on two quiet cores. The table in docs/guarantees.md is its output.
+# a quarter of an hour on two quiet cores. The table in benchmarks/results/ is its output.
 torture: setup
 	OMP_NUM_THREADS=1 PHISTILL_FULL=1 tests/without_network.sh $(BIN)/python -m pytest -n auto --timeout 0
 

@@ -1,6 +1,6 @@
 """Two images through the smallest model of every family of timm: what works, what is refused.
 
-    OMP_NUM_THREADS=1 nice -n 19 python benchmarks/timm_families.py [--page docs/timm-families.md]
+    OMP_NUM_THREADS=1 nice -n 19 python benchmarks/timm_families.py [--page PAGE.md]
 
 Weights are random, so nothing is downloaded. A family is what a module of timm registers under one
 name (``eva`` has ``eva`` and ``vit``); its smallest model is counted on torch's meta device. Each
@@ -39,6 +39,7 @@ from phistill.pipeline.teachers.spec import TeacherSpec
 LARGE = 320
 """Models of a larger input are run at SMALL where they can be."""
 SMALL = 224
+PAGE = Path(__file__).parent / "results" / "timm-families.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEAD = (
     "| family | smallest model | input | grid | patches | summary | outcome |\n"
@@ -184,7 +185,7 @@ def write(page: Path, lines: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--page", type=Path, default=Path("docs/timm-families.md"))
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--again", help="Try families again whose line holds this.")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
