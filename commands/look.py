@@ -136,6 +136,9 @@ def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
     metavar="IMAGES",
     help="Measure on so many what patches lose in float16, bfloat16 and a few bits.",
 )
+@click.option(
+    "--picture", type=PATH, help="With --precision: a picture (svg, png) of where codes spend bits."
+)
 @device_option
 @click.option("--epochs", type=float, default=20.0, show_default=True, help="Of one training run.")
 @click.option("--runs", "num_runs", type=int, default=1, show_default=True, help="Training runs.")
@@ -147,6 +150,7 @@ def plan(
     cache: str | None,
     pixel_size: int | None,
     num_precision: int | None,
+    picture: Path | None,
     device: str,
     epochs: float,
     num_runs: int,
@@ -176,6 +180,7 @@ def plan(
         epochs=epochs,
         num_runs=num_runs,
         num_precision=num_precision or 0,
+        picture=picture,
         source_options=SourceOptions(**reading),
         say=lambda text: click.echo(text, err=True),
     )

@@ -31,6 +31,7 @@ from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.pipeline.teachers.spec import TeacherSpec
 from phistill.stats.codes.precision import PrecisionRow
 
+from .codes_picture import check_picture, draw_codes
 from .costs import Plan, TeacherPlan
 from .precision import measure_precision
 
@@ -51,6 +52,7 @@ def plan(
     rows_per_forward: int | None = None,
     num_sample: int = NUM_SAMPLE,
     num_precision: int = 0,
+    picture: Path | None = None,
     epochs: float = 20.0,
     num_runs: int = 1,
     student_rows_per_s: float = 1000.0,
@@ -62,11 +64,16 @@ def plan(
 
     ``cache`` is where it would lie, for the free space. ``epochs`` times ``num_runs`` is what the
     cache is read for; ``student_rows_per_s`` how fast the student learns. On ``num_precision``
-    images, if any, is measured what patches lose at each precision. Raises UsageError when there is
-    no teacher, SourceError when no image of the sample can be used.
+    images, if any, is measured what patches lose at each precision; ``picture`` is a file for how
+    codes would spend their bits. Raises UsageError when there is no teacher, SourceError when no
+    image of the sample can be used.
     """
     if not teachers:
         raise UsageError("a plan needs at least one --teacher, for example demo:clip.")
+    if picture is not None:
+        if not num_precision:
+            raise UsageError("--picture shows what --precision measures. Give both.")
+        check_picture(picture)
     if (
         num_sample < 1
         or epochs <= 0
@@ -88,7 +95,7 @@ def plan(
         sample = _Sample(source, records, settings, num_sample)
         wide_sample = _Sample(source, records, settings, num_precision) if num_precision else None
         target = choose_device(device)
-        plans, renderings = [], []
+        plans, renderings, spectra = [], [], {}
         for text in teachers:
             spec = TeacherSpec.parse(text)
             say(f"{spec.name}: building and running it on {counted(sample.num_images, 'image')}")
@@ -99,11 +106,13 @@ def plan(
             )  # fmt: skip
             seconds = _seconds_per_row(runner, sample.pixels(runner.rendering))
             renderings.append(runner.rendering)
-            precision: tuple[PrecisionRow, ...] = ()
+            rows: tuple[PrecisionRow, ...] = ()
             bits: float | None = None
             if wide_sample is not None:
                 say(f"{spec.name}: precision, on {counted(wide_sample.num_images, 'image')}")
-                precision, bits = measure_precision(runner, wide_sample.pixels(runner.rendering))
+                rows, bits, spectra[spec.name] = measure_precision(
+                    runner, wide_sample.pixels(runner.rendering)
+                )
             plans.append(
                 TeacherPlan(
                     name=spec.name,
@@ -115,7 +124,7 @@ def plan(
                     seconds_per_row=seconds,
                     hours=seconds * num_rows / 3600,
                     licence=teacher.licence,
-                    precision=precision,
+                    precision=rows,
                     bits_for_loss=bits,
                 )
             )
@@ -123,6 +132,8 @@ def plan(
         if side:
             renderings.append(Rendering((side, side), PIXEL_INTERPOLATION))
         decode_seconds = sample.decode_seconds(list(dict.fromkeys(renderings)))
+    if picture is not None:
+        draw_codes(picture, spectra)
     pixel_row_bytes = side * side * 3
     per_row = pixel_row_bytes + sum(teacher_plan.row_bytes for teacher_plan in plans)
     return Plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,19 @@ LOSS = 0.02
 """The lost share that `plan` names the bits for."""
 
 
+class Precision(NamedTuple):
+    """What was measured of one teacher's patches."""
+
+    rows: tuple[PrecisionRow, ...]
+    bits_for_loss: float | None
+    """That lose LOSS at most; None where none do."""
+    spectrum: RowSpectrum
+    """Of the images that were fitted on."""
+
+
 def measure_precision(
     runner: TeacherRunner, pixels: np.ndarray[Any, np.dtype[np.uint8]]
-) -> tuple[tuple[PrecisionRow, ...], float | None]:
+) -> Precision:
     """Of patches in float32: each precision, and the bits that lose LOSS at most, if any do.
 
     A codec is fitted on four fifths of the images and measured on the rest. Raises UsageError for
@@ -46,7 +56,9 @@ def measure_precision(
     measured = np.arange(len(patches)) % MEASURED_SHARE == 0
     pilot, rows = patches[~measured], patches[measured]
     spectrum = RowSpectrum.of(Moments.of(pilot), [pilot], grid=runner.info.grid)
-    return tuple(precision_table(spectrum, rows)), bits_for_loss(spectrum, rows, LOSS)
+    return Precision(
+        tuple(precision_table(spectrum, rows)), bits_for_loss(spectrum, rows, LOSS), spectrum
+    )
 
 
 def precision_text(name: str, rows: Sequence[PrecisionRow], bits: float | None) -> str:

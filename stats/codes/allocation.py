@@ -92,8 +92,19 @@ def _bits(energy: Float[np.ndarray, " g"], num_bytes: int) -> Int[np.ndarray, " 
 def gaussian_limit(variances: Float[np.ndarray, " d"], num_bits: float) -> float:
     """Share of the variance that any code of so many bits leaves of normal coefficients, at least.
 
-    Reverse water-filling (Cover and Thomas, Theorem 10.3.3): D_i = min(water, l_i) and
-    R = sum of 1/2 log2(l_i / D_i), by bisection for the water level.
+    Reverse water-filling (Cover and Thomas, Theorem 10.3.3): D_i = min(water, l_i).
+    """
+    positive = variances[variances > 0]
+    if len(positive) == 0:
+        return 0.0
+    water = water_level(variances, num_bits)
+    return float(np.sum(np.minimum(positive, water)) / np.sum(positive))
+
+
+def water_level(variances: Float[np.ndarray, " d"], num_bits: float) -> float:
+    """The water of reverse water-filling: R = sum of 1/2 log2(l_i / D_i), by bisection.
+
+    0 where no coefficient varies.
     """
     positive = variances[variances > 0]
     if len(positive) == 0:
@@ -104,4 +115,4 @@ def gaussian_limit(variances: Float[np.ndarray, " d"], num_bits: float) -> float
         water = (low + high) / 2
         rate = 0.5 * float(np.sum(np.maximum(logs - water, 0)))
         low, high = (water, high) if rate > num_bits else (low, water)
-    return float(np.sum(np.minimum(positive, 2.0**high)) / np.sum(positive))
+    return float(2.0**high)

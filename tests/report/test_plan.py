@@ -112,3 +112,20 @@ def test_precision_is_measured_on_images_and_told(images: Path) -> None:
 def test_precision_needs_some_images(images: Path) -> None:
     with pytest.raises(UsageError, match="4 usable images for the precision; 10 are needed"):
         plan(images, [TEACHER], num_sample=2, num_precision=4, device="cpu")
+
+
+def test_a_picture_shows_what_the_precision_was_measured_of(images: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "codes.svg"
+    plan(images, [TEACHER], num_sample=2, num_precision=13, picture=picture, device="cpu")
+    text = picture.read_text("utf-8")
+    assert "<svg" in text
+    for words in ("2 bits", "water level, R(D)", "left by the codes"):
+        assert words in text
+
+
+def test_a_picture_that_cannot_be_is_refused_before_any_work(images: Path, tmp_path: Path) -> None:
+    for wrong, text in (("codes.txt", "must end with"), ("nowhere/codes.svg", "no folder")):
+        with pytest.raises(UsageError, match=text):
+            plan(images, ["nothing:"], num_precision=13, picture=tmp_path / wrong)
+    with pytest.raises(UsageError, match="--precision"):
+        plan(images, ["nothing:"], picture=tmp_path / "codes.svg")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.stats.codes.allocation import GROUP, allocate, gaussian_limit, row_bytes
+from phistill.stats.codes.allocation import GROUP, allocate, gaussian_limit, row_bytes, water_level
 from phistill.stats.codes.levels import MAX_BITS, distortion
 
 
@@ -82,5 +82,6 @@ def test_the_limit_of_equal_variances_is_two_to_the_minus_two_bits() -> None:
 def test_the_limit_of_two_variances_is_the_textbooks() -> None:
     """Water at 1: the second coefficient is left as it is, the first gets 1/2 log2(16) = 2 bits."""
     assert gaussian_limit(np.array([16.0, 1.0]), 2.0) == pytest.approx(2 / 17)
+    assert water_level(np.array([16.0, 1.0]), 2.0) == pytest.approx(1)
     assert gaussian_limit(np.array([16.0, 1.0, 0.0]), 0.0) == pytest.approx(1)
     assert gaussian_limit(np.zeros(3), 5.0) == 0.0
