@@ -46,6 +46,14 @@ stage_option = click.option(
     help="Folder on a near disk: copy what the run needs there first.",
 )
 
+logger_option = click.option(
+    "--logger",
+    "loggers",
+    multiple=True,
+    metavar="tensorboard|wandb|mlflow",
+    help="Write the numbers there too; repeatable, or a MODULE:FUNCTION of one's own.",
+)
+
 extend_option = click.option(
     "--extend", is_flag=True, help="Give what is there more steps: --set num_steps, --epochs."
 )
@@ -69,6 +77,7 @@ extend_option = click.option(
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 0.001]")
 @click.option("--seed", type=int, help="Of weights and augmentation.  [default: 0]")
 @click.option("--device", type=DEVICE, help="auto, cpu, cuda, ...  [default: auto]")
+@logger_option
 @stage_option
 @extend_option
 @click.option(
@@ -94,6 +103,7 @@ def train(
     assignments: tuple[tuple[str, Any], ...],
     stage: Path | None,
     extend: bool,
+    loggers: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a student from one cache, or from several at once.
@@ -116,6 +126,7 @@ def train(
             raise UsageError(f"--config has {key}: it is for `phistill sweep`, not for one run.")
     values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
+    values |= {"loggers": loggers} if loggers else {}
     settings = TrainConfig.from_dict(values)
     refuse_cache_as_out(out)
     refuse_train_mistakes(caches, [settings])
@@ -293,6 +304,7 @@ def export(run: Path, out: Path, which: str, onnx: bool) -> None:
     "--preset", default="", metavar="methods", help="The twelve methods of PHI-S's paper."
 )
 @click.option("--seeds", type=SEEDS, metavar="0,1,2", help="Every cell once for each.")
+@logger_option
 @stage_option
 @extend_option
 def sweep(
@@ -301,6 +313,7 @@ def sweep(
     grid: Path | None,
     preset: str,
     seeds: tuple[int, ...],
+    loggers: tuple[str, ...],
     stage: Path | None,
     extend: bool,
 ) -> None:
@@ -321,7 +334,7 @@ def sweep(
 
     if grid is None and not preset:
         raise UsageError("say what to train: --config FILE, --preset methods, or both.")
-    cells = read_grid(grid, preset=preset, seeds=seeds or ())
+    cells = read_grid(grid, preset=preset, seeds=seeds or (), loggers=loggers)
     refuse_train_mistakes(caches, [cell.config for cell in cells])
     from phistill.train import Progress
     from phistill.train.sweeps.sweep import sweep as run

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def refuse_train_mistakes(caches: Sequence[str], configs: Sequence[TrainConfig]) -> None:
-    """UsageError for a cache that is none, a teacher it lacks, a normalizer or student unknown;
-    MissingMoments before fit-stats."""
+    """UsageError for a cache that is none, a teacher it lacks, a normalizer or student unknown,
+    a logger not installed; MissingMoments before fit-stats."""
     from phistill import plugins
     from phistill.cache.joined import open_caches
     from phistill.stats import METHODS
     from phistill.stats.fit.loading import refuse_missing
     from phistill.stats.normalizer.methods import unknown_method
+    from phistill.train.metrics import refuse_missing_loggers
 
     opened = open_caches(tuple(caches)).caches
     for config in configs:
@@ -35,6 +36,7 @@ def refuse_train_mistakes(caches: Sequence[str], configs: Sequence[TrainConfig])
         for field in ("head", "patch_loss", "summary_loss", "row_filter"):
             if ":" in (name := getattr(config, field)):
                 plugins.load(name, field)
+        refuse_missing_loggers(config)
     for name in {config.student for config in configs}:
         if ":" not in name:
             _refuse_timm_model(name, f"student={name!r} is not a timm model.")

@@ -22,6 +22,7 @@ PLUGIN = "package.module:function"
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
 SUMMARY_LOSSES = ("cosine", "balanced-angle", "mse", "none")
 HEADS = ("mlp", "linear")
+LOGGERS = ("tensorboard", "wandb", "mlflow")
 
 LARGEST = 1e9
 """Bound of numbers that have no other, so that infinity is none of them."""
@@ -43,7 +44,7 @@ SAFE_KEYS = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "tensorboard",
-        "wandb",
+        "loggers",
     }
 )
 """Fields a resumed run may change: they move bytes or write logs, they do not decide the weights.
@@ -51,7 +52,7 @@ SAFE_KEYS = frozenset(
 its last bits."""
 
 
-def _or_plugin(names: tuple[str, ...], description: str) -> Meta:
+def _or_plugin(names: tuple[str, ...], description: str = "") -> Meta:
     """A text that is one of ``names`` or names a plug-in."""
     pattern = f"^({'|'.join(names)}|[^:]+:[^:]+.*)$"
     return Meta(pattern=pattern, description=description, extra={"choices": (*names, PLUGIN)})
@@ -243,10 +244,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     keep_checkpoints: Annotated[int, Meta(ge=1,
         description="Latest checkpoints kept, beside the best.")] = 2
     tensorboard: Annotated[bool, Meta(
-        description="Write TensorBoard events too, where the package is installed.")] = True
-    wandb: Annotated[bool, Meta(
-        description="Log to Weights & Biases too; refused where the package is not installed."
-    )] = False
+        description="Unasked, TensorBoard events where the package is installed.")] = True
+    loggers: Annotated[tuple[Annotated[str, _or_plugin(LOGGERS)], ...], Meta(
+        description="tensorboard, wandb, mlflow (extras of these names), own ones.")] = ()
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -132,7 +132,7 @@ def _root_mean_square_norm(moments: Moments) -> float:
 
 
 LOCAL_KEYS = frozenset(
-    {"device", "loader_workers", "read_ahead", "memory_bytes", "tensorboard", "wandb"}
+    {"device", "loader_workers", "read_ahead", "memory_bytes", "tensorboard", "loggers"}
 )
 """Settings in which the processes of one run may differ."""
 

@@ -21,6 +21,8 @@ EXTRAS = {
     "matplotlib": ("reports", "report"),
     "jinja2": ("reports", "report"),
     "tensorboard": ("TensorBoard events", "tensorboard"),
+    "wandb": ("runs at Weights & Biases", "wandb"),
+    "mlflow-skinny": ("runs at MLflow", "mlflow"),
     "distributed": ("dask clusters", "distributed"),
     "transformers": ("teachers from transformers", "transformers"),
     "obstore": ("caches on object stores", "object-stores"),

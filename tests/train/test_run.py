@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -222,12 +221,3 @@ def test_a_file_in_the_place_of_the_run_folder_is_refused(
     (tmp_path / "run").write_text("x")
     with pytest.raises(UsageError, match="is a file, not a run folder"):
         train(fitted_cache, tmp_path / "run", make_config())
-
-
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="for machines without wandb")
-def test_a_missing_wandb_is_refused_before_anything_is_written(
-    fitted_cache: Cache, make_config: Config, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="wandb is not installed"):
-        train(fitted_cache, tmp_path / "run", make_config(wandb=True))
-    assert not (tmp_path / "run").exists()

@@ -80,11 +80,16 @@ LISTS, TABLES, OTHERS = ("grids", "cells"), ("base", "grid"), ("preset", "seeds"
 
 
 def read_grid(
-    path: Path | str | None, *, preset: str = "", seeds: Sequence[int] = ()
+    path: Path | str | None,
+    *,
+    preset: str = "",
+    seeds: Sequence[int] = (),
+    loggers: Sequence[str] = (),
 ) -> list[Cell]:
     """The cells of a TOML file; UsageError says what is wrong.
 
-    ``preset`` and ``seeds`` win over those of the file, which may then be left out.
+    ``preset`` and ``seeds`` win over those of the file, which may then be left out, ``loggers``
+    over those of its base.
     """
     document: dict[str, Any] = {}
     if path is not None:
@@ -99,6 +104,8 @@ def read_grid(
         document["preset"] = preset
     if seeds:
         document["seeds"] = list(seeds)
+    if loggers:
+        document["base"] = {**document.get("base", {}), "loggers": list(loggers)}
     return study(document)
 
 
