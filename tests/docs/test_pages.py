@@ -1,90 +1,18 @@
-"""Every command of a page runs, in the page's order, in a folder of its own.
-
-A block with a file name for its title is that file; blocks of ``bash`` are run. One that needs what
-is not here says so in its title (``needs downloads``) and is not run, or with something else in the
-place of what it needs. Sizes are cut by replacing words of the page.
-"""
+"""Every command of tutorial, recipes and *Extend* runs, in the page's order."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phistill.cache.storage.parquet import read_table
-from phistill.demo.pictures import BUNDLED
-from phistill.pipeline import CacheSettings, extract
-from phistill.stats import fit_stats
+from tests.docs.page import DOCS, ROOT, TINY, extracted, follow
 from tests.object_store import BUCKET, environment
-
-ROOT = Path(__file__).parent.parent.parent
-DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-NEEDS = ("needs downloads", "needs a GPU", "needs Slurm", "needs a bucket")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A fenced block of a page."""
-
-    language: str
-    title: str
-    text: str
-
-
-def blocks(page: str) -> Iterator[Block]:
-    """In the order of the page."""
-    for indent, language, title, text in BLOCK.findall(page):
-        lines = [line.removeprefix(indent) for line in text.splitlines()]
-        yield Block(language, title, "\n".join(lines) + "\n")
-
-
-def follow(
-    page: Path,
-    folder: Path,
-    cuts: Mapping[str, str] | None = None,
-    *,
-    also: Sequence[str] = (),
-    variables: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Do what the page says in ``folder``; the output of every block of commands.
-
-    ``cuts`` replaces words of the page, each of which must be there. ``also`` runs blocks of these
-    titles, whose downloads the cuts have replaced.
-    """
-    text = page.read_text("utf-8")
-    for words, shorter in (cuts or {}).items():
-        assert words in text, f"{page.name} says {words!r} no more"
-        text = text.replace(words, shorter)
-    found = list(blocks(text))
-    for block in found:
-        if block.title and block.language != "bash":
-            (folder / block.title).write_text(block.text, "utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    outputs = []
-    for block in found:
-        if block.language != "bash" or (block.title in NEEDS and block.title not in also):
-            continue
-        assert not block.title or block.title in NEEDS, f"{block.title!r} is no reason known here"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.text],
-            cwd=folder, env={**os.environ, **(variables or {}), "PATH": path},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
-    return outputs
 
 
 @pytest.mark.slow
@@ -100,29 +28,6 @@ def test_the_tutorial_leads_to_a_student_in_use(tmp_path: Path) -> None:
     assert "teachers clip, ssl, mask" in outputs[2]
     assert "clip" in outputs[5]
     assert outputs[-1].split()[0] == "1.00"  # a drawing is nearest to itself
-
-
-TINY = """student = "vit_tiny_patch16_224"
-student_options = { patch_size = 20, embed_dim = 24, depth = 1, num_heads = 1 }
-head_width = 16
-num_steps = 2
-batch_size = 8"""
-"""A run of seconds."""
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """``photos/`` with some bundled drawings in a folder of their own."""
-    some = read_table(BUNDLED).slice(0, 24).to_pylist()
-    (tmp_path / "photos").mkdir()
-    for at, drawing in enumerate(some):
-        (tmp_path / "photos" / f"{at}.webp").write_bytes(drawing["image"])
-    return tmp_path
-
-
-def extracted(folder: Path, name: str, *teachers: str) -> None:
-    settings = CacheSettings(pixel_size=40, holdout=0.3)
-    fit_stats(extract(folder / "photos", folder / name, teachers, settings=settings).cache)
 
 
 @pytest.mark.slow
@@ -215,8 +120,3 @@ def test_a_bucket_is_a_cache_and_a_place_to_train_from(
     page, at = DOCS / "recipes/object-store.md", environment(s3_endpoint)
     follow(page, photos, cuts, also=["needs a bucket"], variables=at)
     assert (photos / "runs/staged/config.json").exists()
-
-
-def test_a_block_is_found_with_its_language_and_title() -> None:
-    page = 'x\n```toml title="a.toml"\nb = 1\n```\n* y\n\n    ```bash\n    ls\n    ```\n'
-    assert list(blocks(page)) == [Block("toml", "a.toml", "b = 1\n"), Block("bash", "", "ls\n")]
