@@ -7,6 +7,7 @@ share of each global batch, so the order of rows does not depend on their number
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ PATIENCE_S = 10.0
 """After this long a rank says that it waits for the others to start."""
 
 
+BUFFERS = (
+    "forward_sync_buffers"  # its name since torch 2.15
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+"""The option under which every rank keeps buffers of its own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
     """This process among its peers."""
@@ -50,7 +59,7 @@ class Ranks:
         if self.world == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=ids, **{BUFFERS: False})
 
     def no_sync(self, module: Any) -> contextlib.AbstractContextManager[None]:
         """Gradients of an accumulated part stay on this rank."""
@@ -153,10 +162,31 @@ def joined(device: str) -> Iterator[Ranks]:
         if begun_here:
             _join(launch, place)
         try:
-            yield Ranks(rank=launch.rank, world=launch.world, device=place)
+            with _saying_who_is_lost(launch):
+                yield Ranks(rank=launch.rank, world=launch.world, device=place)
         finally:
             if begun_here and dist.is_initialized():
                 dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _saying_who_is_lost(launch: Launch) -> Iterator[None]:
+    """What torch raises when another rank is gone, as a PhistillError.
+
+    Only nccl has errors of its own (``dist.DistError``); gloo's are RuntimeErrors that begin with
+    the file of its source.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error).partition("\n")[0]
+        if launch.world == 1 or not is_lost:
+            raise
+        raise PhistillError(
+            f"{launch} has lost another process of this run, which ended or cannot be reached; its "
+            "own output says why. Mend that and start all of them again: they go on from the last "
+            f"checkpoint. ({str(error).strip().partition('. ')[0]})"
+        ) from error
 
 
 def _join(launch: Launch, device: torch.device) -> None:

@@ -121,6 +121,11 @@ def _advice(error: OSError) -> str:
         return out_of_files_text()
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return "Choose another path."
+    if error.errno == errno.EFBIG:
+        return (
+            "A file may not be that large here (ulimit -f, or the file system): raise the limit, "
+            "or choose another place."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Make the place writable, or choose another."
     return (

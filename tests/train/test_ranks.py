@@ -102,6 +102,36 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [line["losses"] for line in read_metrics(run, "train")]
 
 
+DIES = """
+import errno, json, os, signal, sys
+from pathlib import Path
+from phistill.errors import PhistillError
+from phistill.train import TrainConfig, train
+from phistill.train.step.state import TrainState
+
+cache, out, settings = sys.argv[1:]
+train_step = TrainState.train_step
+
+def step_or_die(state, batch):
+    if batch.step == 3 and os.environ["RANK"] == "{rank}":
+        {first_step}
+    return train_step(state, batch)
+
+TrainState.train_step = step_or_die
+try:
+    train(cache, out, TrainConfig.from_dict(json.loads(settings)))
+except PhistillError as error:
+    sys.exit(str(error))
+"""
+"""A rank meets something before the fourth step; what is refused is one line."""
+
+FULL_DISK = """
+        from phistill.cache.storage import publish
+        def write_all(descriptor, buffers):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        publish.write_all = write_all
+"""
+
 MANY = """
 import json, os, sys
 import torch.distributed as dist
@@ -273,6 +303,25 @@ def test_two_killed_ranks_go_on_with_the_same_losses(
     one, two = (checkpoints.load(tmp_path / name, 16) for name in ("whole", "parts"))
     assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
     assert not torch.equal(one.tensors["rng/torch"], one.tensors["rng/torch/1"])
+
+
+def test_a_rank_that_lost_another_says_so_in_one_line(
+    fitted_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    """One is killed; or the first cannot write its checkpoint, and says that itself."""
+    settings = json.dumps(make_config(num_steps=100_000, checkpoint_every=5).to_dict())
+    lost = "has lost another process of this run"
+    for first_step, dies in (("os.kill(os.getpid(), signal.SIGKILL)", 1), (FULL_DISK, 0)):
+        script = DIES.format(rank=dies, first_step=first_step)
+        out = tmp_path / str(dies)
+        processes = launch(script, [str(fitted_cache.path), str(out), settings], 2)
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        assert "Traceback" not in "".join(errors), errors
+        assert lost in errors[1 - dies], errors
+        assert lost not in errors[dies], errors
+        assert [process.returncode for process in processes][1 - dies] == 1
+    assert "could not be written" in errors[0]
+    assert "No space left on device" in errors[0]
 
 
 def test_ranks_save_together_when_the_clock_or_the_score_of_the_first_asks_for_it(

@@ -244,3 +244,25 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_after_space_is_freed(
         assert Cache(mount / "c").digest() == whole[0]
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_limit_on_the_size_of_a_file_is_no_full_disk(tmp_path: Path) -> None:
+    limited = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'ulimit -f 1; exec "$@"',
+            "-",
+            sys.executable,
+            str(SCRIPT),
+            str(tmp_path / "c"),
+            "packed",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert limited.returncode != 0
+    assert "File too large" in limited.stderr
+    assert "ulimit -f" in limited.stderr
+    assert "Free some space" not in limited.stderr
