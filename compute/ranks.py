@@ -59,7 +59,8 @@ class Ranks:
         if self.world == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, **{BUFFERS: False})
+        own_buffers: dict[str, Any] = {BUFFERS: False}
+        return DistributedDataParallel(module, device_ids=ids, **own_buffers)
 
     def no_sync(self, module: Any) -> contextlib.AbstractContextManager[None]:
         """Gradients of an accumulated part stay on this rank."""
