@@ -3,7 +3,7 @@ from .format.info import CacheInfo, Segment, TeacherInfo
 from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
 from .opening import create, exists, open
-from .reader import ArrayReader
+from .reader import ArrayReader, RowReader
 from .store import Cache
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "CacheInfo",
     "CommitRecord",
     "ImageFacts",
+    "RowReader",
     "Segment",
     "Split",
     "TeacherInfo",

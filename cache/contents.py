@@ -24,6 +24,9 @@ from phistill.errors import (
     repair_text,
 )
 
+from .codes.codec import RowCodec
+from .codes.decoded import DecodedReader
+from .codes.stored import read_codec
 from .committed.catalogue import RESTORE, Catalogue
 from .committed.commits import Commits
 from .committed.row_facts import RowFacts
@@ -34,7 +37,7 @@ from .format.info import DTYPES, CacheInfo, TeacherInfo
 from .format.json_document import MAX_DOCUMENT_BYTES
 from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
-from .reader import ArrayReader
+from .reader import ArrayReader, RowReader
 from .rows import check_split, eligible_rows
 from .segments import Index
 from .storage.files import Files
@@ -56,6 +59,7 @@ class Contents:
         self.files = files
         self.catalogue = Catalogue(files)
         self._teachers: dict[str, TeacherInfo] = {}
+        self._codecs: dict[str, RowCodec] = {}
         self._splits: dict[str, NDArray[np.int8]] = {}
         self._index = Index(files)
         self._version: Any = None
@@ -125,15 +129,32 @@ class Contents:
         return array_document(self.info, kind, self.shapes(owner)[kind], num_rows)
 
     def shapes(self, owner: str) -> dict[str, tuple[int, ...]]:
-        """Row shape of each kind an owner stores."""
+        """Row shape of each array an owner stores: pixels, kinds of features, or their codes."""
         if owner == names.PIXELS:
             if not self.info.pixel_size:
                 raise UsageError(
                     f"{self.location} stores no pixels; it was made with pixel_size=0."
                 )
             return {names.PIXELS: (self.info.pixel_size, self.info.pixel_size, 3)}
-        teacher = self.teacher(owner)
-        return {kind: teacher.row_shape(kind) for kind in teacher.kinds}
+        return self.teacher(owner).arrays
+
+    def codec(self, teacher: str, kind: str) -> RowCodec | None:
+        """The codec of a kind that is stored as codes; None for one that is stored as it is.
+
+        CorruptCache when its file is not the one that the teacher's group names.
+        """
+        stored = self.teacher(teacher).codecs.get(kind)
+        if stored is None:
+            return None
+        if stored.sha256 not in self._codecs:
+            path = names.codec(teacher, kind)
+            self._codecs[stored.sha256] = read_codec(self.files, path, stored)
+        return self._codecs[stored.sha256]
+
+    def codecs(self, teacher: str) -> dict[str, RowCodec]:
+        """By kind, those of a teacher."""
+        found = {kind: self.codec(teacher, kind) for kind in self.teacher(teacher).codecs}
+        return {kind: codec for kind, codec in found.items() if codec is not None}
 
     def index(self, columns: Sequence[str] | None = None) -> pa.Table:
         """One line per row, ascending: row, id, view, uri, offset, length, label?, split?, or some
@@ -314,8 +335,20 @@ class Contents:
     def _pixels(self) -> tuple[str, ...]:
         return (names.PIXELS,) if self.info.pixel_size else ()
 
-    def reader(self, owner: str, kind: str) -> ArrayReader:
-        """A reader of one array; the array's zarr.json must say what the settings say."""
+    def reader(self, owner: str, kind: str) -> RowReader:
+        """A reader of the pixels or of one kind of features, decoded where codes are stored.
+
+        Codes themselves are read from ``names.codes(kind)``. UsageError for what is not there.
+        """
+        codec = None
+        if owner != names.PIXELS and kind in self.teacher(owner).codecs:
+            codec = self.codec(owner, kind)
+        if codec is not None:
+            return DecodedReader(self.array_reader(owner, names.codes(kind)), kind, codec)
+        return self.array_reader(owner, kind)
+
+    def array_reader(self, owner: str, kind: str) -> ArrayReader:
+        """A reader of one array as it is stored; its zarr.json must say what the settings say."""
         shapes = self.shapes(owner)
         if kind not in shapes:
             raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")

@@ -21,7 +21,7 @@ from phistill.errors import UsageError
 
 from .format import names
 from .order import EpochOrder
-from .reader import ArrayReader
+from .reader import RowReader
 from .row_set import RowSet
 from .store import Cache
 
@@ -30,7 +30,8 @@ Arrays = Mapping[str, Sequence[str]]
 
 Batch = dict[str, torch.Tensor]
 """``row`` (n,) int64, ``pixels`` (n, height, width, 3) uint8, and ``TEACHER/KIND`` (n, ...) in the
-stored dtype: float16 patches and registers, float32 summaries."""
+stored dtype: float16 patches and registers, float32 summaries. Codes are decoded to float32; who
+asks for the kind ``patches-codes`` gets them as they are stored, uint8 (n, bytes)."""
 
 
 class CacheDataset(Dataset[Batch]):
@@ -159,7 +160,7 @@ class _RowReader:
         if pixels and cache.info.pixel_size:
             self._arrays.insert(0, (names.PIXELS, names.PIXELS))
         self._teachers = list(arrays)
-        self._readers: dict[tuple[str, str], ArrayReader] | None = None
+        self._readers: dict[tuple[str, str], RowReader] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": None}

@@ -20,7 +20,7 @@ from .format import names
 from .format.info import TeacherInfo
 from .format.split import HELDOUT, TRAIN, Split
 from .readahead import ReadAhead
-from .reader import ArrayReader
+from .reader import RowReader
 from .store import Cache
 
 Rows = NDArray[np.int64]
@@ -141,11 +141,12 @@ class JoinedCaches:
 
 
 class JoinedReader:
-    """Rows of one array over several caches; as ArrayReader, which see."""
+    """Rows of one array over several caches; see RowReader. float32 where one is decoded."""
 
-    def __init__(self, readers: Sequence[ArrayReader], starts: Sequence[int]) -> None:
+    def __init__(self, readers: Sequence[RowReader], starts: Sequence[int]) -> None:
         self.readers = tuple(readers)
-        self.row_shape, self.dtype = readers[0].row_shape, readers[0].dtype
+        self.row_shape = readers[0].row_shape
+        self.dtype = np.result_type(*(reader.dtype for reader in readers))
         self._starts = np.asarray(starts, np.int64)
 
     def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -156,7 +157,7 @@ class JoinedReader:
         cache_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number, reader in enumerate(self.readers):
             places = np.flatnonzero(cache_of == number)
-            if places.size == rows.size:
+            if places.size == rows.size and reader.dtype == out.dtype:
                 return reader.read(rows - self._starts[number], out)
             if places.size:
                 out[places] = reader.read(rows[places] - self._starts[number])

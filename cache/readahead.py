@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .order import WINDOW_SHARDS
-from .reader import ArrayReader
+from .reader import RowReader
 
 
 class ReadAhead:
@@ -24,7 +24,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        readers: Iterable[ArrayReader],
+        readers: Iterable[RowReader],
         *,
         shard_rows: int,
         window_shards: int = WINDOW_SHARDS,

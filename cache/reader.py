@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,26 @@ def _by_shard(
         (int(shards[places[start]]), in_order[start:end], places[start:end])
         for start, end in zip(starts, [*starts[1:], len(places)], strict=False)
     ]
+
+
+class RowReader(Protocol):
+    """Rows of one array by their numbers, as stored or decoded."""
+
+    owner: str
+    kind: str
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    row_bytes: int
+    """Of a row as it is given."""
+
+    def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The values (n, *row_shape) of ``rows`` (n,), in their order; into ``out`` when given."""
+
+    def refresh(self) -> None:
+        """See what was committed since."""
+
+    def prefetch_shard(self, shard: int) -> None:
+        """Bring a shard nearer whose rows will all be read soon; never an error."""
 
 
 class ArrayReader:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, UsageError
 
+from .codes.codec import RowCodec
 from .committed.packs import publish_facts, publish_records, whole_facts, whole_records
 from .contents import Contents
 from .format import names
@@ -22,7 +23,7 @@ from .format.arrays import array_document, group_document
 from .format.compression import encode_compressed
 from .format.facts import ImageFacts
 from .format.info import DTYPES, CacheInfo, TeacherInfo
-from .format.record import CommitRecord
+from .format.record import LOST_STEP, MAX_LOST, CommitRecord
 from .format.shard import encode_shard, sha256_of
 from .format.split import decide_sides
 from .storage.files import Files
@@ -42,18 +43,34 @@ class Cache(Contents):
             self.catalogue.look_again()  # at what was written before
             yield
 
-    def add_teacher(self, teacher: TeacherInfo) -> None:
-        """Publish a teacher's group and arrays, then name it in the root. Rows come by shards."""
+    def add_teacher(
+        self, teacher: TeacherInfo, codecs: Mapping[str, RowCodec] | None = None
+    ) -> None:
+        """Publish a teacher's group and arrays, then name it in the root. Rows come by shards.
+
+        ``codecs`` are those that ``teacher.codecs`` names (``codes.coded_teacher``).
+        """
         if teacher.name in self.teachers:
             raise UsageError(f"{self.location} already has a teacher {teacher.name!r}.")
         info = replace(self.info, teachers=(*self.teachers, teacher.name))
         for folder in names.folders_of(teacher.name):  # of one that was being removed
             self.files.delete(folder)
-        for kind in teacher.kinds:
-            document = array_document(self.info, kind, teacher.row_shape(kind))
-            self.files.publish(names.metadata(names.array(teacher.name, kind)), [document])
+        for name, shape in teacher.arrays.items():
+            document = array_document(self.info, name, shape)
+            self.files.publish(names.metadata(names.array(teacher.name, name)), [document])
+        self.publish_codecs(teacher, codecs or {})
         self.publish_teacher(teacher)
         self.publish_root(info)
+
+    def publish_codecs(self, teacher: TeacherInfo, codecs: Mapping[str, RowCodec]) -> None:
+        """Write the codecs that a teacher's group names."""
+        if set(codecs) != set(teacher.codecs):
+            raise ValueError(f"{teacher.name} needs the codecs {list(teacher.codecs)}.")
+        for kind, codec in codecs.items():
+            data = codec.to_bytes()
+            if hashlib.sha256(data).hexdigest() != teacher.codecs[kind].sha256:
+                raise ValueError(f"{teacher.name} was coded with another codec of {kind}.")
+            self.files.publish(names.codec(teacher.name, kind), [data])
 
     def publish_teacher(self, teacher: TeacherInfo) -> None:
         """Write what a teacher's group says of it."""
@@ -70,17 +87,21 @@ class Cache(Contents):
         images: ImageFacts,
         reasons: Mapping[int, str],
         environment: Mapping[str, str],
+        lost: Mapping[str, float] | None = None,
     ) -> CommitRecord:
         """Write a shard whole: the facts of its images unless they are there, every file, each
         durable before the next, then the commit record.
 
-        ``arrays`` maps each kind to (n, *row_shape), n the rows that exist in the shard. The sides
+        ``arrays`` maps each array to (n, *row_shape), n the rows that exist in the shard. Features
+        of a kind that is stored as codes are coded here; who brings codes says by array in
+        ``lost`` which share of the variance they lose. The sides
         of ``images`` are those that the first commit of the shard gave or decided; CacheMismatch
         for other images than its.
         """
         start, stop = self.info.shard_range(shard)
         shapes = self.shapes(owner)
-        if set(arrays) != set(shapes):
+        arrays, lost = self._coded(owner, arrays, reasons, lost or {})
+        if set(arrays) != set(shapes) or set(lost) != {n for n in shapes if names.kind_of(n) != n}:
             raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
         stored = self.settle_facts(owner, shard, images)
         paths = self.shard_paths(owner, shard)
@@ -106,9 +127,35 @@ class Cache(Contents):
             facts=stored.digest,
             reasons=dict(sorted(reasons.items())),
             environment=dict(environment),
+            lost={name: min(round(share / LOST_STEP), MAX_LOST) for name, share in lost.items()},
         )
         self.publish_record(record)
         return record
+
+    def _coded(
+        self,
+        owner: str,
+        arrays: Mapping[str, NDArray[Any]],
+        reasons: Mapping[int, str],
+        lost: Mapping[str, float],
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+        """The arrays with features coded where codes are stored, and what all codes lose."""
+        coded, shares = dict(arrays), dict(lost)
+        if owner == names.PIXELS:
+            return coded, shares
+        for kind, codec in self.codecs(owner).items():
+            if kind not in coded:
+                continue
+            features = coded.pop(kind)
+            # A row that was taken down has NaN for what may not be copied.
+            accepted = np.isfinite(features.reshape(len(features), -1)[:, 0])
+            accepted[list(reasons)] = False
+            codes = np.zeros((len(features), codec.num_bytes), np.uint8)
+            name = names.codes(kind)
+            found = codec.measured(features[accepted])
+            codes[accepted] = found.codes
+            coded[name], shares[name] = codes, found.lost_share
+        return coded, shares
 
     def publish_record(self, record: CommitRecord) -> None:
         """Commit a shard whose facts and files are there."""

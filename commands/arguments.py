@@ -110,6 +110,19 @@ def _named_layout(text: str) -> tuple[str, str]:
     return name, layout.lower()
 
 
+def _teacher_bits(text: str) -> float | dict[str, float]:
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.split("=") for part in text.split(",")]
+        named = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ValueError(f"{text!r} is not like 2 or dino=2,sam=0.5.") from None
+    if len(named) != len(pairs) or "" in named:
+        raise ValueError(f"{text!r} must name each teacher once.")
+    return named
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     """The value is read as TOML; what is not TOML is a string."""
     import tomllib
@@ -158,6 +171,8 @@ FRACTION_OR_FILE = Parsed("fraction or file", _fraction_or_file)
 COUNT_OR_AUTO = Parsed("count or auto", _count_or_auto)
 NAMED_GRID = Parsed("grid", _named_grid)
 NAMED_LAYOUT = Parsed("layout", _named_layout)
+TEACHER_BITS = Parsed("bits", _teacher_bits)
+"""``2``, or ``dino=2,sam=0.5``."""
 ASSIGNMENT = Parsed("assignment", _assignment)
 TOML = Parsed("toml", _toml)
 PATH = click.Path(path_type=Path)

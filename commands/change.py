@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .arguments import LOCATION, cache_argument, read_lines
+from .arguments import LOCATION, TEACHER_BITS, cache_argument, read_lines
 
 
 @click.command()
@@ -92,26 +92,39 @@ def remove_images(
 @click.command()
 @cache_argument
 @click.argument("out", type=LOCATION)
+@click.option(
+    "--bits",
+    type=TEACHER_BITS,
+    metavar="B|NAME=B,...",
+    help="Store patches as codes of so many bits per channel, 0.25 to 8 (docs/compact.md).",
+)
 @click.option("--drop-removed", is_flag=True, help="Leave out what remove-images took down.")
-def compact(cache: str, out: str, drop_removed: bool) -> None:
-    """Write a smaller copy of a cache.
+def compact(
+    cache: str, out: str, bits: float | dict[str, float] | None, drop_removed: bool
+) -> None:
+    """Write a smaller copy of a cache: patches as codes, or without removed images.
 
-    CACHE is not changed. Shards that lost no image are copied as they are and keep their
-    statistics. Run it again after an interruption to go on.
+    CACHE is not changed. Statistics stay those of the features. Run it again after an
+    interruption to go on.
 
     \b
+    phistill compact my.cache small.cache --bits 2
+    phistill compact my.cache small.cache --bits dino=2,sam=0.5
     phistill compact my.cache my-clean.cache --drop-removed
     """
     from phistill import cache as store
-    from phistill.cache.upkeep.compact import drop_removed as run
     from phistill.errors import UsageError, counted
+    from phistill.report.inspection import codes_text
     from phistill.report.terminal import bytes_text, progress_bar
-    from phistill.stats.fit.reuse import reuse_statistics
+    from phistill.stats.compacting import compact_cache
 
-    if not drop_removed:
-        raise UsageError("say what to leave out: --drop-removed.")
+    if bits is None and not drop_removed:
+        raise UsageError("say what makes it smaller: --bits 2, or --drop-removed.")
+    source = store.open(cache)
     with progress_bar("compact") as bar:
-        report = run(store.open(cache), out, progress=bar.bytes, reuse=reuse_statistics)
+        report = compact_cache(
+            source, out, bits=bits, drop_removed=drop_removed, progress=bar.bytes
+        )
     if not report.num_shards:
         click.echo(f"{out} is complete: nothing to do.")
     else:
@@ -119,8 +132,11 @@ def compact(cache: str, out: str, drop_removed: bool) -> None:
             f"{out}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} "
             f"written, {counted(report.num_statistics, 'file')} of statistics taken over."
         )
+    if text := codes_text(report.cache):
+        click.echo(text)
+    if drop_removed:
+        click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")
     click.echo(f"Next: phistill fit-stats {out}")
-    click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")
 
 
 @click.command()

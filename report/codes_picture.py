@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Float
 
 from phistill.errors import UsageError
-from phistill.stats.codes import RowSpectrum, bytes_for
-from phistill.stats.codes.allocation import Band, water_level
-from phistill.stats.codes.levels import distortion
+from phistill.cache.codes import bytes_for
+from phistill.cache.codes.bands import Band
+from phistill.cache.codes.levels import distortion
+from phistill.stats.codes import RowSpectrum
+from phistill.stats.codes.allocation import water_level
 
 from .extras import require_libraries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ import numpy as np
 from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.committed.commits import Commits
+from phistill.cache.format import names
+from phistill.cache.format.info import DTYPES
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
 from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options
+from phistill.stats.compacting import SUSPICIOUS
 
 from .terminal import UNKNOWN_LICENCE, bytes_text, table_text
 
@@ -81,6 +85,47 @@ def describe(cache: Cache | Path | str) -> dict[str, Any]:
     }
 
 
+def describe_codes(cache: Cache, name: str) -> dict[str, Any]:
+    """By kind that a teacher has as codes: bits per channel, bytes of a row, how many times smaller
+    than the floats, the share of variance lost by the pilot, by the shards on average and at most,
+    and the shards that lose SUSPICIOUS times the pilot's."""
+    teacher, found = cache.teacher(name), {}
+    for kind, stored in teacher.codecs.items():
+        commits = cache.commits(name)
+        lost = commits.lost(names.codes(kind))
+        num_values = math.prod(teacher.row_shape(kind))
+        found[kind] = {
+            "bits": 8 * stored.num_bytes / num_values,
+            "row_bytes": stored.num_bytes,
+            "times_smaller": num_values * DTYPES[kind].itemsize / stored.num_bytes,
+            "lost_pilot": stored.lost_share,
+            "lost_mean": float(lost.mean()) if lost.size else None,
+            "lost_most": float(lost.max()) if lost.size else None,
+            "shards_unlike_pilot": commits.shards[lost > SUSPICIOUS * stored.lost_share].tolist(),
+        }
+    return found
+
+
+def codes_text(cache: Cache) -> str:
+    """A line for each array of codes; empty where there is none."""
+    return "\n".join(
+        f"{name} {_codes_line(kind, facts)}"
+        for name in cache.teachers
+        for kind, facts in describe_codes(cache, name).items()
+    )
+
+
+def _codes_line(kind: str, facts: Mapping[str, Any]) -> str:
+    lost = facts["lost_mean"]
+    told = "" if lost is None else f"; they lose {lost:.2%} of the variance, at most "
+    told += "" if lost is None else f"{facts['lost_most']:.2%} in a shard"
+    return (
+        f"{kind} as codes: {facts['bits']:.3g} bits per channel, {bytes_text(facts['row_bytes'])} "
+        f"a row, 1/{facts['times_smaller']:.3g} of {DTYPES[kind].name}{told} (pilot "
+        f"{facts['lost_pilot']:.2%})"
+    )
+
+
 def rejected_rows(cache: Cache) -> list[RejectedRow]:
     """Every row that somebody rejected, ascending, with the first reason given."""
     commits = {owner: cache.commits(owner) for owner in cache.owners}
@@ -140,6 +185,7 @@ def render(description: Mapping[str, Any]) -> str:
         lines.append(f"  licence: {teacher['licence'] or UNKNOWN_LICENCE}")
         fingerprint = {k: v for k, v in teacher["fingerprint"].items() if k != "widths"}
         lines += [f"  {key}: {_plain(value)}" for key, value in sorted(fingerprint.items())]
+        lines += [f"  {_codes_line(*item)}" for item in teacher["codes"].items()]
         lines += [f"  statistics of {_statistics(*item)}" for item in teacher["statistics"].items()]
     lines += ["", "settings"]
     lines += [f"  {key}: {_plain(value)}" for key, value in sorted(facts["settings"].items())]
@@ -181,6 +227,7 @@ def _teacher(cache: Cache, name: str) -> dict[str, Any]:
         "rows_per_forward": teacher.rows_per_forward,
         "licence": teacher.licence or None,
         "fingerprint": teacher.fingerprint,
+        "codes": describe_codes(cache, name),
         "statistics": {kind: _state(cache, name, kind) for kind in teacher.kinds},
     }
 

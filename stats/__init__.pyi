@@ -1,3 +1,4 @@
+from .compacting import compact_cache
 from .description import Description
 from .export import export_normalizer
 from .fit.dask_graph import FitProgress
@@ -15,6 +16,7 @@ __all__ = [
     "Moments",
     "Normalizer",
     "PassOptions",
+    "compact_cache",
     "export_normalizer",
     "fit_stats",
     "load_description",

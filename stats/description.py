@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int
 
-from phistill.cache import ArrayReader
+from phistill.cache import RowReader
 
 from .coarse import CoarseChannels
 from .moments.pass_result import PassResult, Sketch
@@ -116,7 +116,7 @@ def squared_angles(
 
 
 def dispersion(
-    reader: ArrayReader, rows: Int[np.ndarray, " n"], mean: Float[np.ndarray, " c"]
+    reader: RowReader, rows: Int[np.ndarray, " n"], mean: Float[np.ndarray, " c"]
 ) -> float:
     """Angular dispersion: mean squared angle (rad^2) of summaries to their mean direction.
 

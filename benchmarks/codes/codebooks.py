@@ -1,4 +1,4 @@
-"""Makes stats/codes/codebooks.safetensors: k-means of normal vectors, for codes of 1 to 4 bits.
+"""Makes cache/codes/codebooks.safetensors: k-means of normal vectors, for codes of 1 to 4 bits.
 
     python benchmarks/codes/codebooks.py
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from phistill.cache.codes import levels
 from phistill.cache.format import tensor_file
-from phistill.stats.codes import levels
 
 NUM_SAMPLES = 400_000
 NUM_ROUNDS = 60

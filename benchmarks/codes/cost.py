@@ -16,8 +16,9 @@ import timm
 import torch
 from torch import nn
 
+from phistill.cache.codes import bytes_for
 from phistill.stats import Moments, Normalizer
-from phistill.stats.codes import CodecModule, bytes_for, fit_codec
+from phistill.stats.codes import CodecModule, fit_codec
 from phistill.stats.normalizer.torch_module import NormalizerModule
 
 GRID = (16, 16)

@@ -14,8 +14,9 @@ import numpy as np
 from rivals import Rival, channels, mvq_codes, phi_s, principal, product_quantiser, random_axes
 
 from phistill import cache as store
+from phistill.cache.codes import bytes_for
 from phistill.stats import Moments
-from phistill.stats.codes import RowSpectrum, bytes_for
+from phistill.stats.codes import RowSpectrum
 
 BITS = (8, 4, 2, 1, 0.5, 0.25)
 TARGETS = {

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from phistill.cache.codes.levels import LEVEL_STEP, lloyd_max
 from phistill.stats import Moments, Normalizer
-from phistill.stats.codes.levels import LEVEL_STEP, lloyd_max
 
 Rival = Callable[[np.ndarray], np.ndarray]
 

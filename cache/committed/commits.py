@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
@@ -80,6 +80,15 @@ class Commits(Mapping[int, CommitRecord]):
             mine = self._table_of == number
             sizes[mine] = table.num_bytes[self._place[mine]].sum(axis=1)
         return sizes
+
+    def lost(self, name: str) -> Float[np.ndarray, " k"]:
+        """The share of variance that the codes of an array lose in each shard."""
+        shares = np.zeros(len(self))
+        for number, table in enumerate(self._tables):
+            mine = self._table_of == number
+            if mine.any():
+                shares[mine] = table.lost(name)[self._place[mine]]
+        return shares
 
     def file_bytes(self, shard: int) -> dict[str, int]:
         """Path to bytes of each file of a committed shard."""

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import msgspec
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt32
+from jaxtyping import Float, Int64, UInt8, UInt32
 from numpy.typing import NDArray
 
 from ..format.columns import Columns, ascend_within
-from ..format.record import CommitRecord
+from ..format.record import LOST_STEP, CommitRecord
 from .shard_table import Arrays, ShardTable
 
 Range = tuple[int, int]
@@ -34,13 +34,20 @@ KINDS: dict[str, tuple[str, int]] = {
 }
 """The type and the dimensions of each column."""
 
+LOST = {"lost": ("<u4", 2)}
+"""And of the one that owners with arrays of codes have besides."""
 
-class Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class Texts(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What records say in words, each text once."""
 
     owner: str
     environments: tuple[dict[str, str], ...]
     reasons: tuple[str, ...]
+    codes: tuple[str, ...] = ()
+    """The arrays of codes, ascending."""
 
 
 class RecordTable(ShardTable):
@@ -86,8 +93,15 @@ class RecordTable(ShardTable):
             "reject_slots": np.array([slot for slot, _ in rejected], np.uint32),
             "reject_reasons": _numbered([reason for _, reason in rejected], reasons),
         }
+        codes = tuple(sorted(records[0].lost)) if records else ()
+        if codes:
+            lost = [[record.lost[name] for name in codes] for record in records]
+            columns["lost"] = np.array(lost, np.uint32)
         texts = Texts(
-            owner=owner, environments=tuple(map(dict, environments)), reasons=tuple(reasons)
+            owner=owner,
+            environments=tuple(map(dict, environments)),
+            reasons=tuple(reasons),
+            codes=codes,
         )
         return cls(texts, columns)
 
@@ -106,6 +120,8 @@ class RecordTable(ShardTable):
             "digests": (k, 32), "environment": (k,), "num_rejects": (k,), "reject_slots": (m,),
             "reject_reasons": (m,),
         }  # fmt: skip
+        if texts.codes:
+            expected["lost"] = (k, len(texts.codes))
         if (
             shapes != expected
             or not ascend_within(table.shards, within)
@@ -119,11 +135,11 @@ class RecordTable(ShardTable):
     def unchecked(cls, content: Columns) -> Self:
         """The table of a pack some of whose bytes may have changed; CorruptCache for a pack of
         something else."""
-        content.require(KINDS)
         try:
             texts = msgspec.convert(content.facts, Texts)
         except msgspec.ValidationError as error:
             raise content.damaged(str(error)) from error
+        content.require(KINDS | LOST if texts.codes else KINDS)
         return cls(texts, {name: content.unchecked(name) for name in content})
 
     @cached_property
@@ -147,7 +163,17 @@ class RecordTable(ShardTable):
             facts=self.facts[place].tobytes().hex(),
             reasons={slot: self.texts.reasons[n] for slot, n in zip(slots, positions, strict=True)},
             environment=dict(self.texts.environments[int(self.columns["environment"][place])]),
+            lost=self._lost(place),
         )
+
+    def _lost(self, place: int) -> dict[str, int]:
+        if not self.texts.codes:
+            return {}
+        return dict(zip(self.texts.codes, self.columns["lost"][place].tolist(), strict=True))
+
+    def lost(self, name: str) -> Float[np.ndarray, " k"]:
+        """The share of variance that the codes of an array lose in each shard."""
+        return self.columns["lost"][:, self.texts.codes.index(name)] * LOST_STEP
 
     def rejected(
         self, places: NDArray[np.int64], starts: NDArray[np.int64]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from phistill.errors import CorruptCache, UsageError
 
 from . import names
+from .json_document import is_sha256
 
 FORMAT = 1
 """Version of the layout in docs/format.md."""
@@ -40,7 +41,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "patches": np.dtype("float16"),
     "summary": np.dtype("float32"),
     "registers": np.dtype("float16"),
+    **{names.codes(kind): np.dtype("uint8") for kind in names.KINDS},
 }
+"""Of each array, as it is stored."""
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,6 +217,17 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return [segment.start for segment in self.segments]
 
 
+class StoredCodec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The codec that one kind of a teacher's features is stored with."""
+
+    sha256: str
+    """Of its file."""
+    num_bytes: int
+    """Of a row."""
+    lost_share: float
+    """Of the variance, lost by pilot rows that it was not fitted on."""
+
+
 class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a teacher is and which arrays it has."""
 
@@ -234,6 +248,9 @@ class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What must be equal for features to be comparable: source, model, revision, weights_sha256,
     preprocessing, layer, dtype, autocast."""
 
+    codecs: dict[str, StoredCodec] = msgspec.field(default_factory=dict)
+    """By kind, for those that are stored as codes. No part of what the teacher is."""
+
     def __post_init__(self) -> None:
         names.check_teacher_name(self.name)
         unknown = set(self.widths) - set(names.KINDS)
@@ -250,6 +267,14 @@ class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"teacher {self.name}: the licence must be a name of at most {MAX_LICENCE_LENGTH} "
                 "letters, for example apache-2.0."
             )
+        for kind, codec in self.codecs.items():
+            if (
+                kind not in self.widths
+                or not is_sha256(codec.sha256)
+                or not 0 < codec.num_bytes <= MAX_ROW_BYTES
+                or not 0 <= codec.lost_share < math.inf
+            ):
+                raise UsageError(f"teacher {self.name}: there is no such codec of {kind}: {codec}.")
         for kind in self.kinds:
             if math.prod(self.row_shape(kind)) * DTYPES[kind].itemsize > MAX_ROW_BYTES:
                 raise UsageError(f"teacher {self.name}: a row of {kind} exceeds 2 GiB.")
@@ -283,9 +308,23 @@ class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         }[kind]
 
     @property
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Row shape of each array that is stored: of a kind, or of its codes."""
+        return {
+            self.array_of(kind): (self.codecs[kind].num_bytes,)
+            if kind in self.codecs
+            else self.row_shape(kind)
+            for kind in self.kinds
+        }
+
+    def array_of(self, kind: str) -> str:
+        """The array that a kind is stored in."""
+        return names.codes(kind) if kind in self.codecs else kind
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one row over all kinds."""
-        return sum(math.prod(self.row_shape(k)) * DTYPES[k].itemsize for k in self.kinds)
+        """Bytes of one row over all arrays."""
+        return sum(math.prod(shape) * DTYPES[n].itemsize for n, shape in self.arrays.items())
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PACKS = "packs"
 COMMITTED = frozenset({COMMITS, FACTS, PACKS})
 """What says which shards there are, and of which images."""
 KINDS = ("patches", "summary", "registers")
+_CODES = "-codes"
 LOCK = ".lock"
 LEASES = ".lease"
 """The folder of the writers' leases, where there are no locks."""
@@ -65,13 +66,29 @@ def group(owner: str) -> str:
 
 
 def array(owner: str, kind: str) -> str:
-    """The zarr array of one kind of an owner's data."""
+    """One zarr array of an owner, of a kind or of its codes."""
     return PIXELS if owner == PIXELS else f"{TEACHERS}/{owner}/{kind}"
 
 
 def metadata(node: str) -> str:
     """A node's zarr.json."""
     return f"{node}/zarr.json" if node else ROOT
+
+
+def codes(kind: str) -> str:
+    """The array that holds the codes of a kind. It has another name than the features, so that
+    nobody takes the ones for the others."""
+    return f"{kind}{_CODES}"
+
+
+def kind_of(array_name: str) -> str:
+    """The kind of features that an array of an owner holds, or holds the codes of."""
+    return array_name.removesuffix(_CODES)
+
+
+def codec(teacher: str, kind: str) -> str:
+    """The tables that the codes of a kind are decoded with."""
+    return f"{group(teacher)}/codecs/{kind}.safetensors"
 
 
 def shard(owner: str, kind: str, number: int, num_dims: int) -> str:

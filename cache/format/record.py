@@ -19,9 +19,19 @@ from phistill.errors import CorruptCache
 from .info import MAX_SHARD_ROWS
 from .json_document import canonical, decode, digest_of, is_sha256, parse, with_digest
 
+LOST_STEP = 1e-9
+"""Shares of variance are stored as whole numbers of it, so that a record has one form."""
+
+MAX_LOST = 2**32 - 1
+
 
 class CommitRecord(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    dict=True,
 ):
     """What was written for one shard of one owner (a teacher, or the pixels)."""
 
@@ -39,6 +49,9 @@ class CommitRecord(
     """Row within the shard to why it was rejected; the stored values of such a row mean nothing."""
     environment: dict[str, str]
     """Versions and device that computed the values."""
+    lost: dict[str, int] = msgspec.field(default_factory=dict)
+    """For each array of codes the share of variance that they lose in this shard, in LOST_STEP;
+    absent where there are no codes."""
 
     def __post_init__(self) -> None:
         where = f"commit record of {self.owner}, shard {self.shard}"
@@ -49,6 +62,8 @@ class CommitRecord(
         digests = [self.facts, *(sha256 for _, sha256 in self.files.values())]
         if not all(map(is_sha256, digests)) or any(size < 0 for size, _ in self.files.values()):
             raise CorruptCache(f"{where}: a digest or a size is not one.")
+        if not all(0 <= share <= MAX_LOST for share in self.lost.values()):
+            raise CorruptCache(f"{where}: what its codes lose is not a share.")
 
     @property
     def num_bytes(self) -> int:

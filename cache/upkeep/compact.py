@@ -1,14 +1,16 @@
-"""A copy of a cache without the bytes of the images that were taken down.
+"""A smaller copy of a cache: features as codes, or without the bytes of removed images.
 
 ``remove_images`` only hides rows. Here the rows that are left are written to a new cache: a shard
 that lost none is copied as it is and keeps its number, so that its statistics stay valid; one that
-did is written anew, shorter, and ends a segment. Nothing is changed in the old cache.
+did is written anew, shorter, and ends a segment. With codecs every shard of their teachers is read
+and coded; rows keep their numbers. Nothing is changed in the old cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from phistill.errors import CacheMismatch, ReadOnlyPlace, UsageError, remedy
 
+from ..codes.stored import FittedCodec, coded_teacher
 from ..format.info import CacheInfo
 from ..opening import exists
 from ..rows import removed_rows
 from ..storage.files import Files
 from ..storage.open_files import open_files
 from ..store import Cache
-from .copying import CopyProgress, CopyReport, Reuse, copy_rows
+from .copying import Coding, CopyProgress, CopyReport, Reuse, copy_rows
 from .layout import Part, Rows
 from .place import refuse_other_content, require_own_place
 
@@ -31,24 +34,29 @@ MAX_SEGMENTS = 256
 Each has an index file of its own, which every ``Cache.index`` reads."""
 
 
-def drop_removed(
+def compact(
     source: Cache,
-    out: str | Files,
+    out: str | Path | Files,
     *,
+    drop_removed: bool = False,
+    codecs: Mapping[str, Mapping[str, FittedCodec]] | None = None,
     max_segments: int = MAX_SEGMENTS,
     workers: int = 4,
     progress: CopyProgress | None = None,
     reuse: Reuse | None = None,
 ) -> CopyReport:
-    """Write ``source`` without its removed rows to ``out``; a stopped call goes on when repeated.
+    """Write ``source`` to ``out``, smaller; a stopped call goes on when repeated.
 
-    Index and commit records of the copy do not name the images either. ``reuse``
-    (``stats.fit.reuse``) takes over the statistics that hold for the copy. Raises UsageError when
-    nothing was removed or nothing is left, or ``out`` holds something else, CacheMismatch when it
-    holds a cache as large of other images or teachers, IncompleteCache for an unfinished cache.
+    ``drop_removed`` leaves out rows that were taken down: index and commit records of the copy do
+    not name the images either. ``codecs``, by teacher and kind, code features that the source has
+    as floats. ``reuse`` (``stats.fit.reuse``) takes over the statistics that hold for the copy.
+    Shards that are missing in a finished copy are made again. Raises UsageError when there is
+    nothing to do or nothing is left, or ``out`` holds something else, CacheMismatch when it holds a
+    cache as large of other images, teachers or codes, IncompleteCache for an unfinished cache.
     """
     source.require_complete()
-    if not source.info.removed:
+    coding = _coding(source, codecs or {})
+    if drop_removed and not source.info.removed:
         raise UsageError(
             f"{source.location} has no removed rows: there is nothing to drop. Take images down "
             "with `phistill remove-images` first."
@@ -56,33 +64,69 @@ def drop_removed(
     files = open_files(out)
     if files.absolute == source.files.absolute:
         raise UsageError(f"{files.location} is the cache itself. A copy needs another place.")
-    kept = ~removed_rows(source.info)
-    layout = list(_in_place(source.info, kept))
-    if len(layout) > max(max_segments, len(source.info.segments)):
-        layout = list(_packed(source.info, kept))
-    if not layout:
-        raise UsageError(
-            f"every image of {source.location} was removed; delete the folder instead."
-        )
-    info = replace(source.info, removed=(), segments=())
+    layout = _layout(source, max_segments, drop_removed=drop_removed)
+    info = replace(source.info, segments=())
+    if drop_removed:
+        info = replace(info, removed=())
     if exists(files):
         there = Cache(files)
         rows = [(segment.start, segment.num_rows) for segment in there.info.segments]
-        if rows == [(part.start, len(part.rows)) for part in layout] and (
-            replace(there.info, segments=()) == info
+        if rows != [(part.start, len(part.rows)) for part in layout] or (
+            replace(there.info, segments=()) != info
         ):
-            with remedy("Choose another place.", CacheMismatch):
-                refuse_other_content(source, there, layout)
+            raise UsageError(f"{files.location} is another cache already. Choose another place.")
+        with remedy("Choose another place.", CacheMismatch):
+            refuse_other_content(source, there, layout, coding.teachers)
+        if not any(there.missing_shards(owner) for owner in there.owners):
             return CopyReport(there, 0, 0)
-        raise UsageError(f"{files.location} is another cache already. Choose another place.")
-    require_own_place(files, source)
+    else:
+        require_own_place(files, source)
     with ExitStack() as held:
         with suppress(ReadOnlyPlace):  # nobody changes it there
             held.enter_context(source.writing())
         held.enter_context(files.writing())
         return copy_rows(
-            source, files, info, layout, workers=workers, progress=progress, reuse=reuse
+            source,
+            files,
+            info,
+            layout,
+            workers=workers,
+            progress=progress,
+            reuse=reuse,
+            coding=coding,
         )
+
+
+def _coding(source: Cache, codecs: Mapping[str, Mapping[str, FittedCodec]]) -> Coding:
+    for name, fitted in codecs.items():
+        if coded := set(source.teacher(name).codecs) & set(fitted):
+            raise UsageError(
+                f"{source.location} holds {', '.join(sorted(coded))} of {name} as codes already; "
+                "what they lost does not come back. Compact the cache that they were made from."
+            )
+    teachers = {name: coded_teacher(source.teacher(name), some) for name, some in codecs.items()}
+    return Coding(
+        teachers,
+        {name: {kind: one.codec for kind, one in some.items()} for name, some in codecs.items()},
+    )
+
+
+def _layout(source: Cache, max_segments: int, *, drop_removed: bool) -> list[Part]:
+    info = source.info
+    if not drop_removed:
+        return [
+            Part(segment.start, np.arange(segment.start, segment.start + segment.num_rows))
+            for segment in info.segments
+        ]
+    kept = ~removed_rows(info)
+    layout = list(_in_place(info, kept))
+    if len(layout) > max(max_segments, len(info.segments)):
+        layout = list(_packed(info, kept))
+    if not layout:
+        raise UsageError(
+            f"every image of {source.location} was removed; delete the folder instead."
+        )
+    return layout
 
 
 def _in_place(info: CacheInfo, kept: NDArray[np.bool_]) -> Iterator[Part]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -18,9 +18,10 @@ from msgspec.structs import replace
 
 from phistill.errors import CorruptCache
 
+from ..codes.codec import RowCodec
 from ..format import names
 from ..format.arrays import group_document
-from ..format.info import CacheInfo
+from ..format.info import CacheInfo, TeacherInfo
 from ..format.json_document import MAX_DOCUMENT_BYTES, canonical
 from ..storage.files import Files
 from ..storage.local_files import LocalFiles
@@ -37,6 +38,15 @@ CopyProgress = Callable[[int, int], None]
 
 Reuse = Callable[[Cache, Cache], int]
 """Takes over the statistics of a cache that hold for its copy, given both; returns the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """Teachers that the copy stores as codes, where the source has floats."""
+
+    teachers: Mapping[str, TeacherInfo]
+    codecs: Mapping[str, Mapping[str, RowCodec]]
+    """By teacher and kind, those that its entry in ``teachers`` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +79,21 @@ def copy_rows(
     workers: int = 4,
     progress: CopyProgress | None = None,
     reuse: Reuse | None = None,
+    coding: Coding | None = None,
 ) -> CopyReport:
     """Fill ``files`` with the source's rows as ``layout`` says; the caller holds the lock.
 
-    ``info`` are the copy's settings and teachers, without segments. What ``files`` held of another
+    ``info`` are the copy's settings and teachers, without segments. Teachers of ``coding`` are
+    stored as codes. What ``files`` held of another
     copy is overwritten, so the caller looks first. Raises CorruptCache, naming the file, where the
     source is damaged, and PublishError when the copy does not fit its disk.
     """
     files.sweep()
-    _begin(source, files, info, layout)
+    coding = coding or Coding({}, {})
+    _begin(source, files, info, layout, coding)
     info = replace(info, segments=tuple(publish_segments(source, files, info, layout)))
     target = _Unpublished(files, info)
-    _publish_metadata(source, target)
+    _publish_metadata(source, target, coding)
     tasks = list(_tasks(source, target, layout))
     expected = {(task.owner, task.shard): task for task in tasks}
     done = _keep_expected(target, expected)
@@ -100,12 +113,14 @@ def copy_rows(
     return CopyReport(copy, len(missing), needed, reuse(source, copy) if reuse else 0)
 
 
-def _begin(source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part]) -> None:
+def _begin(
+    source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part], coding: Coding
+) -> None:
     """Mark the place; commit records that a copy of anything else left there are taken back."""
     content = hashlib.sha256(canonical(info))
     content.update(source.files.read(names.ROOT, max_bytes=MAX_DOCUMENT_BYTES))
     for name in info.teachers:
-        content.update(canonical(source.teacher(name)))
+        content.update(canonical(coding.teachers.get(name) or source.teacher(name)))
     for part in layout:
         content.update(f"{part.start} ".encode() + part.rows.astype("<i8").tobytes())
     mark = content.hexdigest().encode()
@@ -117,11 +132,12 @@ def _begin(source: Cache, files: Files, info: CacheInfo, layout: Sequence[Part])
         files.publish(MARK, [mark])
 
 
-def _publish_metadata(source: Cache, target: Cache) -> None:
+def _publish_metadata(source: Cache, target: Cache, coding: Coding) -> None:
     target.files.publish(names.metadata(names.TEACHERS), [group_document()])
     for name in target.teachers:
-        path = names.metadata(names.group(name))
-        target.files.publish(path, [source.files.read(path, max_bytes=MAX_DOCUMENT_BYTES)])
+        teacher = coding.teachers.get(name) or source.teacher(name)
+        target.publish_codecs(teacher, {**source.codecs(name), **coding.codecs.get(name, {})})
+        target.publish_teacher(teacher)
     for owner in target.owners:
         target.restore_metadata(owner)
 
@@ -129,12 +145,14 @@ def _publish_metadata(source: Cache, target: Cache) -> None:
 def _tasks(source: Cache, target: Cache, layout: Sequence[Part]) -> Iterator[ShardTask]:
     shard_rows = source.info.shard_rows
     origins = [Origin(source, owner) for owner in target.owners]
+    coded = {origin.owner for origin in origins if target.shapes(origin.owner) != origin.shapes}
     for part in layout:
         for origin in origins:
             for first in range(0, len(part.rows), shard_rows):
                 rows = part.rows[first : first + shard_rows]
                 record = origin.commits[int(rows[0]) // shard_rows]
-                whole = record if is_run(rows, record.start, record.num_rows) else None
+                is_whole = is_run(rows, record.start, record.num_rows)
+                whole = record if is_whole and origin.owner not in coded else None
                 shard = (part.start + first) // shard_rows
                 yield ShardTask(origin, target, shard, rows, whole)
 

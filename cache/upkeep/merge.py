@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from phistill.errors import CacheMismatch, UsageError
 
 from ..format.index import INDEX_COLUMNS
-from ..format.info import FIXED, Segment, TeacherInfo
+from ..format.info import FIXED, Segment, StoredCodec, TeacherInfo
 from ..rows import removed_rows, spans
 from ..store import Cache
 from .append import add_segment
@@ -132,9 +132,19 @@ def _differences(ours: TeacherInfo, theirs: TeacherInfo) -> dict[str, tuple[Any,
     differences = ours.differences(theirs.fingerprint)
     if ours.rows_per_forward != theirs.rows_per_forward:
         differences["rows_per_forward"] = (ours.rows_per_forward, theirs.rows_per_forward)
+    for kind in sorted({*ours.codecs, *theirs.codecs}):
+        one, other = (info.codecs.get(kind) for info in (ours, theirs))
+        if (one and one.sha256) != (other and other.sha256):
+            differences[f"the codec of {kind}"] = (_codec_text(one), _codec_text(other))
     if ours.licence and theirs.licence and ours.licence != theirs.licence:
         differences["licence"] = (ours.licence, theirs.licence)
     return differences
+
+
+def _codec_text(codec: StoredCodec | None) -> str:
+    if codec is None:
+        return "none (floats)"
+    return f"{codec.sha256[:8]} ({codec.num_bytes:,} bytes a row)"
 
 
 def _take_over_licences(target: Cache, source: Cache) -> None:

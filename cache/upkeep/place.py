@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from phistill.errors import CacheMismatch, UsageError
 
 from ..format import names
 from ..format.index import INDEX_COLUMNS
+from ..format.info import TeacherInfo
 from ..storage.files import Files
 from ..storage.local_files import LocalFiles
 from ..storage.publish import TEMPORARY_SUFFIX
@@ -24,15 +25,23 @@ OURS = frozenset({"index", names.TEACHERS, names.PIXELS, *names.COMMITTED, *name
 """What an unfinished copy consists of."""
 
 
-def refuse_other_content(source: Cache, there: Cache, layout: Sequence[Part]) -> None:
+def refuse_other_content(
+    source: Cache,
+    there: Cache,
+    layout: Sequence[Part],
+    coded: Mapping[str, TeacherInfo] | None = None,
+) -> None:
     """CacheMismatch naming what ``there``, which has rows as ``layout`` or its first parts say, has
-    instead of the source's teachers and images."""
+    instead of the source's images and teachers, of which the ``coded`` are to be stored so."""
+    teachers = {name: source.teacher(name) for name in source.teachers} | dict(coded or {})
     other = f"{there.location} holds another cache than {source.location}"
     for name in there.teachers:
         if name not in source.teachers:
             raise CacheMismatch(f"{other}: teacher {name!r} is not in the latter.")
         if there.teacher(name).differences(source.teacher(name).fingerprint):
             raise CacheMismatch(f"{other}: its teacher {name!r} is not the same.")
+        if there.teacher(name).codecs != teachers[name].codecs:
+            raise CacheMismatch(f"{other}: teacher {name!r} is stored in other codes there.")
     theirs = there.index(INDEX_COLUMNS)
     rows = np.concatenate([part.rows for part in layout])[: theirs.num_rows]
     ours = source.lines(rows, INDEX_COLUMNS)

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from phistill.errors import CorruptCache, repair_text
 
+from ..format import names
 from ..format.facts import ImageFacts, joined
 from ..format.info import DTYPES
-from ..format.record import CommitRecord
+from ..format.record import LOST_STEP, CommitRecord
 from ..format.shard import index_bytes
 from ..reader import ArrayReader
 from ..store import Cache
@@ -63,12 +64,12 @@ class Origin:
         self._lock = Lock()
         self._readers: dict[str, ArrayReader] = {}
 
-    def reader(self, kind: str) -> ArrayReader:
-        """The reader of one array; several threads ask."""
+    def reader(self, name: str) -> ArrayReader:
+        """The reader of one array as it is stored; several threads ask."""
         with self._lock:
-            if kind not in self._readers:
-                self._readers[kind] = self.cache.reader(self.owner, kind)
-            return self._readers[kind]
+            if name not in self._readers:
+                self._readers[name] = self.cache.array_reader(self.owner, name)
+            return self._readers[name]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,7 +92,7 @@ class ShardTask:
     def num_bytes(self) -> int:
         if self.whole is not None:
             return self.whole.num_bytes
-        shapes = self.origin.shapes
+        shapes = self.target.shapes(self.owner)
         row = sum(int(np.prod(s)) * DTYPES[k].itemsize + 4 for k, s in shapes.items())
         return len(self.rows) * row + len(shapes) * index_bytes(self.target.info.shard_rows)
 
@@ -101,7 +102,10 @@ class ShardTask:
             return record == renumbered(self.origin.cache, self.whole, self.shard)
         facts, reasons, environment = self._facts(self._records())
         expected = (facts.digest, reasons, environment)
-        return (record.facts, record.reasons, record.environment) == expected
+        same = (record.facts, record.reasons, record.environment) == expected
+        return same and set(record.files) == set(
+            self.target.shard_paths(self.owner, self.shard).values()
+        )
 
     def run(self) -> ShardTask:
         """Write the shard's files and then its record."""
@@ -131,7 +135,24 @@ class ShardTask:
             images=facts,
             reasons=reasons,
             environment=environment,
+            lost=self._lost(records),
         )
+
+    def _lost(self, records: Mapping[int, CommitRecord]) -> dict[str, float]:
+        """What codes that are taken over lose: the mean of the shards they are of, by rows."""
+        shards, counts = np.unique(
+            self.rows // self.origin.cache.info.shard_rows, return_counts=True
+        )
+        return {
+            name: sum(
+                records[shard].lost[name] * count
+                for shard, count in zip(shards.tolist(), counts.tolist(), strict=True)
+            )
+            * LOST_STEP
+            / len(self.rows)
+            for name in self.origin.shapes
+            if names.kind_of(name) != name
+        }
 
     def _records(self) -> dict[int, CommitRecord]:
         """Of the source's shards that the rows are of, ascending."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from phistill.errors import CorruptCache, UsageError
 
+from ..codes.stored import read_codec
 from ..committed.packs import whole_facts, whole_records
 from ..format import names
 from ..format.arrays import same_array, same_group
@@ -169,6 +170,12 @@ def _metadata(cache: Cache) -> Iterator[Finding]:
                 same_array(cache.files.read(path), expected, path, exactly=True)
             except (CorruptCache, OSError) as error:
                 yield Finding(owner, None, path, str(error))
+        for kind, stored in cache.teacher(owner).codecs.items() if owner in cache.teachers else ():
+            path = names.codec(owner, kind)
+            try:
+                read_codec(cache.files, path, stored)
+            except (CorruptCache, OSError) as error:
+                yield Finding("", None, path, str(error))
 
 
 def _records(cache: Cache, owner: str) -> tuple[list[CommitRecord], list[Finding]]:

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from phistill.cache import Cache
-from phistill.cache.format.info import DTYPES
 from phistill.cache.storage import publish
 from phistill.cache.storage.positional import fsync_folder
 
@@ -51,10 +50,10 @@ def write_npy(chosen: Selection, folder: Path) -> list[str]:
     files, num_done = [], 0
     for field in chosen.fields:
         reader = chosen.cache.reader(*field)
-        shape = (len(chosen.rows), *chosen.cache.shapes(field[0])[field[1]])
+        shape = (len(chosen.rows), *reader.row_shape)
         name = f"{field_name(field)}.npy"
         with _published(folder / name) as file:
-            header = {"descr": DTYPES[field[1]].str, "fortran_order": False, "shape": shape}
+            header = {"descr": reader.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_2_0(file, header)
             for start, stop in _blocks(0, len(chosen.rows)):
                 block = reader.read(chosen.rows[start:stop])

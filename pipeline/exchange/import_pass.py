@@ -103,10 +103,13 @@ class ImportPass:
         rows, lines = rows[firsts], lines[firsts]
         if not rows.size:
             return
-        for kind in self._cache.teacher(teacher).kinds:
-            before = self._cache.reader(teacher, kind).read(rows)
+        info = self._cache.teacher(teacher)
+        for kind in info.kinds:
+            before = self._cache.array_reader(teacher, info.array_of(kind)).read(rows)
             imported = self._features.arrays[teacher, kind].read(self._position[lines])
-            now, _ = stored_as(imported.reshape(before.shape), before.dtype)
+            now, _ = stored_as(imported.reshape(rows.size, *info.row_shape(kind)), DTYPES[kind])
+            if codec := self._cache.codec(teacher, kind):
+                now = codec.encode(now)
             same = np.array(
                 [one.tobytes() == two.tobytes() for one, two in zip(before, now, strict=True)]
             )
@@ -136,7 +139,7 @@ class ImportPass:
         reasons = dict.fromkeys(np.flatnonzero(positions < 0).tolist(), MISSING)
         arrays = {}
         for kind in kinds:
-            shape = self._cache.shapes(owner)[kind]
+            shape = self._shape(owner, kind)
             values = np.zeros((stop - start, *shape), self._features.arrays[owner, kind].dtype)
             there = np.flatnonzero(positions >= 0)
             if there.size:
@@ -160,6 +163,11 @@ class ImportPass:
         self.num_shards += 1
         self.num_rejects += len(reasons)
         self._budget.spend(record)
+
+    def _shape(self, owner: str, kind: str) -> tuple[int, ...]:
+        if owner == names.PIXELS:
+            return self._cache.shapes(owner)[kind]
+        return self._cache.teacher(owner).row_shape(kind)
 
     def _facts(self, shard: int) -> ImageFacts:
         """What the shard's images are: as another owner says, or as the table does."""

@@ -186,13 +186,13 @@ def gather_arrays(cache: Cache) -> list[ArrayFacts]:
     for name in cache.teachers:
         teacher = cache.teacher(name)
         for kind in teacher.kinds:
-            shape = teacher.row_shape(kind)
+            shape, stored = teacher.row_shape(kind), teacher.array_of(kind)
             arrays.append(
                 ArrayFacts(
                     stats=load_description(cache, name, kind),
                     num_tokens=math.prod(shape[:-1]),
                     grid=teacher.grid if kind == PATCHES else None,
-                    row_bytes=math.prod(shape) * DTYPES[kind].itemsize,
+                    row_bytes=math.prod(teacher.arrays[stored]) * DTYPES[stored].itemsize,
                 )
             )
     return arrays

@@ -9,34 +9,16 @@ d coefficients of a row, m of them stored, g groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from .levels import MAX_BITS, distortion
-
-GROUP = 8
-"""Coefficients of a group: one bit for each is one byte."""
-
-SCALE_BYTES = 2
-"""A float16 for each band of a row."""
+from phistill.cache.codes.bands import GROUP, SCALE_BYTES, Band
+from phistill.cache.codes.levels import MAX_BITS, distortion
 
 _SEED = 16
 """Of the permutation inside bands, which is stored: it need never be made again."""
-
-
-class Band(NamedTuple):
-    """Coefficients that are stored with the same bits."""
-
-    bits: int
-    size: int
-    """Coefficients, a multiple of GROUP."""
-
-    @property
-    def num_bytes(self) -> int:
-        return self.bits * self.size // GROUP
 
 
 class Allocation(NamedTuple):
@@ -45,11 +27,6 @@ class Allocation(NamedTuple):
     order: Int[np.ndarray, " m"]
     """Their numbers; -1 where a group ends in none, in the last of them alone."""
     bands: tuple[Band, ...]
-
-
-def row_bytes(bands: Sequence[Band], *, scaled: bool) -> int:
-    """Bytes of a row of codes."""
-    return sum(band.num_bytes for band in bands) + SCALE_BYTES * scaled * len(bands)
 
 
 def allocate(variances: Float[np.ndarray, " d"], num_bytes: int, *, scaled: bool) -> Allocation:

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from phistill.cache.codes import RowCodec
 from phistill.cache.storage.positional import fsync_folder
 from phistill.cache.storage.publish import TEMPORARY_SUFFIX, make_folder, publish_bytes
 from phistill.errors import UsageError
 
 from ..moments.moments import Moments
-from .codec import RowCodec
 from .fit import fit_codec
 
 FIT_VECTORS = 65_536

@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from phistill.cache.codes import coding
+from phistill.cache.codes.codec import RowCodec, check_rows
+from phistill.cache.codes.levels import codebook
 from phistill.errors import UsageError
 
 from ..moments.moments import Moments
 from ..normalizer.methods import check_spread, eigenbasis
-from . import coding
 from .allocation import allocate, gaussian_limit
-from .codec import RowCodec, check_rows
-from .levels import codebook
 
 PRIOR_ROWS = 8
 """Weight of what is known of a coefficient without its own rows."""

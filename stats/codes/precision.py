@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from phistill.cache.codes import bytes_for
+from phistill.cache.codes.bands import Band
 from phistill.errors import UsageError
 
-from .allocation import Band
-from .codec import bytes_for
 from .fit import RowSpectrum
 
 BITS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)

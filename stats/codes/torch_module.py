@@ -13,15 +13,15 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phistill.cache.codes import coding
+from phistill.cache.codes.bands import SCALE_BYTES
+from phistill.cache.codes.codec import RowCodec, check_codes, check_rows, not_finite_text
+from phistill.cache.codes.levels import LEVEL_STEP
+from phistill.cache.codes.packing import numbers
 from phistill.compute.precision import without_autocast
 from phistill.errors import UsageError
 
 from ..normalizer.normalizer import Normalizer
-from . import coding
-from .allocation import SCALE_BYTES
-from .codec import RowCodec, check_codes, check_rows, not_finite_text
-from .levels import LEVEL_STEP
-from .packing import numbers
 
 
 class CodecModule(nn.Module):

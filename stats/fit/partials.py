@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from phistill import cache as store
-from phistill.cache import ArrayReader, Cache
+from phistill.cache import Cache, RowReader
 from phistill.cache.storage.files import Files
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import CorruptCache, DegenerateMoments
@@ -125,7 +125,7 @@ def sharing_readers(cache: Cache) -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)  # each may hold 128 files open, of the usual 1,024
-def _opened(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
+def _opened(files: Files, teacher: str, kind: str, key: str) -> RowReader:
     cache = _lent[files] if files in _lent else store.open(files)
     return cache.reader(teacher, kind)
 
@@ -133,14 +133,14 @@ def _opened(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
 _opening = threading.Lock()
 
 
-def _reader(files: Files, teacher: str, kind: str, key: str) -> ArrayReader:
+def _reader(files: Files, teacher: str, kind: str, key: str) -> RowReader:
     """One reader per array and state of the cache: making one reads every commit record, so
     threads that begin together wait for the first."""
     with _opening:
         return _opened(files, teacher, kind, key)
 
 
-def _sum_piece(reader: ArrayReader, spec: ArraySpec, piece: Piece) -> PassResult:
+def _sum_piece(reader: RowReader, spec: ArraySpec, piece: Piece) -> PassResult:
     """Read the rows of a piece block by block; memory does not depend on the piece."""
     accumulator = Accumulator(spec.width, exact=spec.options.exact, summer=_summer(spec.width))
     tokens = int(np.prod(reader.row_shape[:-1]))

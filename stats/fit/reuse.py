@@ -6,12 +6,17 @@ of its rows count. Where the copy has a shard unchanged under the same number, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from phistill.cache import Cache
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments
 
-from .loading import load_merged, merged_path, normalizer_path, stored_options
-from .partials import partial_path, stored_partial
-from .pieces import plan_array
+from .loading import MergedFacts, load_merged, merged_path, normalizer_path, stored_options
+from .partials import partial_path, publish_partial, stored_partial
+from .pieces import ArrayPlan, Group, plan_array
 
 
 def reuse_statistics(source: Cache, target: Cache) -> int:
@@ -33,6 +38,8 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     if options is None or not target.rows([teacher]).size:  # of training rows alone
         return 0
     plan = plan_array(target, teacher, kind, options)
+    if target.teacher(teacher).codecs != source.teacher(teacher).codecs:  # other shards, all of them
+        return _of_floats(source, target, plan)
     paths = [
         partial_path(plan.spec, group)
         for group in plan.groups
@@ -50,6 +57,42 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
             target.files.delete(path)
         return copied
     return copied + num_merged
+
+
+def _of_floats(source: Cache, target: Cache, plan: ArrayPlan) -> int:
+    """The statistics of the features that the target has as codes, or beside codes: the same sums
+    under other keys."""
+    teacher, kind = plan.spec.teacher, plan.spec.kind
+    before = plan_array(source, teacher, kind, plan.spec.options)
+    theirs = {group.number: group for group in before.groups}
+    images = [cache.facts([teacher]).images for cache in (source, target)]
+    num_files = 0
+    for group in plan.groups:
+        other = theirs.get(group.number)
+        if other is None or not _same_rows(images, other, group):
+            continue
+        stored = stored_partial(source.files, before.spec, other)
+        if stored.num_pieces == len(group.pieces):
+            publish_partial(target.files, plan.spec, group, stored, num_stored=0)
+            num_files += 1
+    result, facts = load_merged(source, teacher, kind)
+    rows = [cache.rows([teacher]) for cache in (source, target)]
+    if not np.array_equal(images[0][rows[0]], images[1][rows[1]]):
+        return num_files
+    facts = MergedFacts(key=plan.spec.key, options=facts.options, description=facts.description)
+    target.write_small(
+        normalizer_path(teacher, kind), source.files.read(normalizer_path(teacher, kind))
+    )
+    target.write_small(merged_path(teacher, kind), result.to_bytes(facts))
+    return num_files + 2
+
+
+def _same_rows(images: Sequence[NDArray[np.bytes_]], one: Group, other: Group) -> bool:
+    """Whether groups of two caches are of the same rows, which show the same ``images``."""
+    ours, theirs = (
+        np.concatenate([piece.rows for piece in group.pieces]) for group in (one, other)
+    )
+    return np.array_equal(ours, theirs) and np.array_equal(images[0][ours], images[1][theirs])
 
 
 def _copy(source: Cache, target: Cache, path: str) -> bool:

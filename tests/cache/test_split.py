@@ -17,7 +17,7 @@ import phistill.cache as store
 from phistill.cache import HELDOUT, TRAIN, Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.format.split import is_heldout
 from phistill.cache.upkeep.append import add_segment
-from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.merge import merge
 from phistill.cache.upkeep.remove import remove_images, remove_teacher
 from phistill.cache.upkeep.stage import Selection, stage
@@ -149,7 +149,7 @@ def without_an_image(cache: Cache, path: Path) -> Cache:
 
 def compacted(cache: Cache, path: Path) -> Cache:
     without_an_image(cache, path)
-    return drop_removed(cache, str(path)).cache
+    return compact(cache, str(path), drop_removed=True).cache
 
 
 def staged(cache: Cache, path: Path) -> Cache:

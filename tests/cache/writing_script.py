@@ -1,7 +1,8 @@
 """Writes a small cache, or goes on with it; killed by the tests at every place that matters.
 
 writing_script.py PLACE [MODE]: ``single`` leaves commit records and facts in files of single
-shards, ``again`` takes a shard out of the packs and commits it anew.
+shards, ``again`` takes a shard out of the packs and commits it anew, ``coded`` stores patches as
+the golden codes of tests/data/codes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import pyarrow as pa
 
 import phistill.cache as store
 from phistill.cache import CacheInfo, ImageFacts, TeacherInfo
+from phistill.cache.codes import FittedCodec, RowCodec, coded_teacher
 from phistill.cache.storage.objects import lease
 from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.pack import pack
 
 NUM_ROWS = 20
+CODES = Path(__file__).parents[1] / "data" / "codes"
 
 
 def index() -> pa.Table:
@@ -53,8 +56,14 @@ def main(location: str | Path, mode: str = "packed") -> None:
             cache = store.create(files, info, index())
         cache.files.sweep()
         teacher = TeacherInfo(name="t", grid=(2, 2), widths={"patches": 4, "summary": 3})
+        codecs = {}
+        if mode == "coded":
+            data = (CODES / "patches.codec.safetensors").read_bytes()
+            codecs = {"patches": RowCodec.from_bytes(data)}
+            teacher = TeacherInfo(name="t", grid=(5, 3), widths={"patches": 20, "summary": 3})
+            teacher = coded_teacher(teacher, {"patches": FittedCodec(codecs["patches"], 0.01)})
         if "t" not in cache.teachers:
-            cache.add_teacher(teacher)
+            cache.add_teacher(teacher, codecs)
         if mode == "again":
             cache.forget_shard("t", 1)
             cache.forget_shard("pixels", 1)
@@ -70,11 +79,14 @@ def commit(cache: store.Cache, owner: str, shard: int) -> None:
     start, stop = cache.info.shard_range(shard)
     num = stop - start
     generator = np.random.default_rng([shard, len(owner)])
+    shapes = cache.shapes(owner)
+    if owner != "pixels":
+        shapes = {kind: cache.teacher(owner).row_shape(kind) for kind in cache.teacher(owner).kinds}
     arrays = {
         kind: (generator.random((num, *shape)) * 200).astype(
             {"pixels": np.uint8, "summary": np.float32}.get(kind, np.float16)
         )
-        for kind, shape in cache.shapes(owner).items()
+        for kind, shape in shapes.items()
     }
     digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in range(start, stop)]
     images = ImageFacts.of(sha256=tuple(digests), size=((4, 4),) * num, box=((0, 0, 4, 4),) * num)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import phistill.cache as store
 from phistill.cache import Cache
-from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.remove import remove_images
 from phistill.cli import main
 from phistill.stats import fit_stats, load_moments
@@ -30,7 +30,7 @@ def test_shards_that_lost_nothing_are_not_read_for_statistics_again(
     cache = make_cache(num_rows=800, shard_rows=8)
     fit_stats(cache)
     remove_images(cache, ["image-00701"])
-    report = drop_removed(cache, str(tmp_path / "out"), reuse=reuse_statistics)
+    report = compact(cache, str(tmp_path / "out"), reuse=reuse_statistics, drop_removed=True)
     carried = partials(report.cache)
     assert report.num_statistics == len(carried) > 0
     assert all(data == partials(cache)[path] for path, data in carried.items())
@@ -38,7 +38,7 @@ def test_shards_that_lost_nothing_are_not_read_for_statistics_again(
     after = partials(report.cache)
     touched = {path for path in after if after[path] != carried.get(path)}
     assert len(touched) < len(after), "most partials were taken over"
-    again = drop_removed(cache, str(tmp_path / "fresh"), reuse=reuse_statistics).cache
+    again = compact(cache, str(tmp_path / "fresh"), reuse=reuse_statistics, drop_removed=True).cache
     for path in (again.path / "teachers").rglob("part-*.safetensors"):
         path.unlink()
     fit_stats(again)
@@ -54,7 +54,12 @@ def test_no_partial_that_saw_a_removed_image_is_taken_over(
     cache = make_cache(num_rows=60)  # one group of shards: every partial saw every image
     fit_stats(cache)
     remove_images(cache, ["image-00001"])
-    assert drop_removed(cache, str(tmp_path / "out"), reuse=reuse_statistics).num_statistics == 0
+    assert (
+        compact(
+            cache, str(tmp_path / "out"), reuse=reuse_statistics, drop_removed=True
+        ).num_statistics
+        == 0
+    )
 
 
 def test_the_commands_take_down_name_duplicates_and_compact(

@@ -15,8 +15,9 @@ from phistill.cache.upkeep.verify import verify
 DATA = Path(__file__).parents[2] / "data"
 
 
-MODES = {"cache-v1": "packed", "cache-v1-single": "single"}
-"""A cache whose commit records and facts are packed, and one where each has a file."""
+MODES = {"cache-v1": "packed", "cache-v1-single": "single", "cache-v1-coded": "coded"}
+"""A cache whose commit records and facts are packed, one where each has a file, and a packed one
+whose patches are codes."""
 
 
 @pytest.mark.guarantee("G23", "format 1 opens")
@@ -28,8 +29,12 @@ def test_a_version_1_cache_opens_and_gives_its_values(name: str) -> None:
     assert cache.rows(split="all").tolist() == list(range(20))
     assert cache.rows(split="heldout").tolist() == [8, 17, 18]
     generator = np.random.default_rng([1, len("t")])
-    expected = (generator.random((8, 4, 4)) * 200).astype(np.float16)
-    np.testing.assert_array_equal(cache.reader("t", "patches").read(np.arange(8, 16)), expected)
+    expected = generator.random((8, *cache.teacher("t").row_shape("patches"))) * 200
+    stored = expected.astype(np.float16)
+    if codec := cache.codec("t", "patches"):
+        stored = codec.decode(codec.encode(stored))
+        assert cache.commits("t")[1].lost == {"patches-codes": 6_072_886}
+    np.testing.assert_array_equal(cache.reader("t", "patches").read(np.arange(8, 16)), stored)
     assert cache.index()["id"].to_pylist() == [str(row) for row in range(20)]
 
 

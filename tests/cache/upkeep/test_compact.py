@@ -16,7 +16,7 @@ import pytest
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts
 from phistill.cache.storage.publish import PublishError
-from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.place import MARK
 from phistill.cache.upkeep.remove import duplicates, remove_images
 from phistill.cache.upkeep.verify import verify
@@ -65,7 +65,7 @@ def test_what_is_left_is_equal_and_what_was_removed_is_nowhere(
     cache = make_cache(num_rows=60, rejects=[5, 22, 57], compression=compression)
     split = {name: set(by_split(cache, name)) for name in ("train", "heldout")}
     wanted = [by_id(without(cache, rows), owner, kind) for owner, kind in ARRAYS]
-    copy = drop_removed(cache, str(tmp_path / "out"), max_segments=max_segments).cache
+    copy = compact(cache, str(tmp_path / "out"), max_segments=max_segments, drop_removed=True).cache
     assert verify(store.open(copy.path)).findings == ()
     for (owner, kind), values in zip(ARRAYS, wanted, strict=True):
         found = by_id(copy, owner, kind)
@@ -111,7 +111,7 @@ def test_the_bytes_of_a_removed_image_are_in_no_file(
         files = (path for path in root.rglob("*") if path.is_file())
         return any(needle in path.read_bytes() for path in files)
 
-    copy = drop_removed(cache, str(tmp_path / "out")).cache
+    copy = compact(cache, str(tmp_path / "out"), drop_removed=True).cache
     for needle in needles:
         if needle != b"image-00020":  # the index is compressed
             assert holds(cache.path, needle)
@@ -122,7 +122,7 @@ def test_shards_that_lost_nothing_keep_number_and_bytes(
     make_cache: CacheFactory, tmp_path: Path
 ) -> None:
     cache = without(make_cache(num_rows=60), [20])
-    copy = drop_removed(cache, str(tmp_path / "out")).cache
+    copy = compact(cache, str(tmp_path / "out"), drop_removed=True).cache
     for owner in cache.owners:
         for shard in (0, 2, 3):
             assert copy.commits(owner)[shard] == cache.commits(owner)[shard]
@@ -131,10 +131,10 @@ def test_shards_that_lost_nothing_keep_number_and_bytes(
 
 def test_rows_can_be_added_after_it(make_cache: CacheFactory, tmp_path: Path) -> None:
     cache = without(make_cache(num_rows=60), [*range(16, 32), 58])
-    copy = drop_removed(cache, str(tmp_path / "out")).cache
+    copy = compact(cache, str(tmp_path / "out"), drop_removed=True).cache
     assert copy.info.next_row == 64
     again = without(copy, [0])
-    once_more = drop_removed(again, str(tmp_path / "again")).cache
+    once_more = compact(again, str(tmp_path / "again"), drop_removed=True).cache
     assert verify(once_more).findings == ()
     assert once_more.rows(split="all").size == 60 - 18
 
@@ -154,16 +154,16 @@ def test_a_stopped_copy_is_no_cache_yet_and_goes_on(
     make_cache: CacheFactory, tmp_path: Path
 ) -> None:
     cache = without(make_cache(num_rows=60), [20, 40])
-    whole = drop_removed(cache, str(tmp_path / "whole")).cache
+    whole = compact(cache, str(tmp_path / "whole"), drop_removed=True).cache
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        drop_removed(cache, str(out), workers=1, progress=stop_after(5))
+        compact(cache, str(out), workers=1, progress=stop_after(5), drop_removed=True)
     assert not store.exists(out)
-    report = drop_removed(cache, str(out))
+    report = compact(cache, str(out), drop_removed=True)
     assert 0 < report.num_shards <= 12 - 5
     assert report.cache.digest() == whole.digest()
     assert not (out / MARK).exists()
-    assert drop_removed(cache, str(out)).num_shards == 0
+    assert compact(cache, str(out), drop_removed=True).num_shards == 0
 
 
 def test_what_a_stopped_copy_of_another_state_left_is_not_believed(
@@ -173,10 +173,12 @@ def test_what_a_stopped_copy_of_another_state_left_is_not_believed(
     other = without(make_cache(num_rows=60, seed=0, name="other.cache", features=doubled), [20])
     out = str(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        drop_removed(other, out, workers=1, progress=stop_after(9))
+        compact(other, out, workers=1, progress=stop_after(9), drop_removed=True)
     without(cache, [21])
-    copy = drop_removed(cache, out).cache
-    assert copy.digest() == drop_removed(cache, str(tmp_path / "whole")).cache.digest()
+    copy = compact(cache, out, drop_removed=True).cache
+    assert (
+        copy.digest() == compact(cache, str(tmp_path / "whole"), drop_removed=True).cache.digest()
+    )
 
 
 def doubled(owner: str, kind: str, start: int, values: Any) -> Any:
@@ -190,7 +192,7 @@ def test_a_damaged_shard_stops_the_copy_by_name(make_cache: CacheFactory, tmp_pa
     data[100] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptCache, match=r"teachers/b/patches/c/2/0/0 is not the file"):
-        drop_removed(cache, str(tmp_path / "out"))
+        compact(cache, str(tmp_path / "out"), drop_removed=True)
     assert not store.exists(tmp_path / "out")
 
 
@@ -198,26 +200,26 @@ def test_what_cannot_be_compacted_is_refused(make_cache: CacheFactory, tmp_path:
     cache = make_cache(num_rows=60)
     out = str(tmp_path / "out")
     with pytest.raises(UsageError, match="no removed rows"):
-        drop_removed(cache, out)
+        compact(cache, out, drop_removed=True)
     without(cache, [1])
     with pytest.raises(UsageError, match="is the cache itself"):
-        drop_removed(cache, str(cache.path))
+        compact(cache, str(cache.path), drop_removed=True)
     with pytest.raises(UsageError, match="another cache already"):
-        drop_removed(cache, str(make_cache(name="other").path))
+        compact(cache, str(make_cache(name="other").path), drop_removed=True)
     (tmp_path / "things").mkdir()
     (tmp_path / "things" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match=r"other things \(thesis.tex"):
-        drop_removed(cache, str(tmp_path / "things"))
+        compact(cache, str(tmp_path / "things"), drop_removed=True)
     with pytest.raises(UsageError, match="is a file"):
-        drop_removed(cache, str(tmp_path / "things" / "thesis.tex"))
+        compact(cache, str(tmp_path / "things" / "thesis.tex"), drop_removed=True)
     with cache.writing(), pytest.raises(LockHeld):
-        drop_removed(cache, out)
+        compact(cache, out, drop_removed=True)
     cache.forget_shard("b", 3)
     with pytest.raises(IncompleteCache, match="3 of 4 shards"):
-        drop_removed(store.open(cache.path), out)
+        compact(store.open(cache.path), out, drop_removed=True)
     everything = without(make_cache(name="all", num_rows=3), [0, 1, 2])
     with pytest.raises(UsageError, match="every image"):
-        drop_removed(everything, out)
+        compact(everything, out, drop_removed=True)
 
 
 def test_a_copy_of_other_images_is_not_taken_for_ones_own(
@@ -226,12 +228,12 @@ def test_a_copy_of_other_images_is_not_taken_for_ones_own(
     out = str(tmp_path / "out")
     rival = without(make_cache(name="rival.cache"), [1])
     rename_images(rival)
-    before = drop_removed(rival, out).cache.digest()
+    before = compact(rival, out, drop_removed=True).cache.digest()
     cache = without(make_cache(), [1])
     with pytest.raises(CacheMismatch, match="'other-image-00000' is there in the place of 'image-"):
-        drop_removed(cache, out)
+        compact(cache, out, drop_removed=True)
     assert store.open(out).digest() == before
-    assert drop_removed(rival, out).num_shards == 0
+    assert compact(rival, out, drop_removed=True).num_shards == 0
 
 
 def test_a_disk_that_is_too_small_is_found_before_a_byte_is_copied(
@@ -243,7 +245,7 @@ def test_a_disk_that_is_too_small_is_found_before_a_byte_is_copied(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(PublishError, match=r"needs [\d,]+ bytes more, and 1,000 are free"):
-        drop_removed(cache, str(tmp_path / "out"))
+        compact(cache, str(tmp_path / "out"), drop_removed=True)
     assert not list((tmp_path / "out").glob("pixels/c/*"))
 
 
@@ -283,8 +285,9 @@ import subprocess
 subprocess.run(["mount", "--bind", {str(cache.path)!r}, {str(cache.path)!r}], check=True)
 subprocess.run(["mount", "-o", "remount,ro,bind", {str(cache.path)!r}], check=True)
 import phistill.cache
-from phistill.cache.upkeep.compact import drop_removed
-report = drop_removed(phistill.cache.open({str(cache.path)!r}), {str(tmp_path / "out")!r})
+from phistill.cache.upkeep.compact import compact
+cache = phistill.cache.open({str(cache.path)!r})
+report = compact(cache, {str(tmp_path / "out")!r}, drop_removed=True)
 assert report.num_shards == 12, report
 """
     command = ["unshare", "--mount", sys.executable, "-c", program]

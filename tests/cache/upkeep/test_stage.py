@@ -17,7 +17,7 @@ import pytest
 import phistill.cache as store
 from phistill.cache import Cache, TeacherInfo
 from phistill.cache.upkeep.append import add_segment
-from phistill.cache.upkeep.compact import drop_removed
+from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import Selection, stage
@@ -247,9 +247,11 @@ def test_a_cache_on_an_object_store_is_staged_and_copied_back(
     assert stage(source, bucket_url).num_shards == 0
     near = stage(store.open(bucket_url), tmp_path / "near").cache
     assert near.digest() == source.digest()
-    clean = drop_removed(store.open(bucket_url), f"{bucket_url}-clean").cache
+    clean = compact(store.open(bucket_url), f"{bucket_url}-clean", drop_removed=True).cache
     assert verify(clean).findings == ()
-    assert clean.digest() == drop_removed(source, str(tmp_path / "clean")).cache.digest()
+    assert (
+        clean.digest() == compact(source, str(tmp_path / "clean"), drop_removed=True).cache.digest()
+    )
 
 
 KILLED = """

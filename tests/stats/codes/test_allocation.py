@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phistill.stats.codes.allocation import GROUP, allocate, gaussian_limit, row_bytes, water_level
-from phistill.stats.codes.levels import MAX_BITS, distortion
+from phistill.cache.codes.bands import GROUP, row_bytes
+from phistill.cache.codes.levels import MAX_BITS, distortion
+from phistill.stats.codes.allocation import allocate, gaussian_limit, water_level
 
 
 def one_by_one(variances: np.ndarray, num_bytes: int) -> list[int]:

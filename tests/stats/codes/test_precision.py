@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from phistill.cache.codes import bytes_for
 from phistill.errors import UsageError
 from phistill.stats import Moments
-from phistill.stats.codes import RowSpectrum, bytes_for
+from phistill.stats.codes import RowSpectrum
 from phistill.stats.codes.precision import BITS, bits_for_loss, precision_table
 from tests.stats.codes.conftest import features
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from phistill.cache.codes import RowCodec, bytes_for
 from phistill.errors import UsageError
 from phistill.stats import Moments, Normalizer
-from phistill.stats.codes import CodecModule, RowCodec, bytes_for, fit_codec
+from phistill.stats.codes import CodecModule, fit_codec
 from tests.stats.codes.conftest import features
 
 CASES = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phistill.stats.codes import RowCodec
+from phistill.cache.codes import RowCodec
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data" / "codes"

@@ -19,18 +19,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from jaxtyping import Float32, Int, Shaped, UInt8
 
-from phistill.cache.format import tensor_file
 from phistill.errors import UsageError
 
-from ..normalizer.hadamard import sylvester
+from ..format import tensor_file
 from . import coding
-from .allocation import Band, row_bytes
+from .bands import Band, row_bytes
 from .levels import MAX_BITS, codebook
 from .packing import lookup
 
@@ -52,6 +51,21 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bands: list[tuple[int, int]]
     """Bits and coefficients of each."""
     scaled: bool
+
+
+class Encoded(NamedTuple):
+    """Codes of rows, and their squared error."""
+
+    codes: UInt8[np.ndarray, "n bytes"]
+    lost: float
+    """|x - decoded|^2, summed over rows."""
+    total: float
+    """|x - mean over tokens of the mean row|^2, summed over rows."""
+
+    @property
+    def lost_share(self) -> float:
+        """Of the variance; 0 where nothing varies."""
+        return self.lost / self.total if self.total > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -147,9 +161,7 @@ class RowCodec:
             lookups={
                 bits: lookup(book.astype(np.float64)) for bits, book in self.codebooks.items()
             },
-            blocks={
-                size: sylvester(size).astype(np.float64) for size in coding.block_sizes(self.bands)
-            },
+            blocks={size: coding.hadamard(size) for size in coding.block_sizes(self.bands)},
         )
 
     def encode(self, rows: Shaped[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n bytes"]:
@@ -181,15 +193,20 @@ class RowCodec:
             rows[part] = coding.untransform(self.tables, self.layout, y).reshape(rows[part].shape)
         return rows
 
-    def lost_share(self, rows: Shaped[np.ndarray, "n ..."]) -> float:
-        """|x - decoded|^2 / |x - mean over tokens of the mean row|^2, summed over rows."""
-        lost = total = 0.0
+    def measured(self, rows: Shaped[np.ndarray, "n ..."]) -> Encoded:
+        """Codes of rows, and what they lose: for a decoding more. Errors as encode."""
+        codes = self.encode(rows)
         mean = self.mean_row.mean(axis=0, dtype=np.float64)
+        lost = total = 0.0
         for part in self._chunks(len(rows)):
             x = rows[part].astype(np.float64)
-            lost += float(np.sum(np.square(x - self.decode(self.encode(rows[part])))))
+            lost += float(np.sum(np.square(x - self.decode(codes[part]))))
             total += float(np.sum(np.square(x - mean)))
-        return lost / total if total > 0 else 0.0
+        return Encoded(codes, lost, total)
+
+    def lost_share(self, rows: Shaped[np.ndarray, "n ..."]) -> float:
+        """What codes of these rows lose; see Encoded.lost_share."""
+        return self.measured(rows).lost_share
 
     def _chunks(self, n: int) -> list[slice]:
         step = max(1, _CHUNK_VALUES // self.num_coefficients)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phistill.cache.codes import RowCodec, bytes_for
 from phistill.errors import DegenerateMoments, UsageError
 from phistill.stats import Moments
-from phistill.stats.codes import RowCodec, bytes_for, fit_codec
+from phistill.stats.codes import fit_codec
 from phistill.stats.codes.allocation import gaussian_limit
 from phistill.stats.codes.fit import dct
 from tests.stats.codes.conftest import features

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phistill.stats.codes.coding import search_table
-from phistill.stats.codes.levels import (
+from phistill.cache.codes.coding import search_table
+from phistill.cache.codes.levels import (
     DIMENSIONS,
     LEVEL_STEP,
     MAX_BITS,

@@ -20,7 +20,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float, Int
 
-from .allocation import GROUP, SCALE_BYTES, Band
+from .bands import GROUP, SCALE_BYTES, Band
 from .levels import LEVEL_STEP
 from .packing import numbers, pack
 
@@ -242,6 +242,12 @@ def _nearest(xp: Any, values: Any, table: Any) -> Any:
         for start in range(0, r.shape[0], step)
     ]
     return xp.reshape(xp.concat(found), (n, -1))
+
+
+def hadamard(size: int) -> Float[np.ndarray, "B B"]:
+    """(-1)^(ones of i AND j), Sylvester's, for a power of two."""
+    index = np.arange(size)
+    return 1.0 - 2.0 * (np.bitwise_count(index[:, None] & index) & 1)
 
 
 def block_sizes(bands: Sequence[Band]) -> list[int]:

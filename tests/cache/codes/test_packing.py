@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.stats.codes.levels import DIMENSIONS
-from phistill.stats.codes.packing import at_once, lookup, numbers, pack
+from phistill.cache.codes.levels import DIMENSIONS
+from phistill.cache.codes.packing import at_once, lookup, numbers, pack
 
 BITS = range(1, 9)
 

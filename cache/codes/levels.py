@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float, Int
 
-from phistill.cache.format import tensor_file
+from ..format import tensor_file
 
 MAX_BITS = 8
 """Of one coefficient: 44 dB."""
