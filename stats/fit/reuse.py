@@ -38,7 +38,7 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
     if options is None or not target.rows([teacher]).size:  # of training rows alone
         return 0
     plan = plan_array(target, teacher, kind, options)
-    if target.teacher(teacher).codecs != source.teacher(teacher).codecs:  # other shards, all of them
+    if target.teacher(teacher).codecs != source.teacher(teacher).codecs:  # all shards differ
         return _of_floats(source, target, plan)
     paths = [
         partial_path(plan.spec, group)
