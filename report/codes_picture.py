@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from phistill.errors import UsageError
 from phistill.cache.codes import bytes_for
 from phistill.cache.codes.bands import Band
 from phistill.cache.codes.levels import distortion
+from phistill.errors import UsageError
 from phistill.stats.codes import RowSpectrum
 from phistill.stats.codes.allocation import water_level
 
