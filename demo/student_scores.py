@@ -62,7 +62,7 @@ def score_students(cache: Cache, runs: Mapping[str, Path], images: Path = BUNDLE
 
     ``images`` is the table that the cache was made from: it has the words and the alpha.
     """
-    judge = _Judge(cache, images)
+    judge = Judge(cache, images)
     students = {f"student, {name}": load_run(path) for name, path in runs.items()}
     students["student, untrained"] = load_run(next(iter(runs.values())), untrained=True)
     scores = {"teacher": judge.scores(*judge.teacher())}
@@ -71,7 +71,7 @@ def score_students(cache: Cache, runs: Mapping[str, Path], images: Path = BUNDLE
     return ScoreTable(scores)
 
 
-class _Judge:
+class Judge:
     """Held-out images with their captions and mattes."""
 
     def __init__(self, cache: Cache, images: Path) -> None:

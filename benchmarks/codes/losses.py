@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from rivals import Rival, channels, mvq_codes, phi_s, principal, product_quantiser, random_axes
+from rivals import (
+    Rival,
+    channels,
+    mvq_codes,
+    phi_s,
+    principal,
+    product_quantiser,
+    random_axes,
+    turned_product_quantiser,
+)
 
 from phistill import cache as store
 from phistill.cache.codes import bytes_for
@@ -34,20 +43,19 @@ class Features(NamedTuple):
     heldout: np.ndarray
 
 
-def features(options: argparse.Namespace) -> list[Features]:
+def features(options: argparse.Namespace) -> Iterator[Features]:
+    """Pilots of training rows; held-out rows of the same cache, or any of a second one, of images
+    that the first does not have."""
     cache = store.open(options.cache)
-    found = []
+    fresh = store.open(options.fresh) if options.fresh else None
     for name in options.teachers or cache.teachers:
-        read = cache.reader(name, "patches").read
-        found.append(
-            Features(
-                name,
-                cache.teacher(name).grid,
-                read(cache.rows([name], "train")[: options.pilot]),
-                read(cache.rows([name], "heldout")[: options.heldout]),
-            )
+        other, split = (cache, "heldout") if fresh is None else (fresh, None)
+        yield Features(
+            name,
+            cache.teacher(name).grid,
+            cache.reader(name, "patches").read(cache.rows([name], "train")[: options.pilot]),
+            other.reader(name, "patches").read(other.rows([name], split)[: options.heldout]),
         )
-    return found
 
 
 def decibel(share: float) -> str:
@@ -63,7 +71,8 @@ def losses(options: argparse.Namespace) -> list[str]:
     """A table for each teacher."""
     lines = [
         f"dB, more is better; {options.pilot} pilot rows, {options.heldout} held-out rows. R(D): "
-        "the least that any code of normal rows of that spectrum loses; *Gaussian*: ours on those.",
+        "the least that any code of normal rows of that spectrum loses; *Gaussian*: ours on those."
+        + (f" Held-out rows: {options.fresh.name}." if options.fresh else ""),
         "",
     ]
     for one in features(options):
@@ -81,6 +90,7 @@ def _teacher(one: Features) -> list[str]:
         "random rotation": lambda bits: random_axes(moments, bits),
         "PCA, equal bits": lambda bits: principal(moments, bits),
         "PQ (faiss)": lambda bits: product_quantiser(one.pilot, bits),
+        "OPQ (faiss)": lambda bits: turned_product_quantiser(one.pilot, bits),
     }
     normal = _normal_rows(spectrum, 50)
     rows = [

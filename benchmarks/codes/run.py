@@ -1,7 +1,7 @@
 """Codes of rows: what is lost at so many bits, beside others; what they cost; retrieval.
 
     python benchmarks/codes/run.py data --cache DIR   makes a cache of four teachers
-    python benchmarks/codes/run.py losses --cache DIR [--teachers clip,ssl,mask,lite0]
+    python benchmarks/codes/run.py losses --cache DIR [--teachers clip,ssl,mask,lite0] [--fresh DIR]
     python benchmarks/codes/run.py mvq --cache DIR    multi-quantization, minutes of training each
     python benchmarks/codes/run.py cost               encoding and decoding, of synthetic rows
     python benchmarks/codes/run.py retrieval --cache DIR
@@ -34,10 +34,12 @@ TEACHERS = ("demo:clip", "demo:ssl", "demo:mask", "lite0=module:lite0_teacher:bu
 
 def data(options: argparse.Namespace) -> list[str]:
     """Extract the four teachers."""
-    from phistill.pipeline import extract
+    from phistill.pipeline import CacheSettings, extract
 
     sys.path.insert(1, str(ROOT / "examples"))
-    cache = extract(ROOT / "demo" / "images.parquet", options.cache, TEACHERS).cache
+    images = options.images or ROOT / "demo" / "images.parquet"
+    settings = CacheSettings(pixel_size=64)
+    cache = extract(images, options.cache, TEACHERS, settings=settings).cache
     return [f"{cache.num_rows:,} rows, teachers {', '.join(cache.teachers)}."]
 
 
@@ -54,6 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(SECTIONS))
     parser.add_argument("--cache", type=Path, help="of the four teachers, made by data")
+    parser.add_argument("--images", type=Path, help="of data; default the bundled pictures")
+    parser.add_argument("--fresh", type=Path, help="a second cache: its rows are measured")
     parser.add_argument("--teachers", type=lambda text: text.split(","), help="only these")
     parser.add_argument("--pilot", type=int, default=1500, help="rows that are fitted on")
     parser.add_argument("--heldout", type=int, default=150, help="rows that are measured")
