@@ -123,6 +123,14 @@ def _teacher_bits(text: str) -> float | dict[str, float]:
     return named
 
 
+def _share(text: str) -> float:
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not like 2% or 0.02.") from None
+    return number / 100 if text.endswith("%") else number
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     """The value is read as TOML; what is not TOML is a string."""
     import tomllib
@@ -173,6 +181,8 @@ NAMED_GRID = Parsed("grid", _named_grid)
 NAMED_LAYOUT = Parsed("layout", _named_layout)
 TEACHER_BITS = Parsed("bits", _teacher_bits)
 """``2``, or ``dino=2,sam=0.5``."""
+SHARE = Parsed("share", _share)
+"""``2%`` or ``0.02``."""
 ASSIGNMENT = Parsed("assignment", _assignment)
 TOML = Parsed("toml", _toml)
 PATH = click.Path(path_type=Path)

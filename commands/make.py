@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
-    from phistill.pipeline.settings import WorkerShards
+    from phistill.pipeline.settings import CodeSettings, WorkerShards
 
 from .arguments import (
     COUNT_OR_AUTO,
@@ -18,6 +18,8 @@ from .arguments import (
     FRACTION_OR_FILE,
     LOCATION,
     PATH,
+    SHARE,
+    TEACHER_BITS,
     autocast_option,
     cache_argument,
     device_option,
@@ -63,6 +65,23 @@ from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
 @click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
 @click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
+@click.option(
+    "--bits",
+    type=TEACHER_BITS,
+    metavar="B|NAME=B,...",
+    help="Store the patches of new teachers as codes of so many bits per channel, 0.25 to 8; of a "
+    "pilot of images the codec is made (docs/codes.md).  [default: float16]",
+)
+@click.option(
+    "--lost",
+    "lost_share",
+    type=SHARE,
+    metavar="2%",
+    help="In the place of --bits: the share of the variance that codes may lose.",
+)
+@click.option(
+    "--pilot", "pilot_images", type=int, help="Training images of the pilot.  [default: 2,500]"
+)
 @device_option
 @autocast_option
 @click.option(
@@ -151,6 +170,9 @@ def extract(
     min_side: int | None,
     shard_rows: int | None,
     compression: str | None,
+    bits: float | dict[str, float] | None,
+    lost_share: float | None,
+    pilot_images: int | None,
     worker: str | None,
     window_tars: int,
     reading: dict[str, Any],
@@ -180,6 +202,7 @@ def extract(
             min_side=DecodeRules().min_side if min_side is None else min_side,
         )
     options["source"] = SourceOptions(**reading, window_tars=window_tars)
+    options["codes"] = _codes(bits, lost_share, pilot_images)
     options["holdout_file"] = holdout if isinstance(holdout, Path) else None
     shards = _worker_shards(worker, options)
     settings = CacheSettings(
@@ -216,6 +239,21 @@ def extract(
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)
     click.echo(f"Next: phistill fit-stats {cache}")
+
+
+def _codes(
+    bits: float | dict[str, float] | None, lost_share: float | None, pilot_images: int | None
+) -> CodeSettings | None:
+    """None where features are stored as they are."""
+    from phistill.errors import UsageError
+    from phistill.pipeline.settings import CodeSettings
+    from phistill.stats.compacting import PILOT_ROWS
+
+    if bits is None and lost_share is None:
+        if pilot_images is not None:
+            raise UsageError("--pilot is for --bits or --lost: give one of them too.")
+        return None
+    return CodeSettings(bits=bits, lost_share=lost_share, pilot_images=pilot_images or PILOT_ROWS)
 
 
 def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards | None:

@@ -17,6 +17,7 @@ from phistill.cache import Cache
 from phistill.cache.storage.files import Files
 from phistill.cache.upkeep.pack import pack, pack_what_is_free
 from phistill.stats.coarse import CoarseArray, coarse_arrays
+from phistill.stats.compacting import unlike_pilot
 
 from .add_views import require_same_images
 from .images.listings import last_listing
@@ -55,6 +56,8 @@ class ExtractReport:
     """Shards that somebody still has to extract, for whatever teacher."""
     coarse: tuple[CoarseArray, ...]
     """What float16 holds badly of the teachers that were extracted."""
+    unlike_pilot: tuple[str, ...]
+    """A sentence for each coded teacher with shards that lose much more than its pilot."""
 
 
 def extract(
@@ -150,4 +153,5 @@ def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
         coarse=coarse_arrays(cache, cache.teachers) if work.num_shards else (),
+        unlike_pilot=tuple(unlike_pilot(cache)) if work.num_shards else (),
     )

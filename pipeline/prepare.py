@@ -18,21 +18,24 @@ from msgspec.structs import replace
 
 from phistill import cache as store
 from phistill.cache import Cache, TeacherInfo
+from phistill.cache.codes import coded_teacher
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import LockHeld, OutOfTime, UsageError
+from phistill.stats.compacting import KIND
 
 from .add_views import add_views, missing_views
+from .codes.pilot import fit_to_pilot, require_same_codes
 from .decode.views import View
 from .images.listings import listing
 from .index import build_index
 from .request import Request
 from .runners import ANOTHER_NAME, requested_runners
 from .teachers.runner import TeacherRunner
-from .teachers.same_teacher import add_or_require
+from .teachers.same_teacher import require_equal
 
-PREPARE_LIMIT_S = 1800.0
-"""A teacher's weights are downloaded and a large source is listed within this."""
+PREPARE_LIMIT_S = 7200.0
+"""A teacher's weights are downloaded, a large source is listed and pilots are run within this."""
 LOOK_LIMIT_S = 30.0
 """A loaded machine or an object store takes seconds to open a cache."""
 POLL_S = 0.25
@@ -81,10 +84,35 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     if stored is not None and request.options.labels_file and not request.options.append:
         request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
-        add_or_require(cache, runner.info, ANOTHER_NAME)
+        _add_teacher(cache, request, runner)
     return Prepared(
         cache, runners, report=PrepareReport(num_repaired, num_new, dict(request.source.left_out))
     )
+
+
+def _add_teacher(cache: Cache, request: Request, runner: TeacherRunner) -> None:
+    """Add a teacher, with a codec where it is to be coded, unless the cache has it."""
+    info, codes = runner.info, request.options.codes
+    if info.name in cache.teachers:
+        require_equal(cache, info, ANOTHER_NAME)
+        if codes is not None:
+            require_same_codes(cache, info.name, codes)
+        return
+    fitted = None
+    if codes is not None:
+        fitted = fit_to_pilot(
+            cache,
+            request.source,
+            runner,
+            codes,
+            num_workers=request.options.num_workers,
+            mode=request.options.decode,
+            say=request.on_notice,
+        )
+    if fitted is None:
+        cache.add_teacher(info)
+    else:
+        cache.add_teacher(coded_teacher(info, {KIND: fitted}), {KIND: fitted.codec})
 
 
 def _append(cache: Cache, request: Request) -> int:
@@ -161,6 +189,9 @@ def if_prepared(request: Request) -> Cache | None:
     cache = request.open()
     if cache is None or any(spec.name not in cache.teachers for spec in request.specs):
         return None
+    if request.options.codes is not None:
+        for spec in request.specs:
+            require_same_codes(cache, spec.name, request.options.codes)
     if request.options.append and new_records(cache, request.records).num_rows:
         return None
     if request.options.add_views and missing_views(cache, request.settings.views):

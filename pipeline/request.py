@@ -106,6 +106,8 @@ def make_request(
         if count > 1:
             raise UsageError(f"two teachers are named {name!r}; name one with NAME=SOURCE:MODEL.")
     names.refuse_one_folder(spec.name for spec in specs)
+    if options.codes is not None:
+        options.codes.check_names(spec.name for spec in specs)
     files = open_files(cache_path)
     if not store.exists(files):
         if not specs:

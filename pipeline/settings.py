@@ -6,7 +6,7 @@ Both are checked once, before any work.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from phistill.cache import CacheInfo
 from phistill.cache.format.compression import compressor
 from phistill.errors import CacheMismatch, UsageError
+from phistill.stats.compacting import MIN_PILOT, PILOT_ROWS, Bits, check_bits
 
 from .decode.rgb import DecodeRules
 from .decode.shards import Mode
@@ -148,6 +149,46 @@ class WorkerShards:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CodeSettings:
+    """How the patches of new teachers are coded; teachers that the cache has keep their codecs."""
+
+    bits: Bits | None = None
+    """Bits per channel and token: of all, or by teacher, the others being stored as they are."""
+    lost_share: float | None = None
+    """In the place of bits: the share of the variance that may be lost, of all."""
+    pilot_images: int = PILOT_ROWS
+    """Training images that a codec is fitted to, at most."""
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.lost_share is None):
+            raise UsageError("give either --bits or --lost, which chooses the bits.")
+        if self.lost_share is not None and not 0 < self.lost_share < 1:
+            raise UsageError(
+                f"--lost {self.lost_share:g} must lie between 0 and 1, as 2% or 0.02 does."
+            )
+        if self.pilot_images < MIN_PILOT:
+            raise UsageError(f"--pilot {self.pilot_images} must be at least {MIN_PILOT} images.")
+        named = self.bits if isinstance(self.bits, Mapping) else {"every teacher": self.bits}
+        for name, bits in named.items():
+            if bits is not None:
+                check_bits(name, bits)
+
+    def bits_of(self, teacher: str) -> float | None:
+        """None where no bits are asked for."""
+        return self.bits.get(teacher) if isinstance(self.bits, Mapping) else self.bits
+
+    def check_names(self, teachers: Iterable[str]) -> None:
+        """UsageError for bits of a teacher that is not extracted."""
+        names = list(teachers)
+        for name in self.bits if isinstance(self.bits, Mapping) else ():
+            if name not in names:
+                raise UsageError(
+                    f"bits are given for {name!r}, which is none of the teachers to extract: "
+                    f"{', '.join(names) or 'none is named'}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractOptions:
     """How a run goes about it; nothing here is part of what the cache is."""
 
@@ -182,6 +223,8 @@ class ExtractOptions:
     """Ids that are held out, one per line; images that are new to the cache follow it."""
     labels_file: Path | None = None
     """Which image, folder or class number is which class; for images that are new to the cache."""
+    codes: CodeSettings | None = None
+    """Store the patches of new teachers as codes."""
     source: SourceOptions = DEFAULTS
     """What of the images is taken; what nothing is said of is as the cache remembers it."""
     repair: bool = False

@@ -18,6 +18,7 @@ from phistill.cache import Cache, CommitRecord, ImageFacts
 from phistill.cache.format import names
 from phistill.cache.upkeep.pack import PackReport, pack
 from phistill.compute.copies import Sent
+from phistill.stats.fit.kept_sums import keep_sums
 
 from .decode.image import DecodeSetup
 from .decode.pending import DecodedShard, PendingShard
@@ -226,12 +227,14 @@ class ShardPass:
             landed.result()
         shard = work.shard.complete()
         arrays, reasons = work.rows.result(number, list(shard.reasons))
+        images, rejected = _facts(shard), {**reasons, **shard.reasons}
+        keep_sums(self._cache, name, shard.shard, arrays, images=images, rejected=rejected)
         return self._cache.commit_shard(
             name,
             shard.shard,
             arrays,
-            images=_facts(shard),
-            reasons={**reasons, **shard.reasons},
+            images=images,
+            reasons=rejected,
             environment=self._environment,
         )
 

@@ -90,6 +90,7 @@ def _summary(
     if left_out := left_out_text(report.left_out):
         yield left_out[:1].upper() + left_out[1:]
     yield from map(str, report.coarse)
+    yield from report.unlike_pilot
     if report.num_repaired:
         yield f"Damaged, and extracted again: {counted(report.num_repaired, 'shard')}."
     if report.num_new_images:

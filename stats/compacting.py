@@ -25,6 +25,7 @@ from phistill.compute.blas import one_blas_thread
 from phistill.errors import UsageError, counted
 
 from .codes.fit import RowSpectrum
+from .codes.precision import bits_for_loss
 from .fit.loading import load_moments
 from .fit.reuse import reuse_statistics
 from .moments.moments import Moments
@@ -45,6 +46,9 @@ MIN_MEASURED = 10
 READ_BYTES = 2**26
 """Of pilot rows at once."""
 
+MIN_PILOT = 30
+"""Training rows below which an extraction knows nothing of those to come."""
+
 MIN_BITS, MAX_BITS = 0.25, 8.0
 
 SUSPICIOUS = 2.0
@@ -52,6 +56,9 @@ SUSPICIOUS = 2.0
 
 Bits = float | Mapping[str, float]
 """Bits per channel and token: of every teacher, or by teacher."""
+
+Budget = Callable[[RowSpectrum, NDArray[Any]], int]
+"""Bytes of a row, by the pilot's spectrum and pilot rows that are not in it."""
 
 
 def compact_cache(
@@ -121,7 +128,7 @@ def fit_stored(cache: Cache, teacher: str, kind: str, bits: float) -> FittedCode
         lambda some: reader.read(rows[some]),
         len(rows),
         grid=info.grid if kind == KIND else None,
-        num_bytes=bytes_for(bits, info.row_shape(kind)),
+        budget=bits_budget(bits),
         block=max(1, READ_BYTES // reader.row_bytes),
     )
 
@@ -132,13 +139,13 @@ def fit_pilot(
     num_rows: int,
     *,
     grid: tuple[int, int] | None,
-    num_bytes: int,
+    budget: Budget,
     block: int,
 ) -> FittedCodec:
     """Fit a codec on four fifths of ``num_rows`` pilot rows and measure it on the rest.
 
     ``read`` gives the rows of some positions, at most ``block`` at a time. ``moments`` may be of
-    all rows. Errors as RowSpectrum.of.
+    all rows. Errors as RowSpectrum.of, and UsageError for a budget that cannot be kept.
     """
     every = np.arange(num_rows)
     measured = every % MEASURED_SHARE == 0 if num_rows >= MIN_MEASURED else np.ones(num_rows, bool)
@@ -150,12 +157,32 @@ def fit_pilot(
 
     with one_blas_thread():  # or the last bits depend on the number of cores
         spectrum = RowSpectrum.of(moments, blocks(every[fitted].tolist()), grid=grid)
-        codec = spectrum.codec(num_bytes)
+        codec = spectrum.codec(budget(spectrum, next(blocks(every[measured].tolist()))))
         lost = total = 0.0
         for rows in blocks(every[measured].tolist()):
             found = codec.measured(rows)
             lost, total = lost + found.lost, total + found.total
     return FittedCodec(codec, lost / total if total > 0 else 0.0)
+
+
+def bits_budget(bits: float) -> Budget:
+    """So many bits per channel and token."""
+    return lambda spectrum, rows: bytes_for(bits, spectrum.basis.row_shape)
+
+
+def loss_budget(teacher: str, lost_share: float) -> Budget:
+    """The fewest bits that lose at most this share of the variance."""
+
+    def num_bytes(spectrum: RowSpectrum, rows: NDArray[Any]) -> int:
+        bits = bits_for_loss(spectrum, rows, lost_share)
+        if bits is None:
+            raise UsageError(
+                f"{teacher}: codes of {MAX_BITS:g} bits lose more than {lost_share:g} of the "
+                "variance of the pilot. Allow more, or store the features as they are."
+            )
+        return bytes_for(bits, spectrum.basis.row_shape)
+
+    return num_bytes
 
 
 def unlike_pilot(cache: Cache) -> list[str]:

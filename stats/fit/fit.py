@@ -31,6 +31,7 @@ from ..description import Description, convergence, dispersion, effective_rank
 from ..moments.pass_result import PassResult, moments_digest
 from ..normalizer.normalizer import Normalizer
 from .dask_graph import ProgressCallback, run_passes
+from .kept_sums import take_kept_sums
 from .loading import MergedFacts, load_merged, merged_path, normalizer_path
 from .partials import sharing_readers
 from .pieces import (
@@ -81,6 +82,9 @@ def fit_stats(
         done = {array: _current(cache, *array, options) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
         plans = [_plan(cache, *array, options) for array in missing]
+        for teacher, kind in arrays:
+            if kind in cache.teacher(teacher).codecs:
+                take_kept_sums(cache, plan_array(cache, teacher, kind, options))
         with sharing_readers(cache):
             fits = run_passes(
                 cache.files, plans, finish=finish, scheduler=scheduler, progress=progress
