@@ -46,7 +46,7 @@ MIN_MEASURED = 10
 READ_BYTES = 2**26
 """Of pilot rows at once."""
 
-MIN_PILOT = 30
+MIN_PILOT = 20
 """Training rows below which an extraction knows nothing of those to come."""
 
 MIN_BITS, MAX_BITS = 0.25, 8.0

@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused(folder: Path, tiny: str, tmp_path: Path) -> N
     few.mkdir()
     for number in range(12):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(few / f"{number}.png")
-    with pytest.raises(UsageError, match="a codec needs 30"):
+    with pytest.raises(UsageError, match="a codec needs 20"):
         coded(few, tmp_path / "few.cache", f"t={tiny}")
 
 
