@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from phistill.train import TextScore
 
 from .arguments import (
     ASSIGNMENT,
@@ -171,7 +168,7 @@ checkpoint_option = click.option(
     type=click.Choice(["latest", "best"]),
     default="latest",
     show_default=True,
-    help="best: lowest mean error among those validated and kept.",
+    help="best: by the run's best_by, among those validated and kept.",
 )
 
 
@@ -197,6 +194,16 @@ checkpoint_option = click.option(
     help="A label per line and, after a tab, its words.  [default: the labels]",
 )
 @click.option("--text-template", "templates", multiple=True, help="With {}; repeatable.")
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An image's id, a tab and its caption per line: retrieval both ways.",
+)
+@click.option(
+    "--masks",
+    metavar="FOLDER|alpha:IMAGES",
+    help="Label maps for a dense probe: ID.png for every image, or the images' transparency.",
+)
 @device_option
 @json_option
 def evaluate(
@@ -207,6 +214,8 @@ def evaluate(
     images: str | None,
     text_classes: Path | None,
     templates: tuple[str, ...],
+    captions: Path | None,
+    masks: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -214,10 +223,12 @@ def evaluate(
 
     Beside the teacher, the constant (the training mean), the same student before training and plain
     pixels, with 95 % intervals over images. With labels also kNN, a linear probe and, through
-    the text tower of a teacher that has one, zero-shot classification and retrieval.
+    the text tower of a teacher that has one, zero-shot classification and retrieval; with label
+    maps a dense probe.
 
     \b
     phistill evaluate runs/phi-s
+    phistill evaluate runs/phi-s --masks voc/SegmentationClass
     phistill evaluate runs/phi-s --images new-photos/
     phistill evaluate runs/phi-s --text-classes words.txt --text-template "a photo of a {}."
     """
@@ -226,47 +237,29 @@ def evaluate(
     from phistill.errors import UsageError
 
     refuse_no_run(run)
-    if images is not None and (caches or split != "heldout" or text_classes):
-        raise UsageError(
-            "--images are judged as they are: leave --cache, --split and --text-classes out."
-        )
+    if images is not None and (caches or split != "heldout" or masks):
+        raise UsageError("--images are judged as they are: leave --cache, --split and --masks out.")
     if images is None:
         refuse_nothing_to_evaluate(run, caches, split)
-    from phistill.report.tables import text_scores_table, verdict_text
+    from phistill.report.evaluation.judging import Judging
+    from phistill.report.tables import verdict_text
     from phistill.report.terminal import progress_bar
-    from phistill.report.text_towers import scores_of_named_classes
-    from phistill.report.unseen import verdict_on_images
-    from phistill.train import verdict
 
+    judging = Judging(
+        run=run,
+        which=which,
+        split=split,
+        device=device,
+        text_classes=text_classes,
+        templates=templates,
+        captions=captions,
+        masks=masks,
+    )
     with progress_bar("evaluate") as bar:
-        if images is not None:
-            found = verdict_on_images(run, images, which=which, device=device, progress=bar)
-        else:
-            found = verdict(
-                run, caches or None, which=which, split=split, device=device, progress=bar
-            )
-    scores: list[TextScore] = []
-    if images is None and (found.labels or text_classes):
-        scores, notes = scores_of_named_classes(
-            run,
-            caches,
-            classes=text_classes,
-            templates=templates,
-            which=which,
-            split=split,
-            device=device,
-        )
-        for note in notes:
-            click.echo(note, err=True)
-        if text_classes and not scores:
-            raise UsageError("--text-classes: no teacher of this run has a text tower.")
-    if as_json:
-        record = {**found.to_dict(), "text": [score.to_dict() for score in scores]}
-        click.echo(json.dumps(record, indent=2))
-        return
-    click.echo(verdict_text(found))
-    if scores:
-        click.echo(f"\n{text_scores_table(scores)}")
+        found, notes = judging.of_images(images, bar) if images else judging.of_cache(caches, bar)
+    for note in notes:
+        click.echo(note, err=True)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else verdict_text(found))
 
 
 @click.command()
@@ -342,7 +335,7 @@ def sweep(
     with progress_bar("sweep") as bar:
 
         def show(cell: str, at: Progress) -> None:
-            bar(at.step, at.num_steps, f"{cell}: {at.note()}")
+            bar(at.step, at.num_steps, at.note(), part=cell)
 
         result = run(
             caches,

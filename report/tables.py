@@ -14,7 +14,9 @@ from phistill.stats.moments.squared_norms import TOP_FRACTION
 from .terminal import table_text
 
 if TYPE_CHECKING:
-    from phistill.train import EvalRow, TextScore, Verdict
+    from phistill.train import EvalRow, TaskScore, Verdict
+
+INTERVAL = "95 % interval"
 
 _STATISTICS = (
     *("teacher", "kind", "width", "vectors", "channel mean", "channel std"),
@@ -40,7 +42,7 @@ def evaluation_table(lines: Sequence[EvalRow]) -> str:
     if not lines:
         raise UsageError("there is nothing to show.")
     several = any(line.cache for line in lines)
-    header = ["student", "teacher", "kind", "images", "error", "95 % interval", "mse", "cosine"]
+    header = ["student", "teacher", "kind", "images", "error", INTERVAL, "mse", "cosine"]
     header += ["constant's", ""]
     rows = [
         [
@@ -73,53 +75,58 @@ def verdict_text(found: Verdict) -> str:
     parts = [evaluation_table(found.lines), "", "How alike to the teacher"]
     rows = [
         [
-            *(one.student, one.teacher, f"{one.cka:.3f}", f"{one.overlap.value:.3f}"),
-            interval_text(one.overlap),
+            *(one.student, one.teacher, f"{one.cka.value:.3f}", interval_text(one.cka)),
+            *(f"{one.overlap.value:.3f}", interval_text(one.overlap)),
         ]
         for one in found.likeness
     ]
-    header = ["features", "teacher", "CKA", "shared neighbours", "95 % interval"]
+    header = ["features", "teacher", "CKA", INTERVAL, "shared neighbours", INTERVAL]
     parts.append(table_text(header, rows, words=(0, 1)))
     names = list(found.matrix)
     cells = [[a, *(f"{found.matrix[a][b]:.2f}" for b in names)] for a in names]
     parts += ["", "CKA between teachers and backbones", table_text(["", *names], cells)]
-    ranks = [[name, f"{value:.1f}"] for name, value in found.ranks.items()]
-    parts += ["", "Directions in use", table_text(["features", "RankMe"], ranks)]
-    if found.labels:
-        rows = [
-            [
-                *(one.features, f"{one.knn.value:.3f}", interval_text(one.knn)),
-                *(f"{one.linear.value:.3f}", interval_text(one.linear)),
-            ]
-            for one in found.labels
-        ]
-        header = ["features", "kNN", "95 % interval", "linear probe", "95 % interval"]
-        title = f"Labels of held-out images, {found.num_classes:,} classes"
-        parts += ["", title, table_text(header, rows)]
-    else:
+    ranks = [[name, f"{one.value:.1f}", interval_text(one, 1)] for name, one in found.ranks.items()]
+    parts += ["", "Directions in use", table_text(["features", "RankMe", INTERVAL], ranks)]
+    if found.tasks:
+        parts += ["", "What the features are good for", tasks_table(found.tasks)]
+    if not any(one.task == "kNN" for one in found.tasks):
         parts += ["", "No labels: no kNN and no probe (extract --labels)."]
     return "\n".join(parts)
 
 
-def text_scores_table(scores: Sequence[TextScore]) -> str:
-    """Zero-shot and retrieval, for a terminal."""
+def tasks_table(scores: Sequence[TaskScore]) -> str:
+    """A line per kind of features, a column per task."""
+    from phistill.train.evaluation.tasks import in_order
+
+    of_task = {one.task: one for one in reversed(scores)}
+    tasks = list(dict.fromkeys(one.task for one in scores))
+    found = {(one.features, one.task): one for one in scores}
+    header = ["features", *tasks]
     rows = [
-        [
-            *(one.teacher, one.features, f"{one.accuracy.value:.3f}"),
-            *(interval_text(one.accuracy), f"{one.retrieval:.3f}"),
-        ]
-        for one in scores
+        [name, *(_task_cell(found.get((name, task))) for task in tasks)]
+        for name in in_order([one.features for one in scores])
     ]
-    title = f"Classes by their names, {scores[0].num_classes:,} of them"
-    header = ["text tower", "features", "zero-shot", "95 % interval", "retrieval, mAP"]
-    return f"{title}\n{table_text(header, rows, words=(0, 1))}"
+    said = [
+        f"{one.task}: {one.score.num_images:,} images"
+        + (f", {one.num_classes:,} classes" if one.num_classes else "")
+        for one in map(of_task.__getitem__, tasks)
+    ]
+    text = table_text(header, rows, words=range(len(header)))
+    return f"{text}\nHigher is better; 95 % intervals are over images. {'; '.join(said)}."
 
 
-def interval_text(found: Interval) -> str:
+def _task_cell(one: TaskScore | None) -> str:
+    if one is None:
+        return ""
+    between = "" if one.score.low is None else f" {interval_text(one.score)}"
+    return f"{one.score.value:.3f}{between}"
+
+
+def interval_text(found: Interval, digits: int = 3) -> str:
     """``[0.123, 0.456]``, or a hyphen where there are too few images."""
     if found.low is None or found.high is None:
         return "-"
-    return f"[{found.low:.3f}, {found.high:.3f}]"
+    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _cells(row: Description) -> tuple[str, ...]:

@@ -34,10 +34,11 @@ _RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 
 
 class Bar(ABC):
-    """``bar(done, total, note)`` moves the bar and says something beside it."""
+    """``bar(done, total, note)`` moves the bar and says something beside it; ``part`` names one of
+    several works that go on side by side."""
 
     @abstractmethod
-    def __call__(self, done: float, total: float, note: str = "") -> None: ...
+    def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None: ...
 
     def bytes(self, done: float, total: float, note: str = "") -> None:
         """The same for work that is measured in bytes: says how many there are."""
@@ -70,12 +71,14 @@ class _DrawnBar(Bar):
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress, self._task = progress, progress.add_task(title, total=None, note="")
 
-    def __call__(self, done: float, total: float, note: str = "") -> None:
+    def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None:
+        note = f"{part}: {note}" if part else note
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 class LogLines(Bar):
-    """``bar(done, total, note)`` as lines: ``extract: 1,200 of 5,000 (24 %), NOTE, 12:30 left``."""
+    """``bar(done, total, note)`` as lines: ``extract: 1,200 of 5,000 (24 %), NOTE, 12:30 left``; of
+    works side by side a line for each."""
 
     def __init__(
         self,
@@ -84,25 +87,34 @@ class LogLines(Bar):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._write, self._clock = title, write, clock
-        self._started = clock()
-        self._next = self._started + LOG_FIRST_S
-        self._first_done: float | None = None
+        self._next = clock() + LOG_FIRST_S
+        self._begun: dict[str, tuple[float, float]] = {}
+        """Time and what was done at the first call, by part."""
+        self._moved: dict[str, tuple[float, float, str]] = {}
+        """What has been said of each part since its last line."""
 
-    def __call__(self, done: float, total: float, note: str = "") -> None:
+    def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None:
         now = self._clock()
-        if self._first_done is None:
-            self._started, self._first_done = now, done
+        self._begun.setdefault(part, (now, done))
+        self._moved[part] = done, total, note
         if now < self._next:
             return
         self._next = now + LOG_EVERY_S
+        for name, latest in self._moved.items():
+            self._write(self._line(name, now, *latest))
+        self._moved.clear()
+
+    def _line(self, part: str, now: float, done: float, total: float, note: str) -> str:
         share = f" ({done / total:.0%})" if total else ""
-        parts = [f"{self._title}: {done:,.0f} of {total:,.0f}{share}"]
+        title = f"{self._title}, {part}" if part else self._title
+        parts = [f"{title}: {done:,.0f} of {total:,.0f}{share}"]
         if note:
             parts.append(note)
-        if (moved := done - self._first_done) > 0:
-            left = (now - self._started) * (total - done) / moved
+        begun, first = self._begun[part]
+        if done > first:
+            left = (now - begun) * (total - done) / (done - first)
             parts.append(f"{duration_text(left)} left")
-        self._write(", ".join(parts))
+        return ", ".join(parts)
 
 
 UNKNOWN_LICENCE = "unknown: check the model card"

@@ -134,6 +134,23 @@ def difference(
     return interval(np.concatenate([one, other], 1), both, seed=seed)
 
 
+def student_interval(
+    value: float, standard_error: float, num_images: int, *, freedom: int | None = None
+) -> Interval:
+    """Of a figure whose standard error over images is known: Student's t with ``freedom``, by
+    default that of the images."""
+    if num_images < MIN_IMAGES or not math.isfinite(standard_error):
+        return without_interval(value, num_images)
+    quantile = t_quantile((1 - LEVEL) / 2, freedom or num_images - 1)
+    half = -quantile * standard_error
+    return Interval(value=value, low=value - half, high=value + half, num_images=num_images)
+
+
+def without_interval(value: float, num_images: int) -> Interval:
+    """Of too few images."""
+    return Interval(value=value, low=None, high=None, num_images=num_images)
+
+
 def _draws(n: int, seed: int) -> Iterator[Float[np.ndarray, "b n"]]:
     """How often each image is in each draw; the same for the same n and seed."""
     generator = np.random.Generator(np.random.PCG64(seed))

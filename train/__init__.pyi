@@ -1,5 +1,5 @@
 from .config import TrainConfig
-from .evaluation import EvalRow, TextScore, Verdict, evaluate, text_scores, verdict
+from .evaluation import EvalRow, TaskScore, Verdict, evaluate, mask_scores, text_scores, verdict
 from .progress import Progress, RunResult
 from .student.export import export
 from .student.exported import load_student
@@ -14,7 +14,7 @@ __all__ = [
     "Progress",
     "RunResult",
     "SweepResult",
-    "TextScore",
+    "TaskScore",
     "TrainConfig",
     "TrainedStudent",
     "Verdict",
@@ -23,6 +23,7 @@ __all__ = [
     "export",
     "load_run",
     "load_student",
+    "mask_scores",
     "read_grid",
     "sweep",
     "text_scores",

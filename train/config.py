@@ -18,14 +18,13 @@ from msgspec import Meta, inspect
 
 from phistill.errors import UsageError, did_you_mean, nearest, suggestion
 
+from .setting_words import LARGEST, spelt
+
 PLUGIN = "package.module:function"
 PATCH_LOSSES = ("mse", "cosine", "hybrid-mse", "hybrid-smooth-l1")
 SUMMARY_LOSSES = ("cosine", "balanced-angle", "mse", "none")
 HEADS = ("mlp", "linear")
 LOGGERS = ("tensorboard", "wandb", "mlflow")
-
-LARGEST = 1e9
-"""Bound of numbers that have no other, so that infinity is none of them."""
 
 SAFE_KEYS = frozenset(
     {
@@ -235,6 +234,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     validate_rows: Annotated[int, Meta(ge=1,
         description="Held-out rows used for those (the final evaluation of the `evaluate` verb "
         "uses all).")] = 512
+    best_by: Annotated[Literal["error", "knn"], Meta(
+        description="What the best checkpoint is chosen by, among those validated: the lowest mean "
+        "error, or the highest kNN accuracy, which wants labels.")] = "error"
     checkpoint_minutes: Annotated[NotNegative, Meta(
         description="Minutes between checkpoints, beside those of the last step and of every best "
         "validation so far; 0: no others.")] = 10.0
@@ -255,7 +257,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             try:
                 checked = msgspec.convert(value, hint)
             except msgspec.ValidationError:
-                wanted = _spelt(hint)
+                wanted = spelt(hint)
                 near = did_you_mean(str(value), wanted.replace(",", "").split())
                 raise UsageError(f"{name}={value!r} must be {wanted}.{near}") from None
             msgspec.structs.force_setattr(self, name, checked)
@@ -347,54 +349,3 @@ def nearest_settings(key: str) -> list[str]:
     meant = [one.name for one in settings() if words <= set(re.findall("[a-z]+", one.meaning))]
     near = nearest(key, TrainConfig.__struct_fields__)
     return near or (meant[:2] if len(words) > 1 else [])
-
-
-def _spelt(hint: Any) -> str:
-    """What a value must be, as a person would say it."""
-    return _words(inspect.type_info(hint))
-
-
-def _words(kind: inspect.Type) -> str:
-    match kind:
-        case inspect.Metadata(type=inner, extra=extra):
-            choices = (extra or {}).get("choices")
-            return _one_of(choices) if choices else _words(inner)
-        case inspect.LiteralType(values=values):
-            return _one_of(values)
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.IntType() | inspect.FloatType():
-            noun = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
-            return noun + _range(kind)
-        case inspect.StrType():
-            return "a text"
-        case inspect.VarTupleType(item_type=item):
-            return f"a list, each of it {_words(item)}"
-        case inspect.TupleType(item_types=items):
-            return f"a list of {len(items)}, each of it {_words(items[0])}"
-        case inspect.DictType(value_type=inspect.AnyType()):
-            return "a table, as in {key = 1}"
-        case inspect.DictType(value_type=value):
-            return f"a table, as in {{key = 1}}, each value {_words(value)}"
-    raise AssertionError(f"no setting is of type {kind}")
-
-
-def _one_of(names: tuple[Any, ...]) -> str:
-    *others, last = names
-    return f"one of {', '.join(others)} or {last}"
-
-
-def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    """`` between 0 and 1``, ``, at least 1``, ``, above 0``, ``, at least 0 and below 1``."""
-    if kind.ge is not None and kind.le is not None and abs(kind.le) != LARGEST:
-        return f" between {_figure(kind.ge)} and {_figure(kind.le)}"
-    low = f"at least {_figure(kind.ge)}" if kind.ge not in (None, -LARGEST) else ""
-    low = f"above {_figure(kind.gt)}" if kind.gt is not None else low
-    high = f"below {_figure(kind.lt)}" if kind.lt is not None else ""
-    bounds = " and ".join(filter(None, (low, high)))
-    return f", {bounds}" if bounds else ""
-
-
-def _figure(number: float | None) -> str:
-    assert number is not None, "asked for bounds that there are"
-    return f"{number:,.0f}" if number == int(number) else f"{number:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,7 @@ from phistill.stats.fit.mixture import fitted_to_mixture, mixed_dispersion, mixe
 from .config import TrainConfig
 from .data.plan import RowPlan, make_plan
 from .data.source import PIXELS, Part, parts_of, require_pixels
+from .evaluation.validation import shared_labels
 from .metrics import refuse_missing_loggers
 from .student.predict import stored_normalizers
 from .targets import PATCHES, SUMMARY, Target, chosen_teachers, learns_direction, targets_of
@@ -200,6 +201,9 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
             "Take summary_loss='none', or teachers that have one."
         )
     plan = make_plan(caches, config)
+    heldout = tuple(parts_of(caches, teachers, "heldout"))
+    if config.best_by == "knn":
+        _refuse_unlabelled(caches, config, plan, heldout)
     normalizers, means, norms, dispersions = {}, {}, {}, {}
     for target in targets:
         drawn = caches.caches, plan.shares, target.teacher, target.kind
@@ -224,6 +228,18 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
         dispersions=dispersions,
         image_size=config.image_size or caches.shapes(PIXELS)[PIXELS][0],
         plan=plan,
-        heldout=tuple(parts_of(caches, teachers, "heldout")),
+        heldout=heldout,
         precision=resolve_precision(config.precision, device),
     )
+
+
+def _refuse_unlabelled(
+    caches: JoinedCaches, config: TrainConfig, plan: RowPlan, heldout: Sequence[Part]
+) -> None:
+    """UsageError where a validation would have no kNN accuracy."""
+    asked = [part.rows[: config.validate_rows] for part in heldout]
+    if not asked or not shared_labels(caches, plan.rows, np.concatenate(asked)).any():
+        raise UsageError(
+            "best_by='knn' wants two labels among the training images, and held-out images of "
+            f"them; {caches.location} has none such. Extract with --labels, or leave best_by out."
+        )

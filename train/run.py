@@ -45,7 +45,7 @@ class Run:
         self.config = resolved.config
         self.losses: dict[str, float] = {}
         self._scored = (-1, math.nan)
-        """Step and score of the last validation; lower is better."""
+        """Step of the last validation and what the best is chosen by; lower is better."""
         self.diverged: NotFinite | None = None
         """Why no further step is possible."""
         self._since = (0.0, 0, 0.0)
@@ -164,7 +164,8 @@ class Run:
             taught = resolved.plan.rows
             knn = knn_accuracy(trained, source, taught, np.concatenate(asked))
         score = mean_score(lines)
-        self._scored = step, score
+        by_knn = self.config.best_by == "knn"
+        self._scored = step, 1 - (knn or 0.0) if by_knn else score
         figures = {
             line.column: {k: v for k, v in line.to_dict().items() if isinstance(v, float)}
             for line in lines

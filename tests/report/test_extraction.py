@@ -57,6 +57,19 @@ def test_a_log_gets_a_line_after_ten_seconds_and_then_one_a_minute() -> None:
     assert lines[1] == "extract: 70 of 1,000 (7%), 1 images/s, 0:15:30 left"
 
 
+def test_works_side_by_side_have_a_line_each_and_none_is_told_twice() -> None:
+    now, lines = [0.0], list[str]()
+    bar = LogLines("sweep", lines.append, lambda: now[0])
+    for second, part in ((0, "a"), (0, "b"), (5, "b"), (10, "a"), (40, "a"), (70, "a")):
+        now[0] = second
+        bar(second, 100, f"loss {100 - second}", part=part)
+    assert lines == [
+        "sweep, a: 10 of 100 (10%), loss 90, 0:01:30 left",
+        "sweep, b: 5 of 100 (5%), loss 95, 0:03:10 left",
+        "sweep, a: 70 of 100 (70%), loss 30, 0:00:30 left",
+    ]
+
+
 def test_what_a_resumed_run_had_before_does_not_count_as_speed() -> None:
     now, lines = [0.0], list[str]()
     bar = LogLines("train", lines.append, clock=lambda: now[0])

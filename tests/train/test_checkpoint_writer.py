@@ -15,6 +15,8 @@ from phistill.cache import Cache
 from phistill.cache.storage.publish import PublishError
 from phistill.compute.copies import host_copies
 from phistill.compute.signals import Interrupted
+from phistill.errors import UsageError
+from phistill.stats import fit_stats
 from phistill.train import Progress, TrainConfig, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.metrics import read_metrics
@@ -109,6 +111,31 @@ def test_the_best_validation_has_a_checkpoint_whatever_the_clock_says(
     scores = {line["step"]: line["score"] for line in read_metrics(tmp_path / "run", "validate")}
     best = min(scores, key=lambda step: scores[step])
     assert checkpoints.load_best(tmp_path / "run").facts["score"] == scores[best]
+
+
+def test_the_best_may_be_the_one_whose_neighbours_name_most_labels(
+    learnable_cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    config = make_config(
+        num_steps=12, validate_every=2, checkpoint_minutes=0.0, lr=3e-2, warmup=0, best_by="knn"
+    )
+    train(learnable_cache, tmp_path / "run", config)
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "run", "validate")}
+    best = checkpoints.load_best(tmp_path / "run")
+    assert lines[best.step]["knn"] == max(line["knn"] for line in lines.values())
+    assert best.facts["score"] == 1 - lines[best.step]["knn"]
+
+
+def test_the_best_by_labels_wants_labels(
+    make_cache: Callable[..., Cache], make_config: Config, tmp_path: Path
+) -> None:
+    cache = make_cache(num_rows=64)
+    fit_stats(cache)
+    train(cache, tmp_path / "run", make_config(num_steps=1, best_by="knn"))
+    one = make_config(num_steps=1, best_by="knn", labels=("class-1",))
+    with pytest.raises(UsageError, match="best_by='knn' wants two labels"):
+        train(cache, tmp_path / "of-one", one)
+    assert not (tmp_path / "of-one").exists()
 
 
 def test_copies_are_not_changed_by_what_comes_after() -> None:

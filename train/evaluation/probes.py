@@ -53,16 +53,17 @@ def linear_hits(
     aside, kept = order[: len(x) // 5], order[len(x) // 5 :]
     num = int(labels.max()) + 1
     scores = [
-        _hit_rate(_fitted(inputs[kept], labels[kept], num, penalty), inputs[aside], labels[aside])
+        _hit_rate(fitted(inputs[kept], labels[kept], num, penalty), inputs[aside], labels[aside])
         for penalty in PENALTIES
     ]
     # Of equally good ones the strongest penalty.
     best = max(range(len(PENALTIES)), key=lambda i: (scores[i], i))
-    return _named(_fitted(inputs, labels, num, PENALTIES[best]), queries) == wanted
+    return _named(fitted(inputs, labels, num, PENALTIES[best]), queries) == wanted
 
 
-def _fitted(x: Tensor, labels: Tensor, num: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Minimise mean cross entropy + penalty / 2 |w|^2 with L-BFGS; convex, so begun from zero."""
+def fitted(x: Tensor, labels: Tensor, num: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weight (k, c) and bias (k,) of the least mean cross entropy + penalty / 2 |w|^2, by L-BFGS;
+    convex, so begun from zero. Labels are numbers (n,), or shares of the classes (n, k)."""
     weight = torch.zeros(num, x.shape[1], device=x.device, requires_grad=True)
     bias = torch.zeros(num, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")

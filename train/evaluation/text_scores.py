@@ -4,49 +4,37 @@ tower."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, open_caches
 from phistill.errors import UsageError
-from phistill.stats.intervals import Interval, by_image, interval, values_and_ones
+from phistill.stats.intervals import without_interval
 
 from ..data.source import PIXELS, Source, parts_of
 from ..student.predict import TrainedStudent, load_run
 from ..targets import SUMMARY, Target
 from .evaluate import caches_of_run
 from .fidelity import BATCH_ROWS
-from .index import images_of, labels_of
-from .teacher_tools import TEMPLATES, Encode, average_precision, class_vectors, zero_shot_hits
+from .index import column, images_of, labels_of
+from .tasks import CONSTANT, TaskScore, rate
+from .teacher_tools import (
+    TEMPLATES,
+    Encode,
+    average_precision,
+    class_vectors,
+    retrieval_hits,
+    zero_shot_hits,
+)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextScore:
-    """What one kind of features says of classes that are only named."""
-
-    teacher: str
-    """Whose text tower it is."""
-    features: str
-    """``teacher``, ``student``, ``untrained``, or ``constant``: the training mean."""
-    accuracy: Interval
-    """Share of images whose own class is the nearest text."""
-    retrieval: float
-    """Mean over classes of the average precision of its images, ranked by its text."""
-    num_classes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Named quantities."""
-        return {
-            **{name: getattr(self, name) for name in ("teacher", "features", "num_classes")},
-            "zero_shot_accuracy": self.accuracy.to_dict(),
-            "mean_average_precision": self.retrieval,
-        }
+FIRST = 10
+"""Captions of an image, or images of a caption, must be among so many nearest."""
 
 
 def text_scores(
@@ -56,15 +44,18 @@ def text_scores(
     *,
     classes: Mapping[str, str] | None = None,
     templates: Sequence[str] = TEMPLATES,
+    captions: Mapping[str, str] | None = None,
     which: str = "latest",
     split: Split = "heldout",
     device: str = "auto",
-) -> list[TextScore]:
-    """Four lines for each teacher in ``encoders``, which embed texts (``Teacher.text_features``).
+) -> list[TaskScore]:
+    """Teacher, student, untrained student and constant, for each teacher in ``encoders``, which
+    embed texts (``Teacher.text_features``).
 
     ``classes`` gives the words for each label; by default the labels that ``split`` has are their
-    own words. Images of other labels, or of none, are left out. UsageError where fewer than two
-    classes are left, or a teacher has no summary in the run.
+    own words. Images of other labels, or of none, are left out. ``captions`` are texts by image
+    id: with them images are found by their captions and captions by their images. UsageError where
+    there is neither, or a teacher has no summary in the run.
     """
     student = load_run(run, which=which, device=device)
     untrained = load_run(run, which=which, untrained=True, device=device)
@@ -73,37 +64,84 @@ def text_scores(
     rows = np.concatenate([part.rows for part in parts_of(caches, teachers, split, 0)])
     labels = labels_of(caches, rows)
     words = classes or {name: name for name in sorted({str(x) for x in labels if x is not None})}
-    usable = np.array([label is not None and str(label) in words for label in labels], bool)
-    rows, labels = rows[usable], labels[usable]
-    if len(words) < 2 or not rows.size:
+    named = np.array([label is not None and str(label) in words for label in labels], bool)
+    texts = [(captions or {}).get(name) for name in column(caches, rows, "id")]
+    captioned = np.array([text is not None for text in texts], bool)
+    is_named = len(words) > 1 and named.any()
+    if not (is_named or captioned.any()) or (classes and not is_named):
         raise UsageError(
-            f"{len(words)} classes and {rows.size} {split} images of theirs: zero-shot needs two "
+            f"{len(words)} classes and {named.sum()} {split} images of theirs: zero-shot needs two "
             "classes at least, named as the cache's labels are."
         )
-    numbers = {name: number for number, name in enumerate(words)}
-    wanted = torch.tensor([numbers[str(label)] for label in labels])
-    images = images_of(caches, rows)
-    source = Source(caches, student.targets)
-    scores = []
+    if captions and not captioned.any():
+        raise UsageError(f"none of the {len(captions)} captions is of a {split} image, by its id.")
+    images, source = images_of(caches, rows), Source(caches, student.targets)
+    scores: list[TaskScore] = []
     for teacher, encode in encoders.items():
         target = _summary_of(student, teacher)
-        vectors = class_vectors(encode, list(words.values()), templates).cpu()
         mean = torch.tensor(student.facts["means"][target.key])[None].float()
         features = _features(source, target, rows, {"student": student, "untrained": untrained})
-        features["constant"] = mean.expand(len(rows), -1)
-        for name, values in features.items():
-            hits = zero_shot_hits(values, vectors, wanted).double().numpy()
-            precision = average_precision(values, vectors, wanted)
-            scores.append(
-                TextScore(
-                    teacher=teacher,
-                    features=name,
-                    accuracy=interval(by_image(values_and_ones(hits), images)),
-                    retrieval=float(np.nanmean(precision)),
-                    num_classes=len(words),
-                )
+        features[CONSTANT] = mean.expand(len(rows), -1)
+        if is_named:
+            asked = {name: values[named] for name, values in features.items()}
+            scores += _of_classes(
+                teacher, encode, asked, words, templates, labels[named], images[named]
             )
+        if captioned.any():
+            asked = {name: values[captioned] for name, values in features.items()}
+            wanted = [text for text in texts if text is not None]
+            scores += _of_captions(teacher, encode, asked, wanted, images[captioned])
     return scores
+
+
+def _of_classes(
+    teacher: str,
+    encode: Encode,
+    features: Mapping[str, Tensor],
+    words: Mapping[str, str],
+    templates: Sequence[str],
+    labels: NDArray[Any],
+    images: NDArray[Any],
+) -> list[TaskScore]:
+    """Share of images whose own class is the nearest text; mean over classes of the average
+    precision of its images, ranked by its text, which has no interval."""
+    numbers = {name: number for number, name in enumerate(words)}
+    wanted = torch.tensor([numbers[str(label)] for label in labels])
+    vectors = class_vectors(encode, list(words.values()), templates).cpu()
+    named = {k: rate(zero_shot_hits(x, vectors, wanted), images) for k, x in features.items()}
+    found = {
+        k: without_interval(
+            float(np.nanmean(average_precision(x, vectors, wanted))), named[k].num_images
+        )
+        for k, x in features.items()
+    }
+    return [
+        TaskScore(task=f"{task} {teacher}", features=name, score=one, num_classes=len(words))
+        for task, scores in (("zero-shot", named), ("retrieval mAP", found))
+        for name, one in scores.items()
+    ]
+
+
+def _of_captions(
+    teacher: str,
+    encode: Encode,
+    features: Mapping[str, Tensor],
+    texts: Sequence[str],
+    images: NDArray[Any],
+) -> list[TaskScore]:
+    """Share of images with an own caption among the FIRST nearest, and the other way round; equal
+    captions are all of an image that has one of them."""
+    vectors = encode(texts).float().cpu()
+    _, number = np.unique(np.asarray(texts), return_inverse=True)
+    same = torch.from_numpy(number[:, None] == number)
+    return [
+        TaskScore(task=f"{task} R@{FIRST} {teacher}", features=name, score=rate(hits, images))
+        for name, x in features.items()
+        for task, hits in (
+            ("image to text", retrieval_hits(x, vectors, same, FIRST)),
+            ("text to image", retrieval_hits(vectors, x, same, FIRST)),
+        )
+    ]
 
 
 def _summary_of(student: TrainedStudent, teacher: str) -> Target:
@@ -117,11 +155,13 @@ def _features(
     source: Source, target: Target, rows: Any, students: Mapping[str, TrainedStudent]
 ) -> dict[str, Tensor]:
     """(n, d) on the CPU: the teacher's own, and each student's answer."""
-    blocks: dict[str, list[Tensor]] = {"teacher": [], **{name: [] for name in students}}
+    own = f"teacher {target.teacher}"
+    blocks: dict[str, list[Tensor]] = {own: []}
     for start in range(0, len(rows), BATCH_ROWS):
         some = rows[start : start + BATCH_ROWS]
         pixels = source.readers[PIXELS].read(some)
-        blocks["teacher"].append(torch.from_numpy(source.readers[target.key].read(some)).float())
+        blocks[own].append(torch.from_numpy(source.readers[target.key].read(some)).float())
         for name, one in students.items():
-            blocks[name].append(one.predict(pixels)[target.teacher][SUMMARY].float().cpu())
+            answer = one.predict(pixels)[target.teacher][SUMMARY].float().cpu()
+            blocks.setdefault(f"{name} as {target.teacher}", []).append(answer)
     return {name: torch.cat(parts) for name, parts in blocks.items()}

@@ -7,42 +7,35 @@ mean of its patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
-from phistill.compute.precision import full_float32
-from phistill.stats.intervals import Interval, by_image, interval, values_and_ones
+from phistill.stats.intervals import Interval, interval, values_and_ones
 
-from ..data.source import PIXELS, Source, parts_of
+from ..data.source import Source, parts_of
 from ..data.stream import Rows
-from ..student.pixels import to_images
-from ..student.predict import TrainedStudent, load_run
-from ..targets import SUMMARY, Target
-from .evaluate import caches_of_run, evaluate
-from .fidelity import BATCH_ROWS, EvalProgress, EvalRow
+from ..student.predict import load_run
+from .evaluate import caches_of_run, evaluate, refuse_other_teachers
+from .features import FeatureReader
+from .fidelity import EvalProgress, EvalRow
 from .index import images_of, labels_of
 from .probes import knn_hits, linear_hits
-from .similarity import cka, neighbour_overlap, rank_me
+from .similarity import cka, cka_interval, neighbour_overlap, rank_me_interval
+from .tasks import BACKBONE, CONSTANT, PLAIN, UNTRAINED, TaskScore, in_order, rate
 
 MAX_COMPARED = 2000
 """Images whose likeness is taken: it needs every pair of them."""
 
 MAX_TRAINING = 20_000
 """Labelled training rows that a probe learns from."""
-
-PIXEL_SIDE = 16
-"""Side of the picture that stands for "plain pixels"."""
-
-BACKBONE, UNTRAINED, PLAIN = "student, backbone", "untrained, backbone", "plain pixels"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,20 +44,9 @@ class Likeness:
 
     student: str
     teacher: str
-    cka: float
+    cka: Interval
     overlap: Interval
     """Share of nearest neighbours in common."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelScore:
-    """What one kind of features says of the labels of held-out images."""
-
-    features: str
-    """``teacher NAME``, ``student as NAME``, a backbone, plain pixels or the constant."""
-
-    knn: Interval
-    linear: Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,16 +55,18 @@ class Verdict:
 
     lines: tuple[EvalRow, ...]
     likeness: tuple[Likeness, ...]
-    ranks: Mapping[str, float]
+    ranks: Mapping[str, Interval]
     """RankMe by features: each teacher, the student in its place, the backbones."""
 
     matrix: Mapping[str, Mapping[str, float]]
     """CKA between teachers and backbones, both ways."""
 
-    labels: tuple[LabelScore, ...]
-    """Empty without labels."""
+    tasks: tuple[TaskScore, ...]
+    """kNN and linear probe, and what ``with_tasks`` added; empty without labels."""
 
-    num_classes: int
+    def with_tasks(self, more: Iterable[TaskScore]) -> Verdict:
+        """With further scores: those of ``text_scores`` and ``mask_scores``."""
+        return replace(self, tasks=(*self.tasks, *more))
 
     def to_dict(self) -> dict[str, Any]:
         """Named quantities, JSON-able."""
@@ -92,22 +76,14 @@ class Verdict:
                 {
                     "student": one.student,
                     "teacher": one.teacher,
-                    "cka": one.cka,
+                    "cka": one.cka.to_dict(),
                     "neighbour_overlap": one.overlap.to_dict(),
                 }
                 for one in self.likeness
             ],
-            "rank_me": dict(self.ranks),
+            "rank_me": {name: found.to_dict() for name, found in self.ranks.items()},
             "cka_matrix": {name: dict(row) for name, row in self.matrix.items()},
-            "labels": [
-                {
-                    "features": one.features,
-                    "knn": one.knn.to_dict(),
-                    "linear_probe": one.linear.to_dict(),
-                }
-                for one in self.labels
-            ],
-            "num_classes": self.num_classes,
+            "tasks": [one.to_dict() for one in self.tasks],
         }
 
 
@@ -119,9 +95,14 @@ def verdict(
     split: Split = "heldout",
     max_rows: int = 0,
     device: str = "auto",
+    taught: CacheArgument | None = None,
     progress: EvalProgress | None = None,
 ) -> Verdict:
-    """Judge a run; arguments and errors are those of ``evaluate``."""
+    """Judge a run; arguments and errors are those of ``evaluate``.
+
+    ``taught`` are caches whose labelled training rows teach kNN and probe; by default ``cache``.
+    Rows that are asked teach nothing.
+    """
     student = load_run(run, which=which, device=device)
     untrained = load_run(run, which=which, untrained=True, device=device)
     caches = open_caches(caches_of_run(student.facts) if cache is None else cache)
@@ -131,59 +112,26 @@ def verdict(
     teachers = list(student.facts["teachers"])
     source = Source(caches, student.targets)
     rows = np.concatenate([part.rows for part in parts_of(caches, teachers, split, max_rows)])
-    reader = _Features(source, student, untrained)
-    compared = reader.read(_one_view(caches, rows)[:MAX_COMPARED])
-    labels, num_classes = _label_scores(caches, reader, teachers, rows)
+    reader = FeatureReader(source, student, untrained)
+    compared = reader.vectors(_one_view(caches, rows)[:MAX_COMPARED])
+    lesson = _Lesson(caches, reader, np.setdiff1d(caches.rows(teachers, "train"), rows))
+    if taught is not None:
+        others = open_caches(taught)
+        refuse_other_teachers(others, student.facts["teachers"], run)
+        shown = FeatureReader(Source(others, student.targets), student, untrained)
+        lesson = _Lesson(others, shown, others.rows(teachers, "train"))
     names = [f"teacher {name}" for name in reader.teachers] + [BACKBONE, UNTRAINED]
     return Verdict(
         lines=tuple(lines),
         likeness=tuple(_likeness(compared, reader.teachers)),
-        ranks={name: rank_me(values) for name, values in compared.items() if name != PLAIN},
+        ranks={
+            name: rank_me_interval(values)
+            for name, values in compared.items()
+            if name != PLAIN and not name.startswith("untrained as ")
+        },
         matrix={a: {b: cka(compared[a], compared[b]) for b in names} for a in names},
-        labels=tuple(labels),
-        num_classes=num_classes,
+        tasks=tuple(_label_scores(caches, reader, rows, lesson)),
     )
-
-
-class _Features:
-    """One vector per image of everything that is compared."""
-
-    def __init__(self, source: Source, student: TrainedStudent, untrained: TrainedStudent) -> None:
-        self.source, self.students = source, {"student": student, "untrained": untrained}
-        self.targets: dict[str, Target] = {}
-        for target in student.targets:  # the summary comes last, and wins
-            if target.kind == SUMMARY or target.teacher not in self.targets:
-                self.targets[target.teacher] = target
-        self.teachers = list(self.targets)
-
-    def read(self, rows: Rows) -> dict[str, Tensor]:
-        """(n, c) by name, on the student's device."""
-        blocks: dict[str, list[Tensor]] = {}
-        for start in range(0, len(rows), BATCH_ROWS):
-            for name, values in self._block(rows[start : start + BATCH_ROWS]).items():
-                blocks.setdefault(name, []).append(values)
-        return {name: torch.cat(parts) for name, parts in blocks.items()}
-
-    @torch.inference_mode()
-    def _block(self, rows: Rows) -> dict[str, Tensor]:
-        pixels = torch.from_numpy(self.source.readers[PIXELS].read(rows))
-        device = self.students["student"].device
-        found = {PLAIN: to_images(pixels, PIXEL_SIDE).flatten(1).to(device)}
-        for name, target in self.targets.items():
-            stored = torch.from_numpy(self.source.readers[target.key].read(rows)).to(device)
-            found[f"teacher {name}"] = _one_vector(stored.float(), target)
-        with full_float32():
-            for who, backbone in (("student", BACKBONE), ("untrained", UNTRAINED)):
-                answers = self.students[who].predict(pixels)
-                for name, target in self.targets.items():
-                    answer = answers[name][target.kind]
-                    found[f"{who} as {name}"] = _one_vector(answer, target)
-                found[backbone] = self.students[who].features(pixels)[1]
-        return found
-
-
-def _one_vector(values: Tensor, target: Target) -> Tensor:
-    return values if target.kind == SUMMARY else values.mean(1)
 
 
 def _one_view(caches: JoinedCaches, rows: Rows) -> Rows:
@@ -205,56 +153,55 @@ def _likeness(compared: Mapping[str, Tensor], teachers: Sequence[str]) -> list[L
                 Likeness(
                     student=who,
                     teacher=name,
-                    cka=cka(features, teacher),
+                    cka=cka_interval(features, teacher),
                     overlap=interval(values_and_ones(shared)),
                 )
             )
     return found
 
 
-def _label_scores(
-    caches: JoinedCaches, reader: _Features, teachers: Sequence[str], rows: Rows
-) -> tuple[list[LabelScore], int]:
-    """kNN and probe, taught by training rows and asked of ``rows``; [] where labels do not do.
+class _Lesson(NamedTuple):
+    """Rows that may teach, and what reads their features."""
 
-    Images of labels that no training row has are left out.
+    caches: JoinedCaches
+    reader: FeatureReader
+    rows: Rows
+
+
+def _label_scores(
+    caches: JoinedCaches, reader: FeatureReader, rows: Rows, lesson: _Lesson
+) -> list[TaskScore]:
+    """kNN and probe, asked of ``rows``; [] where labels do not do.
+
+    Images of labels that nothing teaches are left out.
     """
-    taught = caches.rows(teachers, "train")
-    taught = taught[np.random.default_rng(0).permutation(len(taught))[:MAX_TRAINING]]
-    known, asked = labels_of(caches, taught), labels_of(caches, rows)
+    taught = lesson.rows[np.random.default_rng(0).permutation(len(lesson.rows))[:MAX_TRAINING]]
+    known, asked = labels_of(lesson.caches, taught), labels_of(caches, rows)
     taught, known = taught[known != None], known[known != None]  # noqa: E711
     classes = np.unique(known.astype(str))
     usable = np.isin(asked.astype(str), classes) & (asked != None)  # noqa: E711
     rows, asked = rows[usable], asked[usable]
     if len(classes) < 2 or not len(rows):
-        return [], len(classes)
+        return []
     labels, wanted = (
         torch.from_numpy(np.searchsorted(classes, values.astype(str))) for values in (known, asked)
     )
-    x, test = reader.read(taught), reader.read(rows)
+    x, test = lesson.reader.vectors(taught), reader.vectors(rows)
     device = next(iter(x.values())).device
     labels, wanted = labels.to(device), wanted.to(device)
     images = images_of(caches, rows)
     commonest = wanted == labels.bincount().argmax()
     scores = []
-    for name in x:
-        if name.startswith("untrained as "):
-            continue
-        given = x[name], labels, test[name], wanted
-        knn, linear = knn_hits(*given), linear_hits(*given)
-        scores.append(
-            LabelScore(features=name, knn=_rate(knn, images), linear=_rate(linear, images))
-        )
-    constant = _rate(commonest, images)
-    scores.append(LabelScore(features="constant", knn=constant, linear=constant))
-    return sorted(scores, key=lambda score: _place(score.features)), len(classes)
-
-
-def _place(features: str) -> int:
-    """Teachers first, then the student, then what it must beat."""
-    order = ("teacher", "student as", BACKBONE, UNTRAINED, PLAIN, "constant")
-    return next(i for i, name in enumerate(order) if features.startswith(name))
-
-
-def _rate(hits: Tensor, images: NDArray[Any]) -> Interval:
-    return interval(by_image(values_and_ones(hits.cpu().double().numpy()), images))
+    for task, ask in (("kNN", knn_hits), ("linear probe", linear_hits)):
+        found = {name: ask(x[name], labels, test[name], wanted) for name in x}
+        found[CONSTANT] = commonest
+        scores += [
+            TaskScore(
+                task=task,
+                features=name,
+                score=rate(found[name], images),
+                num_classes=len(classes),
+            )
+            for name in in_order(list(found))
+        ]
+    return scores

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phistill.cache import Split
+from phistill.cache.joined import CacheArgument
 from phistill.errors import PhistillError, UsageError
 from phistill.pipeline import TeacherSpec
-from phistill.train import TextScore, load_run, text_scores
+from phistill.train import TaskScore, load_run, text_scores
 from phistill.train.evaluation.teacher_tools import TEMPLATES, Encode
 from phistill.train.targets import SUMMARY
 
@@ -16,20 +17,22 @@ WITHOUT_TEXT = ("timm", "transformers")
 """Sources whose teachers are image towers alone."""
 
 
-def scores_of_named_classes(
+def scores_by_text(
     run: Path,
-    caches: Sequence[str] | None = None,
+    caches: CacheArgument | None = None,
     *,
     classes: Path | None = None,
     templates: Sequence[str] = (),
+    captions: Path | None = None,
     which: str = "latest",
     split: Split = "heldout",
     device: str = "auto",
-) -> tuple[list[TextScore], tuple[str, ...]]:
+) -> tuple[list[TaskScore], tuple[str, ...]]:
     """Scores of every teacher of the run that has a text tower, and why others have none.
 
     The teachers are built from what the run recorded of them. ``classes`` is a file with a class
-    per line: its label in the cache and, after a tab, its words where they are others.
+    per line: its label in the cache and, after a tab, its words where they are others; ``captions``
+    one with the id of an image and, after a tab, its caption.
     """
     encoders, notes = text_encoders(run, which)
     if not encoders:
@@ -37,9 +40,10 @@ def scores_of_named_classes(
     scores = text_scores(
         run,
         encoders,
-        caches or None,
+        caches,
         classes=None if classes is None else read_classes(classes),
         templates=tuple(templates) or TEMPLATES,
+        captions=None if captions is None else read_captions(captions),
         which=which,
         split=split,
         device=device,
@@ -68,11 +72,7 @@ def text_encoders(run: Path, which: str) -> tuple[dict[str, Encode], tuple[str, 
 
 def read_classes(path: Path) -> dict[str, str]:
     """The words for each label; UsageError for a file that is no such list."""
-    try:
-        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no text file of classes ({error}).") from error
-    pairs = [line.split("\t", 1) for line in lines]
+    pairs = _pairs(path)
     words = {pair[0].strip(): pair[-1].strip() for pair in pairs}
     if len(words) < 2 or len(words) < len(pairs):
         raise UsageError(
@@ -80,3 +80,19 @@ def read_classes(path: Path) -> dict[str, str]:
             "its words."
         )
     return words
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """The caption by image id; UsageError for a file that is no such list."""
+    pairs = _pairs(path)
+    if not pairs or any(len(pair) < 2 or not pair[1].strip() for pair in pairs):
+        raise UsageError(f"{path} must have an image's id, a tab and its caption on every line.")
+    return {pair[0].strip(): pair[1].strip() for pair in pairs}
+
+
+def _pairs(path: Path) -> list[list[str]]:
+    try:
+        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no text file ({error}).") from error
+    return [line.split("\t", 1) for line in lines]

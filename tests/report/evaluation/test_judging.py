@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
-from phistill.report.unseen import verdict_on_images
+from phistill.report.evaluation.judging import Judging
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, load_run, train
 
@@ -38,7 +39,7 @@ def test_teachers_look_at_new_images_and_old_ones_are_said(
     cache = extract(old, tmp_path / "c", ["mine=demo:ssl"], settings=settings).cache
     fit_stats(cache)
     train(cache, tmp_path / "run", make_config(num_steps=2))
-    found = verdict_on_images(tmp_path / "run", str(new), device="cpu")
+    found, _ = Judging(run=tmp_path / "run", device="cpu").of_images(str(new))
     lines = {(line.student, line.kind): line for line in found.lines}
     assert lines["trained", "patches"].num_images == 32
     assert lines["trained", "patches"].error_low is not None
@@ -49,9 +50,35 @@ def test_teachers_look_at_new_images_and_old_ones_are_said(
     stored = seen.reader("mine", "patches").read(seen.rows(split="all")).astype(np.float64)
     assert baseline == pytest.approx(((stored - mean) ** 2).mean(), rel=1e-3)
     with pytest.warns(UserWarning, match="40 of 40 images are in"):
-        verdict_on_images(tmp_path / "run", str(old), device="cpu")
+        Judging(run=tmp_path / "run", device="cpu").of_images(str(old))
 
 
 def test_imported_features_have_no_teacher_to_look(runs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="loud, quiet: imported features"):
-        verdict_on_images(runs[0], str(tmp_path))
+        Judging(run=runs[0]).of_images(str(tmp_path))
+
+
+def test_new_images_in_folders_of_classes_are_named_and_taught_by_the_runs_own(
+    make_config: Config, tmp_path: Path
+) -> None:
+    """Nothing is asked of what it was taught: before, the new images were their own neighbours."""
+    for where, seed in (("old", 0), ("new", 10)):
+        for number, label in enumerate(("cat", "dog")):
+            (tmp_path / where).mkdir(exist_ok=True)
+            draw(tmp_path / where / label, seed + number, 20)
+    settings = CacheSettings(pixel_size=16, holdout=0.2)
+    cache = extract(tmp_path / "old", tmp_path / "c", ["demo:clip"], settings=settings).cache
+    fit_stats(cache)
+    train(cache, tmp_path / "run", make_config(num_steps=2))
+    judging = Judging(run=tmp_path / "run", device="cpu", templates=("a {}",))
+    found, notes = judging.of_images(str(tmp_path / "new"))
+    assert not notes
+    assert {one.task for one in found.tasks} == {
+        *("kNN", "linear probe", "zero-shot clip", "retrieval mAP clip"),
+    }
+    pixels = next(s for s in found.tasks if (s.task, s.features) == ("kNN", "plain pixels"))
+    assert pixels.score.num_images == 40
+    assert pixels.score.value < 1, "blobs of random colours are of no class"
+    shutil.rmtree(tmp_path / "c")
+    found, _ = judging.of_images(str(tmp_path / "new"))
+    assert {one.task for one in found.tasks} == {"zero-shot clip", "retrieval mAP clip"}

@@ -1,0 +1,1 @@
+"""A run judged with everything at hand: on a cache, or on images that none holds."""
