@@ -62,7 +62,7 @@ SHAPES = {
     "small": {"depth": 2, "embed_dim": 64, "num_heads": 2},
     "large": {"depth": 4, "embed_dim": 128, "num_heads": 4},
 }
-STEPS = {"small": 300, "large": 300}
+NUM_STEPS = 300
 GOALS = {"2": 0.005, "1": 0.01, "0.5": 0.03}
 """Largest relative change of the unexplained variance that is hoped for."""
 
@@ -79,18 +79,18 @@ class Cell:
     def name(self) -> str:
         return f"{self.size}_{self.source}_{self.seed}"
 
-    def config(self) -> TrainConfig:
+    def config(self, num_steps: int) -> TrainConfig:
         return TrainConfig(
             student="vit_tiny_patch16_224",
             student_options={"patch_size": 8, "img_size": 64, **SHAPES[self.size]},
             head="linear",
-            num_steps=STEPS[self.size],
+            num_steps=num_steps,
             batch_size=32,
             lr=2e-3,
             seed=self.seed,
             order_seed=self.seed,
             device="cpu",
-            log_every=50,
+            log_every=max(1, num_steps // 30),
             checkpoint_minutes=0,
             tensorboard=False,
             validate_rows=32,
@@ -120,12 +120,14 @@ def train_cells(options: argparse.Namespace) -> None:
             break
         begin = time.process_time()
         run = options.work / "runs" / cell.name
-        result = train(source_cache(floats, cell.source, options), run, cell.config())
+        train(source_cache(floats, cell.source, options), run, cell.config(options.steps))
         values, columns = scores(run, floats, judge)
-        end = curve_end([line["loss"] for line in read_metrics(run, "train")])
-        values |= {"loss": result.losses[-1], "fall": end.fall if end else math.nan}
+        losses = [sum(line["losses"].values()) for line in read_metrics(run, "train")]
+        end = curve_end(losses)
+        values |= {"loss": losses[-1], "fall": end.fall if end else math.nan}
         values |= {"cpu_s": time.process_time() - begin}
         facts = {"size": cell.size, "source": cell.source, "seed": cell.seed, "values": values}
+        facts |= {"steps": options.steps}
         part = path.with_suffix(".part.npz")
         np.savez(part, facts=json.dumps(facts), **columns)
         part.rename(path)
@@ -214,6 +216,7 @@ class Finished:
 
     values: dict[str, float]
     columns: dict[str, np.ndarray]
+    steps: int
 
 
 def finished(work: Path) -> dict[Cell, Finished]:
@@ -225,7 +228,7 @@ def finished(work: Path) -> dict[Cell, Finished]:
             facts = json.loads(str(file["facts"]))
             columns = {name: file[name] for name in file.files if name != "facts"}
         cell = Cell(facts["size"], facts["source"], facts["seed"])
-        found[cell] = Finished(facts["values"], columns)
+        found[cell] = Finished(facts["values"], columns, facts["steps"])
     return found
 
 
@@ -256,9 +259,10 @@ def table(work: Path) -> list[str]:
         if not seeds:
             continue
         floats = {seed: found[Cell(size, "float16", seed)] for seed in seeds}
+        steps = max(one.steps for one in floats.values())
         lines += [
             f"**{size}**: ViT of depth {shape['depth']} and width {shape['embed_dim']}, "
-            f"{STEPS[size]} steps of 32. From float16 ({len(seeds)} seeds) it leaves unexplained "
+            f"{steps} steps of 32. From float16 ({len(seeds)} seeds) it leaves unexplained "
             + ", ".join(f"{name} {mean(floats, name):.4f}" for name in teachers)
             + "; "
             + ", ".join(f"{name} {mean(floats, name):.3f}" for name in SHOWN)
@@ -331,6 +335,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="of the float features, made by run.py data")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sources", type=lambda text: tuple(text.split(",")), default=SOURCES)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of each student")
     parser.add_argument("--until", help="HH:MM: begin no cell after it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
