@@ -137,7 +137,13 @@ def render(plan: Plan) -> str:
     ]
     for teacher in plan.teachers:
         if teacher.precision:
-            text = precision_text(teacher.name, teacher.precision, teacher.bits_for_loss)
+            text = precision_text(
+                teacher.name,
+                teacher.precision,
+                teacher.bits_for_loss,
+                num_rows=plan.num_rows,
+                seconds_per_row=teacher.seconds_per_row,
+            )
             lines += ["", text, ""]
     lines.append(licences_text({teacher.name: teacher.licence for teacher in plan.teachers}))
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from phistill.stats import Moments
 from phistill.stats.codes import RowSpectrum
 from phistill.stats.codes.precision import PrecisionRow, bits_for_loss, precision_table
 
-from .terminal import bytes_text, table_text
+from .terminal import bytes_text, duration_text, table_text
 
 MIN_IMAGES = 10
 MEASURED_SHARE = 5
@@ -61,17 +61,27 @@ def measure_precision(
     )
 
 
-def precision_text(name: str, rows: Sequence[PrecisionRow], bits: float | None) -> str:
-    """A table for one teacher."""
+def precision_text(
+    name: str,
+    rows: Sequence[PrecisionRow],
+    bits: float | None,
+    *,
+    num_rows: int,
+    seconds_per_row: float,
+) -> str:
+    """A table for one teacher: what a row and all ``num_rows`` take and lose, and how long the
+    teacher, ``seconds_per_row``, and the coding of its patches take."""
     lines = [
         (
-            *(row.name, bytes_text(row.num_bytes), f"{row.lost_share:.3%}"),
+            *(row.name, bytes_text(row.num_bytes), bytes_text(row.num_bytes * num_rows)),
+            duration_text((seconds_per_row + row.encode_s) * num_rows),
+            f"{row.lost_share:.3%}",
             *(_decibel(row.lost_share), f"{row.cosine:.4f}"),
             "" if row.limit is None else _decibel(row.limit),
         )
         for row in rows
     ]
-    header = (f"{name} patches", "per row", "lost", "dB", "cosine", "limit dB")
+    header = (f"{name} patches", "per row", "in all", "time", "lost", "dB", "cosine", "limit dB")
     told = f"{bits:.2g} bits lose" if bits is not None else "more than 8 bits are needed to lose"
     return f"{table_text(header, lines)}\n{told} {LOSS:.0%} at most."
 

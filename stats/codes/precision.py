@@ -5,8 +5,9 @@ n rows, t tokens, c width.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -40,6 +41,8 @@ class PrecisionRow:
     (`allocation.gaussian_limit`); None for floats."""
     bands: tuple[Band, ...] = ()
     """Of the codes."""
+    encode_s: float = 0.0
+    """Of a core for a row, measured."""
 
 
 def precision_table(
@@ -59,17 +62,19 @@ def precision_table(
     ]
     for value in bits:
         codec = spectrum.codec(bytes_for(value, spectrum.basis.row_shape))
-        lines.append(
-            _row(
-                spectrum,
-                rows,
-                f"{value:g}",
-                codec.num_bytes,
-                codec.decode(codec.encode(rows)),
-                limit=spectrum.limit(codec.bits),
-                bands=codec.bands,
-            )
+        begin = time.thread_time()
+        codes = codec.encode(rows)
+        encode_s = (time.thread_time() - begin) / len(rows)
+        line = _row(
+            spectrum,
+            rows,
+            f"{value:g}",
+            codec.num_bytes,
+            codec.decode(codes),
+            limit=spectrum.limit(codec.bits),
+            bands=codec.bands,
         )
+        lines.append(replace(line, encode_s=encode_s))
     return lines
 
 
