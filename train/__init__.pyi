@@ -1,5 +1,10 @@
 from .config import TrainConfig
-from .evaluation import EvalRow, TaskScore, Verdict, evaluate, mask_scores, text_scores, verdict
+from .evaluation.evaluate import evaluate
+from .evaluation.fidelity import EvalRow
+from .evaluation.mask_scores import mask_scores
+from .evaluation.tasks import TaskScore
+from .evaluation.text_scores import text_scores
+from .evaluation.verdict import Verdict, verdict
 from .progress import Progress, RunResult
 from .student.export import export
 from .student.exported import load_student

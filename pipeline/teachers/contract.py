@@ -95,7 +95,7 @@ class Teacher(ABC):
     def text_features(self, texts: Sequence[str]) -> Float[torch.Tensor, "n d"]:
         """Texts in the space of the summaries, float32 on the CPU, L2-normalised; TeacherError
         where the model has no text tower."""
-        raise TeacherError(f"{type(self).__name__} has no text tower.")
+        raise TeacherError("the model has no text tower.")
 
     def let_text_go(self) -> None:  # noqa: B027
         """Free what only ``text_features`` needs: images alone are coming."""

@@ -14,7 +14,7 @@ from phistill.train import TrainConfig
 DOCS = Path(__file__).parent.parent.parent / "docs"
 LINE = re.compile(r"^\| `(\w+)` \| (?:`([^`]+)`)? ?\| (.+?) \| (.+) \|$", re.MULTILINE)
 
-NOT_TYPED = {"source", "decode", "local_rank", "holdout_file"}
+NOT_TYPED = {"source", "decode", "codes", "local_rank", "holdout_file"}
 """Arguments that one or several options make, or that the launcher gives."""
 
 
