@@ -31,6 +31,11 @@ OVERFITTED = 1.25
 SETTLED = 2.0
 """A difference this many times what seeds make is called real."""
 
+UNSETTLED = "It is not settled"
+
+MAX_DRAWN = 12
+"""Runs that are drawn beside one another whatever their settings."""
+
 GOOD, FAIR = 0.25, 0.6
 """Mean errors below which a student is called close to its teachers, or on its way."""
 
@@ -129,8 +134,9 @@ def difference_text(found: Interval) -> str:
     return f"no difference that images show: at most {found.largest:.3f} either way"
 
 
-def answers(runs: Sequence[RunFacts]) -> list[Answer]:
-    """In the order in which they are asked; [] without an evaluated run."""
+def answers(runs: Sequence[RunFacts], diverged: Sequence[str] = ()) -> list[Answer]:
+    """In the order in which they are asked; [] without an evaluated run. ``diverged`` are the names
+    of runs that are not among ``runs``."""
     ranked = by_error(runs)
     if not ranked:
         return []
@@ -138,9 +144,10 @@ def answers(runs: Sequence[RunFacts]) -> list[Answer]:
     return [
         Answer(question="Is the student good?", text=_good(best)),
         *([Answer(question="Which run is best?", text=_best(ranked))] if ranked[1:] else []),
+        *([Answer(question="Did every run end?", text=_lost(diverged))] if diverged else []),
         Answer(question="Which teacher is neglected?", text=_neglected(best)),
         Answer(question="Is it still learning?", text=_learning(best)),
-        Answer(question="What next?", text=" ".join(_advice(best))),
+        Answer(question="What next?", text=" ".join([*_more_seeds(ranked), *_advice(best)])),
     ]
 
 
@@ -174,7 +181,8 @@ def by_setting(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
 def _best(ranked: Sequence[RunFacts]) -> str:
     """The best setting against the next, on images and beside what a seed makes."""
     groups = by_setting(ranked)
-    spreads = [mean_error(group[-1]) - mean_error(group[0]) for group in groups if group[1:]]
+    # Of the two that are compared: seeds of a setting that fails may lie far apart.
+    spreads = [mean_error(group[-1]) - mean_error(group[0]) for group in groups[:2] if group[1:]]
     seeds = f"seeds of one setting lie up to {max(spreads, default=0):.3f} apart"
     if not groups[1:]:
         return f"{ranked[0].name}, by its seed: all are one setting, and {seeds}."
@@ -193,7 +201,28 @@ def _best(ranked: Sequence[RunFacts]) -> str:
         )
     if abs(measured.value) > SETTLED * max(spreads):
         return f"{text} The difference is real: {told}, and {seeds}."
-    return f"{text} It is not settled: images show it ({told}), but {seeds}."
+    return f"{text} {UNSETTLED}: images show it ({told}), but {seeds}."
+
+
+def _more_seeds(ranked: Sequence[RunFacts]) -> list[str]:
+    """What would settle which of the two best settings is better, where that is open."""
+    groups = by_setting(ranked)
+    if not groups[1:] or UNSETTLED not in _best(ranked):
+        return []
+    return [f"More seeds of {groups[0][0].name} and {groups[1][0].name}, if their order matters."]
+
+
+def one_per_setting(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """What is drawn: all of a few runs; of more than MAX_DRAWN the one in the middle of each
+    setting's seeds, in the order of ``runs``."""
+    if len(runs) <= MAX_DRAWN:
+        return list(runs)
+    middle = {group[len(group) // 2].name for group in by_setting(runs)}
+    return [run for run in runs if run.name in middle]
+
+
+def _lost(diverged: Sequence[str]) -> str:
+    return f"No: {', '.join(diverged)} diverged and cannot be compared. The others ended."
 
 
 def _called(group: Sequence[RunFacts]) -> str:

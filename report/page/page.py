@@ -20,11 +20,11 @@ from ..extras import require_libraries
 from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
-from .answers import answers, by_error, contrasts
+from .answers import answers, by_error, contrasts, one_per_setting
 from .canvas import NUM_SERIES
 from .gather import CacheFacts, gather_cache
 from .maps import TeacherMaps, gather_maps, worst_rows
-from .students import RunFacts, by_target, gather_runs, runs_below
+from .students import RunFacts, by_target, diverged_below, gather_runs, runs_below
 from .wording import (
     METHOD_WORDS,
     contrast_line,
@@ -111,9 +111,10 @@ def report(
     page = render(
         facts,
         students,
-        gather_maps(opened, facts.patches, students, shown),
+        gather_maps(opened, facts.patches, one_per_setting(students), shown),
         _worst_maps(opened, facts, students, num_images),
         extra_tables=[ExtraTable(*table) for table in extra_tables],
+        diverged=[name for run in runs for name in diverged_below(Path(run))],
         title=title or f"phistill report: {opened.files.name}",
     )
     target = Path(out)
@@ -143,6 +144,7 @@ def render(
     worst: Sequence[TeacherMaps] = (),
     *,
     extra_tables: Sequence[ExtraTable] = (),
+    diverged: Sequence[str] = (),
     title: str,
 ) -> str:
     """The page as text; the same numbers give the same page to the byte."""
@@ -152,8 +154,10 @@ def render(
         # Ours: canvas.py wrote it, and what it quotes from outside is escaped there.
         return Markup(svg)
 
-    curves = [curve for run in runs for curve in run.curves]
-    run_number = {run.name: number for number, run in enumerate(runs)}
+    shown = one_per_setting(runs)
+    curves = [curve for run in shown for curve in run.curves]
+    numbered = [*shown, *(run for run in runs if run not in shown)]
+    run_number = {run.name: number for number, run in enumerate(numbered)}
     evaluation = eval_lines(cache.teachers, by_error(runs))
     drawings: dict[str, Any] = {
         "before": drawn(figures.spectra(cache, scaled=False)),
@@ -174,13 +178,14 @@ def render(
             title=title,
             version=__version__,
             finding=finding_text(cache),
-            answers=answers(runs),
-            contrasts=[contrast_line(one) for one in contrasts(runs)],
-            errors=error_groups(runs),
+            answers=answers(runs, diverged),
+            contrasts=[contrast_line(one) for one in contrasts(shown)],
+            errors=error_groups(shown),
             worst=worst,
             cache=cache,
             bars=share_bars(cache),
             runs=runs,
+            shown=shown,
             maps=maps,
             figures=drawings,
             evaluation=evaluation,

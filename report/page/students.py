@@ -118,6 +118,12 @@ def runs_below(path: Path) -> list[Path]:
     return [cell for cell in cells if (cell / FOLDER).is_dir() and not is_diverged(cell)]
 
 
+def diverged_below(path: Path) -> list[str]:
+    """Names of the runs of a sweep's folder that ``runs_below`` leaves out for they diverged."""
+    cells = sorted(found.parent for found in path.glob("*/config.json"))
+    return [cell.name for cell in cells if is_diverged(cell)]
+
+
 def run_names(runs: Sequence[Path]) -> list[str]:
     """The shortest tails of the paths that differ; UsageError when two are the same folder."""
     full = [path.resolve() for path in runs]

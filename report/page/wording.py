@@ -190,6 +190,10 @@ def _bar(methods: Sequence[str], shares: Mapping[str, float]) -> Bar:
     return Bar(label=", ".join(map(method_label, methods)), parts=parts)
 
 
+MAX_ERROR = 1.5
+"""Errors beyond fill the track: one run that fails must not make all other bars a hair."""
+
+
 def error_groups(runs: Sequence[RunFacts]) -> list[ErrorGroup]:
     """Errors by teacher and kind, the worst of the best run first; runs in their order."""
     ranked = by_error(runs)
@@ -200,16 +204,18 @@ def error_groups(runs: Sequence[RunFacts]) -> list[ErrorGroup]:
         for line in run.evaluation:
             targets.setdefault((line.teacher, line.kind), 0.0)
     ends = [line.error_high or line.error for run in ranked for line in run.evaluation]
-    scale = 100 / (1.05 * max(1.0, *ends))
+    scale = 100 / (1.05 * min(MAX_ERROR, max(1.0, *ends)))
     groups = []
     for teacher, kind in sorted(targets, key=lambda target: targets[target]):
         entries = [
             ErrorBar(
                 run=run.name,
                 text=_with_interval(line),
-                width=scale * line.error,
-                low=scale * (line.error if line.error_low is None else line.error_low),
-                high=scale * (line.error if line.error_high is None else line.error_high),
+                width=min(100.0, scale * line.error),
+                low=min(100.0, scale * (line.error if line.error_low is None else line.error_low)),
+                high=min(
+                    100.0, scale * (line.error if line.error_high is None else line.error_high)
+                ),
             )
             for run in ranked
             for line in [run.row(teacher, kind)]

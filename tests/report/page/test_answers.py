@@ -13,14 +13,17 @@ import pytest
 from phistill.cache import Cache
 from phistill.report import report
 from phistill.report.page.answers import (
+    MAX_DRAWN,
     answers,
     apart,
     by_error,
     contrasts,
     difference_text,
     mean_error,
+    one_per_setting,
 )
 from phistill.report.page.students import RunFacts, gather_runs, runs_below
+from phistill.report.page.wording import error_groups
 from phistill.stats.intervals import interval, ratio
 from phistill.train import EvalRow, TrainConfig, train
 from phistill.train.curve import CurveEnd
@@ -133,9 +136,46 @@ def test_a_difference_is_held_against_what_seeds_make(
     def told(*found: RunFacts) -> str:
         return {a.question: a.text for a in answers(found)}["Which run is best?"]
 
-    assert "not settled" in told(one, other, with_errors(raw, "raw", 0.33, 0.33, 0.33))
+    near = with_errors(raw, "raw", 0.33, 0.33, 0.33)
+    assert "not settled" in told(one, other, near)
+    next_step = {a.question: a.text for a in answers([one, other, near])}["What next?"]
+    assert next_step.startswith("More seeds of one and raw")
     far = told(one, other, with_errors(raw, "raw", 0.6, 0.6, 0.6))
     assert "one, 2 seeds, with 0.310 on average; the next setting is raw with 0.600." in far
     assert "The difference is real" in far
     assert "seeds of one setting lie up to 0.020 apart" in far
     assert "all are one setting" in told(one, other)
+
+
+def test_seeds_of_a_setting_that_fails_say_nothing_of_those_that_are_compared(
+    cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
+) -> None:
+    for seed, lr in ((1, 1e-3), (0, 3e-3), (1, 3e-3)):
+        config = make_config(normalizer="phi-s", seed=seed, lr=lr, num_steps=1)
+        train(cache, tmp_path / f"{lr}-{seed}", config)
+    paths = [*runs, *sorted(tmp_path.iterdir())]
+    balanced, raw, *others = gather_runs(
+        cache, paths, evaluations={}, can_evaluate=True, device="cpu"
+    )
+    failing = [
+        with_errors(one, f"bad {e}", e, e, e) for one, e in zip(others[1:], (4.0, 9.0), strict=True)
+    ]
+    found = [
+        with_errors(balanced, "good", 0.30, 0.30, 0.30),
+        with_errors(raw, "raw", 0.60, 0.60, 0.60),
+        *failing,
+    ]
+    text = {a.question: a.text for a in answers(found, ["lost"])}
+    assert "not settled" not in text["Which run is best?"]
+    assert text["Did every run end?"].startswith("No: lost diverged")
+    groups = error_groups(found)
+    assert all(bar.width <= 100 for group in groups for bar in group.bars)
+    assert groups[0].one > 60, "the constant is seen beside an error of 9"
+
+
+def test_of_many_runs_one_per_setting_is_drawn(facts: tuple[RunFacts, ...]) -> None:
+    few = [with_errors(facts[0], f"run {n}", 0.3, 0.3, 0.3) for n in range(MAX_DRAWN)]
+    assert one_per_setting(few) == few
+    many = [with_errors(facts[0], f"run {n}", e, e, e) for n, e in enumerate([0.3] * 7 + [0.5] * 6)]
+    other = with_errors(facts[1], "other", 0.4, 0.4, 0.4)
+    assert [run.name for run in one_per_setting([*many, other])] == ["run 6", "other"]
