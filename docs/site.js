@@ -4,4 +4,6 @@ document$.subscribe(() => {
   if (search) search.setAttribute("aria-label", "Search");
   document.querySelectorAll(".md-code__nav").forEach((nav, at) => nav.setAttribute("aria-label", `Code ${at + 1}`));
   document.querySelectorAll(".md-typeset__scrollwrap").forEach((table) => { table.tabIndex = 0; });
+  // Those that are wider than the page can be scrolled with the arrow keys.
+  document.querySelectorAll("pre > code").forEach((code) => { code.tabIndex = 0; });
 });
