@@ -22,7 +22,14 @@ from phistill.stats import fit_stats
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^( *)```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-NEEDS = ("needs downloads", "needs a GPU", "needs Slurm", "needs a bucket", "needs a cluster")
+NEEDS = (
+    "needs downloads",
+    "needs hours",
+    "needs a GPU",
+    "needs Slurm",
+    "needs a bucket",
+    "needs a cluster",
+)
 
 TINY = """student = "vit_tiny_patch16_224"
 student_options = { patch_size = 20, embed_dim = 24, depth = 1, num_heads = 1 }
