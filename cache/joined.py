@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from phistill.errors import CacheMismatch, UsageError
 
 from . import opening
+from .codes.codec import RowCodec
 from .format import names
 from .format.info import TeacherInfo
 from .format.split import HELDOUT, TRAIN, Split
@@ -116,6 +117,11 @@ class JoinedCaches:
     def reader(self, owner: str, kind: str) -> JoinedReader:
         """A reader of one array over all caches."""
         return JoinedReader([cache.reader(owner, kind) for cache in self.caches], self.starts)
+
+    def codec(self, teacher: str, kind: str) -> RowCodec | None:
+        """The codec that all caches have a kind stored with; None where one has it otherwise."""
+        stored = {cache.teacher(teacher).codecs.get(kind) for cache in self.caches}
+        return self.caches[0].codec(teacher, kind) if len(stored) == 1 else None
 
     def leaked_rows(self, teachers: Sequence[str]) -> list[Rows]:
         """Per cache, its own training rows (n,) whose image another cache holds out.

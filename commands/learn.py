@@ -176,10 +176,11 @@ checkpoint_option = click.option(
 @click.argument("run", type=PATH)
 @click.option(
     "--cache",
+    "--against",
     "caches",
     multiple=True,
     type=LOCATION,
-    help="Repeatable.  [default: the run's own]",
+    help="The rows to judge by, repeatable.  [default: the run's own]",
 )
 @checkpoint_option
 @split_option("heldout")

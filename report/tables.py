@@ -72,7 +72,13 @@ ERROR_WORDS = (
 
 def verdict_text(found: Verdict) -> str:
     """Everything that an evaluation found, for a terminal."""
-    parts = [evaluation_table(found.lines), "", "How alike to the teacher"]
+    parts = [evaluation_table(found.lines)]
+    if coded := sorted({line.column for line in found.lines if line.of_codes}):
+        parts.append(
+            f"Measured against decoded codes: {', '.join(coded)}. For the features themselves give "
+            "a cache that has them: --against CACHE."
+        )
+    parts += ["", "How alike to the teacher"]
     rows = [
         [
             *(one.student, one.teacher, f"{one.cka.value:.3f}", interval_text(one.cka)),

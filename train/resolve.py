@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from phistill import __version__, plugins
+from phistill.cache import Cache
 from phistill.cache.joined import JoinedCaches
 from phistill.compute.precision import FLOAT32_PRODUCTS, resolve_precision
 from phistill.compute.ranks import Ranks
@@ -85,6 +86,7 @@ class ResolvedRun:
                     "pixel_size": cache.info.pixel_size,
                     "views": list(cache.info.views),
                     "decode": dict(cache.info.decode),
+                    "codecs": codecs_of(cache, self.teachers),
                     "share": share,
                     "num_images": stream.num_images,
                     "rows_per_epoch": rows,
@@ -124,6 +126,15 @@ class ResolvedRun:
             image_size=int(facts["image_size"]),
             precision=str(facts["precision"]),
         )
+
+
+def codecs_of(cache: Cache, teachers: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By teacher and kind, the sha256 of the codec of those that a cache stores as codes."""
+    found = {
+        name: {kind: codec.sha256 for kind, codec in cache.teacher(name).codecs.items()}
+        for name in teachers
+    }
+    return {name: codecs for name, codecs in found.items() if codecs}
 
 
 def _root_mean_square_norm(moments: Moments) -> float:

@@ -29,7 +29,7 @@ from .checkpoint_writer import CheckpointWriter
 from .config import SAFE_KEYS, TrainConfig
 from .evaluation import refuse_other_teachers
 from .metrics import Logger, Values, open_loggers
-from .resolve import ResolvedRun
+from .resolve import ResolvedRun, codecs_of
 from .student.predict import normalizer_tensors
 
 DIVERGED = "diverged.json"
@@ -162,6 +162,13 @@ def refuse_another_run(path: Path, run: ResolvedRun, *, extend: bool = False) ->
             f"{run.num_steps}. Ask for more, or take another --out."
         )
     refuse_other_teachers(run.caches, facts["teachers"], path)
+    before = [entry["codecs"] for entry in facts["caches"]]
+    if before != [codecs_of(cache, run.teachers) for cache in run.caches.caches]:
+        raise RunMismatch(
+            f"{path} was begun on rows that are stored otherwise (as floats, or in other codes) "
+            f"than those of {run.caches.location}. Take the cache the run was begun on, or train "
+            "into another --out."
+        )
     if facts["order_digest"] != run.plan.digest:
         raise RunMismatch(
             f"{path} was begun on {facts['num_rows']} training rows; {run.caches.location} now "

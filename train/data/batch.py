@@ -14,6 +14,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phistill.cache.codes import RowCodec
+
 from .stream import Rows
 
 
@@ -45,6 +47,9 @@ class Batch:
     normalised: Mapping[str, bytes] = field(default_factory=dict)
     """By target key, the digest of the transform that its values have been through already, float32
     then."""
+
+    codecs: Mapping[str, RowCodec] = field(default_factory=dict)
+    """By target key, of those whose values are codes, uint8 (n, bytes), unless normalised."""
 
     shared: dict[Any, Any] | None = None
     """What students that take turns on this batch have computed from it and the next may use; None

@@ -125,6 +125,7 @@ class Loader:
             counts=counts,
             slots=self.slots,
             normalised=self.source.normalised,
+            codecs=self.source.codecs,
         )
 
     def _submit(self, step: int) -> Future[Batch]:

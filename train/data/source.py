@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phistill.cache import Split
+from phistill.cache.codes import RowCodec
+from phistill.cache.format import names
 from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
 from phistill.cache.reader import MAX_WHOLE_SHARDS
 from phistill.cache.storage.local_files import LocalFiles
@@ -41,6 +43,9 @@ class Transform(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
+    def of_codes(self, codec: RowCodec) -> Transform:
+        """The same of values that are stored as codes (n, bytes)."""
+
 
 class Source:
     """The pixels and targets of chosen rows, from the cache's shards or from memory."""
@@ -49,8 +54,18 @@ class Source:
         require_pixels(caches)
         self.caches, self.targets = caches, tuple(targets)
         self.readers: dict[str, JoinedReader] = {PIXELS: caches.reader(PIXELS, PIXELS)}
+        """Of pixels and features, decoded where codes are stored."""
+        self.codecs: dict[str, RowCodec] = {}
+        """By target key, of targets whose rows are read and kept as codes (n, bytes): those that
+        all caches store with one codec."""
+        self._stored = dict(self.readers)
         for target in targets:
             self.readers[target.key] = caches.reader(target.teacher, target.kind)
+            self._stored[target.key] = self.readers[target.key]
+            if codec := caches.codec(target.teacher, target.kind):
+                self.codecs[target.key] = codec
+                name = names.codes(target.kind)
+                self._stored[target.key] = caches.reader(target.teacher, name)
         self.normalised: dict[str, bytes] = {}
         """By target key, the digest of the transform that its values have been through."""
         self._resident: dict[str, NDArray[Any]] = {}
@@ -59,18 +74,17 @@ class Source:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row over everything that is read."""
-        return sum(self._bytes_of(key, reader.dtype) for key, reader in self.readers.items())
+        return sum(map(self._stored_bytes, self._stored))
 
     def normalised_row_bytes(self, keys: Collection[str]) -> int:
         """The same with these targets normalised."""
-        wide = np.dtype(np.float32)
-        return sum(
-            self._bytes_of(key, wide if key in keys else reader.dtype)
-            for key, reader in self.readers.items()
-        )
+        wide = np.dtype(np.float32).itemsize
+        normalised = sum(math.prod(self.readers[key].row_shape) * wide for key in keys)
+        return normalised + sum(self._stored_bytes(key) for key in self._stored if key not in keys)
 
-    def _bytes_of(self, key: str, dtype: np.dtype[Any]) -> int:
-        return math.prod(self.readers[key].row_shape) * dtype.itemsize
+    def _stored_bytes(self, key: str) -> int:
+        reader = self._stored[key]
+        return math.prod(reader.row_shape) * reader.dtype.itemsize
 
     @property
     def is_resident(self) -> bool:
@@ -84,11 +98,12 @@ class Source:
         Targets with a transform are kept as it makes them, ``block`` rows at a time.
         """
         transforms = transforms or {}
-        for key, reader in self.readers.items():
+        for key, reader in self._stored.items():
             if key not in transforms:
                 self._resident[key] = reader.read(rows)
                 continue
-            kept = self._resident[key] = np.empty((rows.size, *reader.row_shape), np.float32)
+            shape = self.readers[key].row_shape
+            kept = self._resident[key] = np.empty((rows.size, *shape), np.float32)
             for start in range(0, rows.size, block):
                 stored = torch.from_numpy(reader.read(rows[start : start + block]))
                 kept[start : start + block] = transforms[key](stored).numpy()
@@ -96,30 +111,33 @@ class Source:
         self._resident_rows = rows
 
     def read(self, key: str, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The stored values (n, ...) of ``rows``; into ``out`` when given."""
+        """The stored values (n, ...) of ``rows``, codes of targets in ``codecs``; into ``out`` when
+        given."""
         if not rows.size:  # a share of a batch may hold no row of a teacher
-            reader = self.readers[key]
-            return np.empty((0, *reader.row_shape), self._dtype(key)) if out is None else out
+            return np.empty((0, *self._shape(key)), self._dtype(key)) if out is None else out
         if not self._resident:
-            return self.readers[key].read(rows, out)
+            return self._stored[key].read(rows, out)
         places = np.searchsorted(self._resident_rows, rows)
         return np.take(self._resident[key], places, axis=0, out=out, mode="clip")
 
     def shards_ahead(self) -> JoinedReadAhead:
         """What asks for whole shards before their rows are read."""
-        return JoinedReadAhead(self.caches, list(self.readers.values()))
+        return JoinedReadAhead(self.caches, list(self._stored.values()))
 
     def buffers(self, num_rows: int, device: torch.device) -> dict[str, Tensor]:
         """Host memory for ``num_rows`` rows of everything, to be copied to a device."""
         return {
             key: host_memory(
-                (num_rows, *reader.row_shape), getattr(torch, self._dtype(key).name), device
+                (num_rows, *self._shape(key)), getattr(torch, self._dtype(key).name), device
             )
-            for key, reader in self.readers.items()
+            for key in self._stored
         }
 
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return (self.readers if key in self.normalised else self._stored)[key].row_shape
+
     def _dtype(self, key: str) -> np.dtype[Any]:
-        return np.dtype(np.float32) if key in self.normalised else self.readers[key].dtype
+        return np.dtype(np.float32) if key in self.normalised else self._stored[key].dtype
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -135,12 +153,12 @@ def parts_of(
     caches: JoinedCaches, teachers: Sequence[str], split: Split, max_rows: int = 0
 ) -> list[Part]:
     """The rows of each cache that has any, at most ``max_rows`` of each (0: all)."""
-    names = [cache.files.name for cache in caches.caches]
-    if len(set(names)) < len(names):
-        names = [cache.location for cache in caches.caches]
+    called = [cache.files.name for cache in caches.caches]
+    if len(set(called)) < len(called):
+        called = [cache.location for cache in caches.caches]
     parts = [
-        Part(name if names[1:] else "", start + cache.rows(teachers, split))
-        for name, start, cache in zip(names, caches.starts, caches.caches, strict=True)
+        Part(name if called[1:] else "", start + cache.rows(teachers, split))
+        for name, start, cache in zip(called, caches.starts, caches.caches, strict=True)
     ]
     return [Part(part.cache, part.rows[: max_rows or None]) for part in parts if part.rows.size]
 
@@ -169,10 +187,14 @@ def open_source(
     in every epoch, unless the bits of a product would depend on the size of the batch.
     """
     source = Source(caches, targets)
+    transforms = {
+        key: transform.of_codes(source.codecs[key]) if key in source.codecs else transform
+        for key, transform in (transforms or {}).items()
+    }
     memory_bytes = plan.config.memory_bytes // world
     if plan.num_rows * source.row_bytes <= memory_bytes:
         rows, block = plan.rows, max(1, plan.config.batch_size // world)
-        chosen = _same_in_any_batch(source, rows[:block], transforms or {})
+        chosen = _same_in_any_batch(source, rows[:block], transforms)
         if plan.num_rows * source.normalised_row_bytes(chosen) > memory_bytes:
             chosen = {}
         source.keep_in_memory(rows, chosen, block)
@@ -193,7 +215,7 @@ def _same_in_any_batch(
     for key, transform in transforms.items():
         if transform.is_identity or not rows.size:
             continue
-        stored = torch.from_numpy(source.readers[key].read(rows))
+        stored = torch.from_numpy(source.read(key, rows))
         together = transform(stored)
         if all(
             torch.equal(torch.cat([transform(part) for part in stored.split(size)]), together)

@@ -74,6 +74,9 @@ class EvalRow:
     cache: str = ""
     """Which cache the rows are of; empty where there is only one."""
 
+    of_codes: bool = False
+    """Whether the teacher's values were decoded from codes, not the features themselves."""
+
     columns: Float[np.ndarray, "n 2"] | None = field(default=None, compare=False, repr=False)
     """Per image, in ascending order of ids: error and the constant's, whose sums' ratio is
     ``error``. Not in ``to_dict``."""
@@ -203,7 +206,16 @@ def measure(
         if progress is not None:
             progress(min(start + BATCH_ROWS, len(rows)), len(rows))
     images = images_of(source.caches, rows)
-    return [replace(sums[t.key].row(label, images), cache=cache) for t in student.targets]
+    number = int(np.searchsorted(source.caches.starts, rows[0], side="right")) - 1
+    stored = source.caches.caches[number]
+    return [
+        replace(
+            sums[target.key].row(label, images),
+            cache=cache,
+            of_codes=target.kind in stored.teacher(target.teacher).codecs,
+        )
+        for target in student.targets
+    ]
 
 
 def mean_score(lines: Sequence[EvalRow]) -> float:

@@ -1,7 +1,7 @@
 """From predictions and stored features to the terms of the loss.
 
-Targets are normalised here, on the training device, by the fitted normalizers; summaries are left
-as they are unless their loss is MSE.
+Targets are normalised here, on the training device, by the fitted normalizers, and decoded where
+they are stored as codes; summaries are left as they are unless their loss is MSE.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phistill.cache.codes import RowCodec
 from phistill.stats import Normalizer
+from phistill.stats.codes import CodecModule
 
 from ..config import TrainConfig
 from ..data.batch import Batch
@@ -44,12 +46,40 @@ class TargetTransform(nn.Module):
             self.mean.numpy().tobytes() + self.W.numpy().tobytes()
         ).digest()
         """Equal for transforms that give the same bits."""
+        self._normalizer = normalizer
+        self._decoding: dict[RowCodec, DecodingTransform] = {}
+
+    def of_codes(self, codec: RowCodec) -> DecodingTransform:
+        """The same of values that are stored as codes; made once for each codec."""
+        if codec not in self._decoding:
+            self._decoding[codec] = DecodingTransform(codec, self._normalizer, self.digest)
+        return self._decoding[codec]
 
     def forward(self, x: Tensor) -> Float[Tensor, "... c"]:
         if self.is_identity:
             return x.float()
         centred = x.float() - self.mean
         return F.linear(centred, self.W) if self.W.ndim == 2 else centred * self.W
+
+
+class DecodingTransform:
+    """y = W (decoded - mean) in float32 of codes (n, bytes), on their device: unpacked there, the
+    axes of the codec and W in one product."""
+
+    is_identity = False
+
+    def __init__(self, codec: RowCodec, normalizer: Normalizer, digest: bytes) -> None:
+        self._module = CodecModule(codec, normalizer)
+        self.digest = hashlib.sha256(digest + codec.to_bytes()).digest()
+        """Equal for transforms that give the same bits."""
+
+    def of_codes(self, codec: RowCodec) -> DecodingTransform:
+        """Itself: it is of codes already."""
+        return self
+
+    def __call__(self, codes: Tensor) -> Float[Tensor, "n ..."]:
+        rows: Tensor = self._module.to(codes.device)(codes)
+        return rows
 
 
 class Objective(nn.Module):
@@ -122,12 +152,15 @@ class Objective(nn.Module):
         return found
 
 
-def _once(batch: Batch, key: str, transform: TargetTransform) -> Tensor:
+def _once(batch: Batch, key: str, stored: TargetTransform) -> Tensor:
     """The batch's target normalised; taken over from the student before where it had the same.
 
     Only the last normalizer of a target is kept, and only while nobody has written to its result
     (a loss of the user's own might): torch counts writes.
     """
+    transform: TargetTransform | DecodingTransform = stored
+    if key in batch.codecs:
+        transform = stored.of_codes(batch.codecs[key])
     if batch.normalised.get(key) == transform.digest:
         return batch.values[key]
     if batch.shared is None:

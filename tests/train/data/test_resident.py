@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from phistill.cache import Cache
+from phistill.cache.codes import RowCodec
 from phistill.cache.joined import open_caches
 from phistill.compute.ranks import Ranks
 from phistill.train import TrainConfig, train, trainer
@@ -95,6 +96,9 @@ class DependsOnTheBatch:
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.float() * (1 + len(x) * 1e-6)
+
+    def of_codes(self, codec: RowCodec) -> DependsOnTheBatch:
+        return self
 
 
 def test_bits_that_depend_on_the_batch_are_computed_with_it(
