@@ -68,6 +68,12 @@ def test_a_teacher_is_looked_at(photos: Path) -> None:
     assert "14 x 14" in output
 
 
+def test_a_cache_of_codes_is_made_and_looked_at(photos: Path) -> None:
+    extracted(photos, "my.cache", "demo:clip")
+    outputs = follow(DOCS / "compact.md", photos)
+    assert "patches as codes" in outputs[-1]
+
+
 @pytest.mark.slow
 def test_caches_that_shrink_travel_and_are_read(photos: Path) -> None:
     extracted(photos, "my.cache", "demo:clip")

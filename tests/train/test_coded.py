@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ def coded(cache: Cache, tmp_path: Path, bits: float = 4) -> Cache:
     return _MADE[bits]
 
 
-def tensors(run: Path, step: int = 20) -> dict[str, torch.Tensor]:
+def tensors(run: Path, step: int = 20) -> Mapping[str, torch.Tensor]:
     return checkpoints.load(run, step).tensors
 
 
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
