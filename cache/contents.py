@@ -6,7 +6,7 @@ commit records, and the facts of images that these name. A file that no record n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,15 @@ from .committed.catalogue import RESTORE, Catalogue
 from .committed.commits import Commits
 from .committed.row_facts import RowFacts
 from .format import names
-from .format.arrays import array_document, group_attributes, same_array
+from .format.arrays import (
+    ArrayLayout,
+    ShardFiles,
+    array_document,
+    group_attributes,
+    same_array,
+)
 from .format.facts import ImageFacts
-from .format.info import DTYPES, CacheInfo, TeacherInfo
+from .format.info import CacheInfo, TeacherInfo
 from .format.json_document import MAX_DOCUMENT_BYTES
 from .format.record import CommitRecord
 from .format.split import HELDOUT, TRAIN, Split
@@ -226,18 +232,24 @@ class Contents:
             self.catalogue.look_again()
         return self.info, self.commits(owner)
 
-    def shard_paths(self, owner: str, shard: int) -> dict[str, str]:
-        """The file of each kind of an owner's shard."""
+    def layouts(self, owner: str) -> dict[str, ArrayLayout]:
+        """In which files the rows of each of an owner's arrays lie, by kind."""
         return {
-            kind: names.shard(owner, kind, shard, 1 + len(shape))
+            kind: ArrayLayout.of(self.info, owner, kind, shape)
             for kind, shape in self.shapes(owner).items()
         }
 
-    def paths(self, owner: str) -> Callable[[int], list[str]]:
-        """Gives the files of an owner's shard, ascending."""
-        dims = {kind: 1 + len(shape) for kind, shape in self.shapes(owner).items()}
-        return lambda shard: sorted(
-            names.shard(owner, kind, shard, num_dims) for kind, num_dims in dims.items()
+    def paths(self, owner: str) -> ShardFiles:
+        """The files of an owner's shards."""
+        return ShardFiles(self.info, list(self.layouts(owner).values()))
+
+    def block_rows(self, teachers: Sequence[str]) -> int:
+        """Rows that are read together in block order: a file of the largest array of the pixels
+        and of ``teachers``."""
+        owners = (*self._pixels, *teachers)
+        return min(
+            (layout.file_rows for owner in owners for layout in self.layouts(owner).values()),
+            default=self.info.shard_rows,
         )
 
     def stored_shards(self, owner: str) -> NDArray[np.int64]:
@@ -352,7 +364,6 @@ class Contents:
         shapes = self.shapes(owner)
         if kind not in shapes:
             raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
-        dtype = DTYPES[kind]
         if not self.files.is_far:  # it is for zarr; where it costs a request, `verify` looks at it
             path = names.metadata(names.array(owner, kind))
             expected = self.array_document(owner, kind)
@@ -360,10 +371,7 @@ class Contents:
                 same_array(self.files.read(path, max_bytes=2**20), expected, self.files.where(path))
         return ArrayReader(
             self.files,
-            owner,
-            kind,
-            row_shape=shapes[kind],
-            dtype=dtype,
+            ArrayLayout.of(self.info, owner, kind, shapes[kind]),
             look=lambda again: self._look(owner, again),
         )
 

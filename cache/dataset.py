@@ -115,7 +115,7 @@ class CacheBatches(IterableDataset[Batch]):
             seed=seed,
             epoch=0,
             mode=order,
-            shard_rows=cache.info.shard_rows,
+            block_rows=cache.block_rows(self._rows.teachers),
         )
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._drop_last = drop_last
@@ -131,7 +131,7 @@ class CacheBatches(IterableDataset[Batch]):
             seed=self._order.seed,
             epoch=epoch,
             mode=self._order.mode,
-            shard_rows=self._order.shard_rows,
+            block_rows=self._order.block_rows,
         )
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class _RowReader:
         self._arrays = [(name, kind) for name, kinds in arrays.items() for kind in kinds]
         if pixels and cache.info.pixel_size:
             self._arrays.insert(0, (names.PIXELS, names.PIXELS))
-        self._teachers = list(arrays)
+        self.teachers = list(arrays)
         self._readers: dict[tuple[str, str], RowReader] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -168,7 +168,7 @@ class _RowReader:
     @property
     def default(self) -> NDArray[np.int64]:
         """The training rows (n,) that every named teacher has."""
-        return self._cache.rows(self._teachers)
+        return self._cache.rows(self.teachers)
 
     def read(self, rows: NDArray[np.int64]) -> Batch:
         """Rows (n,) with one call for each array."""

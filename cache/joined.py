@@ -173,17 +173,18 @@ class JoinedReader:
 class JoinedReadAhead:
     """A ReadAhead for each of the caches."""
 
-    def __init__(self, joined: JoinedCaches, readers: Sequence[JoinedReader]) -> None:
+    def __init__(
+        self, joined: JoinedCaches, readers: Sequence[JoinedReader], block_rows: Sequence[int]
+    ) -> None:
+        """``block_rows`` are those of each cache's order."""
         self._starts = np.asarray(joined.starts, np.int64)
         self._parts = [
-            ReadAhead(
-                [reader.readers[number] for reader in readers], shard_rows=cache.info.shard_rows
-            )
-            for number, cache in enumerate(joined.caches)
+            ReadAhead([reader.readers[number] for reader in readers], block_rows=rows)
+            for number, rows in enumerate(block_rows)
         ]
 
     def expect(self, rows: Rows) -> None:
-        """The shards of ``rows`` (n,), numbered through, will be read whole before long."""
+        """The blocks of ``rows`` (n,), numbered through, will be read whole before long."""
         cache_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number, part in enumerate(self._parts):
             part.expect(rows[cache_of == number] - self._starts[number])

@@ -26,8 +26,8 @@ from .row_set import RowSet
 Rows = NDArray[np.int64]
 
 MODES = ("full", "block", "none")
-WINDOW_SHARDS = 16
-"""Shards that ``block`` holds open at a time."""
+WINDOW_BLOCKS = 16
+"""Blocks that ``block`` mixes at a time."""
 
 FEW = 2**12
 ROUNDS_OF_FEW = 24
@@ -92,29 +92,29 @@ class Permutation:
 class EpochOrder:
     """The order of one epoch over a set of rows; call it with positions of the epoch.
 
-    ``full`` is a permutation of the rows. ``block`` permutes the shards, takes ``window_shards`` of
-    them at a time and permutes the rows of each window: a disk or an object store is read in whole
-    shards, and since a cache's rows are in random order already, a batch is nearly as mixed.
-    ``none`` keeps the ascending order. ``block`` needs the cache's ``shard_rows``, and keeps a
-    number for each window.
+    ``full`` is a permutation of the rows. ``block`` permutes blocks of ``block_rows`` neighbours,
+    takes ``window_blocks`` of them at a time and permutes the rows of each window: a disk or an
+    object store is read in long pieces, and since a cache's rows are in random order already, a
+    batch is nearly as mixed. ``none`` keeps the ascending order. ``block`` needs ``block_rows``
+    (``Cache.block_rows``: a file of the largest array), and keeps a number for each window.
     """
 
     rows: RowSet
     seed: int
     epoch: int
     mode: str = "full"
-    shard_rows: int = 0
-    window_shards: int = WINDOW_SHARDS
+    block_rows: int = 0
+    window_blocks: int = WINDOW_BLOCKS
     stream: int = 0
     """Number of the cache within a run: equal rows in two of them come in unrelated orders."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"order={self.mode!r} is not known; choose one of {', '.join(MODES)}.")
-        if self.mode == "block" and (self.shard_rows < 1 or self.window_shards < 1):
+        if self.mode == "block" and (self.block_rows < 1 or self.window_blocks < 1):
             raise UsageError(
-                f"order=block needs shard_rows={self.shard_rows} and "
-                f"window_shards={self.window_shards} above 0; take shard_rows from Cache.info."
+                f"order=block needs block_rows={self.block_rows} and "
+                f"window_blocks={self.window_blocks} above 0; take Cache.block_rows(teachers)."
             )
 
     def __call__(self, positions: NDArray[Any]) -> Rows:
@@ -138,39 +138,39 @@ class EpochOrder:
         return self._permutation(len(self.rows), "rows")
 
     def _in_windows(self, positions: NDArray[Any]) -> Rows:
-        order, ends = self._of_shards, self._window_ends
+        order, ends = self._of_blocks, self._window_ends
         window_of = np.searchsorted(ends, positions, side="right")
         rows = np.empty(len(positions), np.int64)
         for window in np.unique(window_of).tolist():
             mine = np.flatnonzero(window_of == window)
             begin = int(ends[window - 1]) if window else 0
-            first = window * self.window_shards
-            shards = order(np.arange(first, min(first + self.window_shards, order.n)))
-            starts, stops = self._edges[shards], self._edges[shards + 1]
-            inside = np.cumsum(stops - starts)  # where each shard's rows end in the window
+            first = window * self.window_blocks
+            blocks = order(np.arange(first, min(first + self.window_blocks, order.n)))
+            starts, stops = self._edges[blocks], self._edges[blocks + 1]
+            inside = np.cumsum(stops - starts)  # where each block's rows end in the window
             mixed = self._permutation(int(inside[-1]), "window", window)
             place = mixed(positions[mine] - begin)
-            shard = np.searchsorted(inside, place, side="right")
-            rows[mine] = self.rows.select(stops[shard] - inside[shard] + place)
+            block = np.searchsorted(inside, place, side="right")
+            rows[mine] = self.rows.select(stops[block] - inside[block] + place)
         return rows
 
     @cached_property
     def _edges(self) -> NDArray[np.int64]:
-        """How many of the rows lie before each shard that has any, and in all."""
-        last = self.rows.last // self.shard_rows + 1
-        edges = self.rows.rank(np.arange(last + 1) * self.shard_rows)
+        """How many of the rows lie before each block that has any, and in all."""
+        last = self.rows.last // self.block_rows + 1
+        edges = self.rows.rank(np.arange(last + 1) * self.block_rows)
         return np.append(edges[:-1][np.diff(edges) > 0], edges[-1])
 
     @cached_property
-    def _of_shards(self) -> Permutation:
-        return self._permutation(len(self._edges) - 1, "shards")
+    def _of_blocks(self) -> Permutation:
+        return self._permutation(len(self._edges) - 1, "blocks")
 
     @cached_property
     def _window_ends(self) -> NDArray[np.int64]:
         """The position after the last one of each window."""
-        num_shards = self._of_shards.n
-        sizes = np.diff(self._edges)[self._of_shards(np.arange(num_shards))]
-        return np.cumsum(np.add.reduceat(sizes, np.arange(0, num_shards, self.window_shards)))
+        num_blocks = self._of_blocks.n
+        sizes = np.diff(self._edges)[self._of_blocks(np.arange(num_blocks))]
+        return np.cumsum(np.add.reduceat(sizes, np.arange(0, num_blocks, self.window_blocks)))
 
 
 def hashed(numbers: NDArray[Any], seed: int) -> NDArray[np.uint64]:

@@ -6,7 +6,6 @@ a fill value. How bytes come out of one shard is the business of ``storage``.
 
 from __future__ import annotations
 
-import math
 import weakref
 from array import array
 from collections import OrderedDict
@@ -29,31 +28,32 @@ from phistill.errors import (
 
 from .committed.commits import Commits
 from .format import names
+from .format.arrays import ArrayLayout
 from .format.info import CacheInfo
 from .format.shard import CRC_BYTES
-from .order import WINDOW_SHARDS
+from .order import WINDOW_BLOCKS
 from .rows import Mask, readable_rows
 from .storage.files import BadRow, Files, OpenShard
 from .storage.shard_pool import POOL
 
-MAX_WHOLE_SHARDS = 2 * WINDOW_SHARDS
-"""Shards per reader that are kept whole, those of this window and of the next."""
+MAX_BLOCKS = 2 * WINDOW_BLOCKS
+"""Blocks of rows per reader that are kept near, those of this window and of the next."""
 
 _KEYS = count()
 """One for each reader of this process."""
 
 _Part = tuple[int, list[int], list[int]]
-"""A shard, rows of it by their slots, and their places in the batch."""
+"""A file, rows of it by their slots, and their places in the batch."""
 
 
-def _by_shard(
-    shards: NDArray[np.int64], slots: NDArray[np.int64], order: NDArray[np.int64]
+def _by_file(
+    files: NDArray[np.int64], slots: NDArray[np.int64], order: NDArray[np.int64]
 ) -> list[_Part]:
-    """The places of ``order``, in which equal shards are neighbours, shard by shard."""
-    starts = np.flatnonzero(np.diff(shards[order], prepend=-1)).tolist()
+    """The places of ``order``, in which equal files are neighbours, file by file."""
+    starts = np.flatnonzero(np.diff(files[order], prepend=-1)).tolist()
     in_order, places = slots[order].tolist(), order.tolist()
     return [
-        (int(shards[places[start]]), in_order[start:end], places[start:end])
+        (int(files[places[start]]), in_order[start:end], places[start:end])
         for start, end in zip(starts, [*starts[1:], len(places)], strict=False)
     ]
 
@@ -74,12 +74,14 @@ class RowReader(Protocol):
     def refresh(self) -> None:
         """See what was committed since."""
 
-    def prefetch_shard(self, shard: int) -> None:
-        """Bring a shard nearer whose rows will all be read soon; never an error."""
+    def prefetch(self, block: range) -> None:
+        """Bring rows nearer that will all be read soon; never an error."""
 
 
 class ArrayReader:
     """Rows of one kind of one owner: a teacher's patches, say, or the pixels.
+
+    Row r is row r % file_rows of file r // file_rows.
 
     Reading is thread-safe. The reader sees the shards committed when it was made; a row that is
     not among them makes it look once more.
@@ -88,44 +90,46 @@ class ArrayReader:
     def __init__(
         self,
         files: Files,
-        owner: str,
-        kind: str,
+        layout: ArrayLayout,
         *,
-        row_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
         look: Callable[[bool], tuple[CacheInfo, Commits]],
     ) -> None:
         """``look`` gives what is known of the cache: settings, and the owner's records; ``True``
         makes it look again where others may have written."""
-        self.owner, self.kind = owner, kind
-        self.row_shape, self.dtype = row_shape, dtype
-        self.row_bytes = math.prod(row_shape) * dtype.itemsize
+        self.owner, self.kind = layout.owner, layout.kind
+        self.row_shape, self.dtype = layout.row_shape, layout.dtype
+        self.row_bytes, self.file_rows = layout.row_bytes, layout.file_rows
+        self._layout = layout
         self._files, self._look = files, look
         self._key = next(_KEYS)
         self._held = POOL.held(self._key)
         weakref.finalize(self, POOL.retire, self._key)
-        self._whole: OrderedDict[int, OpenShard] = OrderedDict()
+        self._near: OrderedDict[range, dict[int, range]] = OrderedDict()
+        """Blocks that were asked for, and the slots of each file that they are."""
+        self._whole: dict[int, OpenShard] = {}
+        """The files of those blocks."""
         self._lock = Lock()
         self._info, self._records = look(False)
         self._readable: Mask = readable_rows(self._info, self._records)
-        self._shard_rows = self._info.shard_rows
-        self._sizes = array("q", bytes(8 * self._info.num_shards))
-        """Bytes of the shards that were found whole by this process, and 0 of all others."""
+        self._files_per_shard = self._info.shard_rows // self.file_rows
+        self._sizes = array("q", bytes(8 * self._num_files(self._info)))
+        """Bytes of the files that were found whole by this process, and 0 of all others."""
 
     def refresh(self) -> None:
         """See the shards that were committed, and the rows that came and went, since."""
         info, records = self._look(True)
         readable = readable_rows(info, records)
-        written_anew = set(records.changed_since(self._records))
+        changed, per_shard = records.changed_since(self._records), self._files_per_shard
+        written_anew = {n for s in changed for n in range(s * per_shard, (s + 1) * per_shard)}
         with self._lock:
             POOL.forget(self._key, written_anew)
-            for shard in written_anew & set(self._whole):
-                del self._whole[shard]
-            sizes = array("q", bytes(8 * info.num_shards))
+            for block in [b for b, files in self._near.items() if written_anew & files.keys()]:
+                self._let_go(block)
+            sizes = array("q", bytes(8 * self._num_files(info)))
             kept = min(len(sizes), len(self._sizes))
             sizes[:kept] = self._sizes[:kept]
-            for shard in written_anew & set(range(kept)):
-                sizes[shard] = 0
+            for file in written_anew & set(range(kept)):
+                sizes[file] = 0
             self._sizes = sizes
             self._info, self._records, self._readable = info, records, readable
 
@@ -155,50 +159,73 @@ class ArrayReader:
         flat = out.reshape(rows.size, -1).view(np.uint8)
         if not np.shares_memory(flat, out):
             raise ValueError("out must be C-contiguous.")
-        shards, slots = np.divmod(rows, self._shard_rows)
+        files, slots = np.divmod(rows, self.file_rows)
         if not self._files.joins_rows:
-            self._read_each(shards.tolist(), slots.tolist(), flat)
+            self._read_each(files.tolist(), slots.tolist(), flat)
             return out
-        order = np.argsort(shards, kind="stable")
+        order = np.argsort(files, kind="stable")
 
         def read_one(part: _Part) -> None:
-            shard, in_shard, places = part
+            file, in_file, places = part
             try:
-                self._shard(shard).read(in_shard, places, flat)
+                self._file(file).read(in_file, places, flat)
             except BadRow as error:
-                raise self._damaged(shard, error.slot) from error
+                raise self._damaged(file * self.file_rows + error.slot) from error
 
-        self._files.each(read_one, _by_shard(shards, slots, order))
+        self._files.each(read_one, _by_file(files, slots, order))
         return out
 
-    def _read_each(self, shards: list[int], slots: list[int], out: NDArray[np.uint8]) -> None:
-        """A row at a time: of thousands of shards a batch has hardly two rows of one."""
+    def _read_each(self, files: list[int], slots: list[int], out: NDArray[np.uint8]) -> None:
+        """A row at a time: of thousands of files a batch has hardly two rows of one."""
         checksum = memoryview(bytearray(CRC_BYTES))
-        find = self._shard
-        for place, (shard, slot) in enumerate(zip(shards, slots, strict=True)):
+        find = self._file
+        for place, (file, slot) in enumerate(zip(files, slots, strict=True)):
             try:
-                find(shard).read_row(slot, out[place], checksum)
+                find(file).read_row(slot, out[place], checksum)
             except BadRow as error:
-                raise self._damaged(shard, slot) from error
+                raise self._damaged(file * self.file_rows + slot) from error
 
-    def prefetch_shard(self, shard: int) -> None:
-        """Bring a shard nearer whose rows will all be read soon; a hint, so never an error.
+    def prefetch(self, block: range) -> None:
+        """Bring rows nearer that will all be read soon; a hint, so never an error.
 
-        On a local disk it is read into the page cache, from an object store into memory: the last
-        ``MAX_WHOLE_SHARDS`` that were asked for stay there.
+        On a local disk they are read into the page cache, from an object store into memory: the
+        last ``MAX_BLOCKS`` that were asked for stay there.
         """
+        shard = block.start // self._info.shard_rows
         if shard not in self._records or self._info.compression:
             return
+        stop = min(block.stop, self._info.shard_range(shard)[1])
         try:
-            opened = self._shard(shard)
-            opened.prefetch()
-        except (PhistillError, OSError):
+            slots = self._slots(block.start, stop)
+            opened = {file: self._file(file) for file in slots}
+            for file, of_file in slots.items():
+                opened[file].prefetch(of_file)
+        except (PhistillError, OSError, BadRow):
             return  # whoever reads the row says what is wrong
         with self._lock:
-            self._whole[shard] = opened
-            self._whole.move_to_end(shard)
-            if len(self._whole) > MAX_WHOLE_SHARDS:
-                self._whole.popitem(last=False)[1].release()
+            self._whole |= opened
+            self._near[block] = slots
+            self._near.move_to_end(block)
+            if len(self._near) > MAX_BLOCKS:
+                self._let_go(next(iter(self._near)))
+
+    def _slots(self, start: int, stop: int) -> dict[int, range]:
+        """Files that hold rows [start, stop), and the slots that they have in each."""
+        return {
+            file: range(max(start - first, 0), min(stop - first, self.file_rows))
+            for file in self._layout.files(start, stop)
+            for first in [file * self.file_rows]
+        }
+
+    def _let_go(self, block: range) -> None:
+        """Keep a block near no more; the lock is held."""
+        for file, slots in self._near.pop(block).items():
+            self._whole[file].release(slots)
+            if not any(file in others for others in self._near.values()):
+                del self._whole[file]
+
+    def _num_files(self, info: CacheInfo) -> int:
+        return info.num_shards * self._files_per_shard
 
     @property
     def _what(self) -> str:
@@ -234,8 +261,8 @@ class ArrayReader:
 
     def _through_zarr(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Rows of a compressed array; zarr's own errors become ours, naming the row."""
-        for shard in np.unique(rows // self._shard_rows).tolist():
-            relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
+        for file in np.unique(rows // self.file_rows).tolist():
+            relative = self._layout.path(file)
             if not self._files.exists(relative):  # zarr would give fill values
                 where = self._files.where(relative)
                 raise CorruptCache(
@@ -249,35 +276,36 @@ class ArrayReader:
             if rows.size > 1:
                 for position in range(rows.size):
                     self._through_zarr(rows[position : position + 1], out[position : position + 1])
-            raise self._damaged(*divmod(int(rows[0]), self._shard_rows)) from error
+            raise self._damaged(int(rows[0])) from error
         return out
 
-    def _shard(self, shard: int) -> OpenShard:
-        opened = self._whole.get(shard) or self._held.get(shard)
+    def _file(self, file: int) -> OpenShard:
+        opened = self._whole.get(file) or self._held.get(file)
         if opened is None:
             try:
-                opened = POOL.open(self._key, shard, self._open)
+                opened = POOL.open(self._key, file, self._open)
             except CorruptCache:
                 with remedy(repair_text(self._files.location), CorruptCache):
                     raise
         return opened
 
-    def _open(self, shard: int) -> OpenShard:
-        relative = names.shard(self.owner, self.kind, shard, 1 + len(self.row_shape))
-        known = self._sizes[shard]
+    def _open(self, file: int) -> OpenShard:
+        relative = self._layout.path(file)
+        known = self._sizes[file]
+        shard = file // self._files_per_shard
         size = known or self._records.file_bytes(shard).get(relative, -1)
         opened = self._files.open_shard(
             relative,
-            shard_rows=self._shard_rows,
+            file_rows=self.file_rows,
             row_bytes=self.row_bytes,
             num_bytes=size,
             checked=bool(known),
         )
-        self._sizes[shard] = size
+        self._sizes[file] = size
         return opened
 
-    def _damaged(self, shard: int, slot: int) -> CorruptCache:
-        row = shard * self._shard_rows + slot
+    def _damaged(self, row: int) -> CorruptCache:
+        shard, slot = divmod(row, self._info.shard_rows)
         return CorruptCache(
             f"{self._what}: row {row} (shard {shard}, row {slot} of it) does not match its "
             f"checksum. {repair_text(self._files.location)}"

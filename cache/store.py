@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -20,12 +19,11 @@ from .committed.packs import publish_facts, publish_records, whole_facts, whole_
 from .contents import Contents
 from .format import names
 from .format.arrays import array_document, group_document
-from .format.compression import encode_compressed
 from .format.facts import ImageFacts
-from .format.info import DTYPES, CacheInfo, TeacherInfo
+from .format.info import CacheInfo, TeacherInfo
 from .format.record import LOST_STEP, MAX_LOST, CommitRecord
-from .format.shard import encode_shard, sha256_of
 from .format.split import decide_sides
+from .shard_writer import ShardWriter
 from .storage.files import Files
 
 
@@ -89,8 +87,8 @@ class Cache(Contents):
         environment: Mapping[str, str],
         lost: Mapping[str, float] | None = None,
     ) -> CommitRecord:
-        """Write a shard whole: the facts of its images unless they are there, every file, each
-        durable before the next, then the commit record.
+        """Write a shard whole: every file, each durable before the next, the facts of its images
+        unless they are there, then the commit record.
 
         ``arrays`` maps each array to (n, *row_shape), n the rows that exist in the shard. Features
         of a kind that is stored as codes are coded here; who brings codes says by array in
@@ -98,64 +96,50 @@ class Cache(Contents):
         of ``images`` are those that the first commit of the shard gave or decided; CacheMismatch
         for other images than its.
         """
-        start, stop = self.info.shard_range(shard)
-        shapes = self.shapes(owner)
-        arrays, lost = self._coded(owner, arrays, reasons, lost or {})
-        if set(arrays) != set(shapes) or set(lost) != {n for n in shapes if names.kind_of(n) != n}:
-            raise ValueError(f"{owner} needs {sorted(shapes)}, got {sorted(arrays)}.")
+        writer = self.shard_writer(owner, shard)
+        for file in writer.add(arrays, rejected=reasons, copy=False):
+            writer.write(file)
+        return self.commit(
+            writer, images=images, reasons=reasons, environment=environment, lost=lost
+        )
+
+    def shard_writer(self, owner: str, shard: int) -> ShardWriter:
+        """Takes the rows of a shard piece by piece, for ``commit``."""
+        codecs = {} if owner == names.PIXELS else self.codecs(owner)
+        return ShardWriter(self.files, self.info, owner, shard, self.layouts(owner), codecs)
+
+    def commit(
+        self,
+        writer: ShardWriter,
+        *,
+        images: ImageFacts,
+        reasons: Mapping[int, str],
+        environment: Mapping[str, str],
+        lost: Mapping[str, float] | None = None,
+    ) -> CommitRecord:
+        """Commit a shard whose files are all written: facts and record as ``commit_shard``."""
+        owner, shard = writer.owner, writer.shard
+        paths, shares = self.paths(owner)(shard), {**(lost or {}), **writer.lost_shares}
+        if not writer.is_full or set(paths) != set(writer.written):
+            raise ValueError(
+                f"{owner}, shard {shard}: not all of its {len(paths)} files are there."
+            )
+        if set(shares) != {n for n in self.shapes(owner) if names.kind_of(n) != n}:
+            raise ValueError(f"{owner} needs what its codes lose; got lost={sorted(shares)}.")
         stored = self.settle_facts(owner, shard, images)
-        paths = self.shard_paths(owner, shard)
-        files: dict[str, tuple[int, str]] = {}
-        for kind, values in arrays.items():
-            expected = (stop - start, *shapes[kind])
-            if values.shape != expected or values.dtype != DTYPES[kind]:
-                raise ValueError(
-                    f"{owner}/{kind}, shard {shard}: got {values.dtype} {values.shape}, "
-                    f"must be {DTYPES[kind]} {expected}."
-                )
-            encoded = self._encode(owner, kind, values)
-            with ThreadPoolExecutor(1, "sha256") as hashing:  # as slow as a disk: beside, not after
-                digest = hashing.submit(sha256_of, encoded)
-                self.files.publish(paths[kind], encoded)
-            files[paths[kind]] = (sum(buffer.nbytes for buffer in encoded), digest.result())
         record = CommitRecord(
             owner=owner,
             shard=shard,
-            start=start,
-            num_rows=stop - start,
-            files=files,
+            start=writer.start,
+            num_rows=writer.num_rows,
+            files={path: writer.written[path] for path in paths},
             facts=stored.digest,
             reasons=dict(sorted(reasons.items())),
             environment=dict(environment),
-            lost={name: min(round(share / LOST_STEP), MAX_LOST) for name, share in lost.items()},
+            lost={name: min(round(one / LOST_STEP), MAX_LOST) for name, one in shares.items()},
         )
         self.publish_record(record)
         return record
-
-    def _coded(
-        self,
-        owner: str,
-        arrays: Mapping[str, NDArray[Any]],
-        reasons: Mapping[int, str],
-        lost: Mapping[str, float],
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-        """The arrays with features coded where codes are stored, and what all codes lose."""
-        coded, shares = dict(arrays), dict(lost)
-        if owner == names.PIXELS:
-            return coded, shares
-        for kind, codec in self.codecs(owner).items():
-            if kind not in coded:
-                continue
-            features = coded.pop(kind)
-            # A row that was taken down has NaN for what may not be copied.
-            accepted = np.isfinite(features.reshape(len(features), -1)[:, 0])
-            accepted[list(reasons)] = False
-            codes = np.zeros((len(features), codec.num_bytes), np.uint8)
-            name = names.codes(kind)
-            found = codec.measured(features[accepted])
-            codes[accepted] = found.codes
-            coded[name], shares[name] = codes, found.lost_share
-        return coded, shares
 
     def publish_record(self, record: CommitRecord) -> None:
         """Commit a shard whose facts and files are there."""
@@ -202,11 +186,6 @@ class Cache(Contents):
             return images
         sides = decide_sides(images.hashes(), self.given_split(shard), self.info)
         return images.decided(np.array(sides, bool))
-
-    def _encode(self, owner: str, kind: str, values: NDArray[Any]) -> list[memoryview]:
-        if not self.info.compression:
-            return encode_shard(values, self.info.shard_rows)
-        return [encode_compressed(values, self.array_document(owner, kind, len(values))).data]
 
     def forget_shard(self, owner: str, shard: int) -> None:
         """Take back a commit: the shard counts as missing and can be extracted again."""

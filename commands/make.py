@@ -17,6 +17,7 @@ from .arguments import (
     DURATION,
     FRACTION_OR_FILE,
     LOCATION,
+    NUM_BYTES,
     PATH,
     SHARE,
     TEACHER_BITS,
@@ -63,7 +64,17 @@ from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
     help="Colour behind transparent pixels.  [default: 128 128 128]",
 )
 @click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
-@click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by size]")
+@click.option(
+    "--shard-rows",
+    type=int,
+    help="Rows per shard, the unit of commit, a power of two.  [default: by the work]",
+)
+@click.option(
+    "--file-bytes",
+    type=NUM_BYTES,
+    metavar="64MiB",
+    help="Largest file; a shard of large rows has several.  [default: 64MiB]",
+)
 @click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
 @click.option(
     "--bits",
@@ -169,6 +180,7 @@ def extract(
     background: tuple[int, int, int] | None,
     min_side: int | None,
     shard_rows: int | None,
+    file_bytes: int | None,
     compression: str | None,
     bits: float | dict[str, float] | None,
     lost_share: float | None,
@@ -212,6 +224,7 @@ def extract(
         views=tuple(View.parse(view) for view in views) or None,
         decode=decode,
         shard_rows=shard_rows,
+        file_bytes=file_bytes,
         compression=compression,
     )
     title = f"extract, worker {shards}" if shards else "extract"

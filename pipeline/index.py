@@ -50,18 +50,23 @@ def build_index(
     return pa.table(columns)
 
 
-def rows_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[ShardRows]:
-    """What the index says of each shard's rows, in order."""
+def rows_of_shards(cache: Cache, shards: Sequence[int], part_rows: int) -> Iterator[ShardRows]:
+    """What the index says of each shard's rows, in order and in parts of ``part_rows``."""
     columns = ["id", "uri", "offset", "length", "view"]
     for shard in shards:
         rows = np.arange(*cache.info.shard_range(shard), dtype=np.int64)
-        yield shard_rows(cache.lines(rows, columns), shard)
+        lines = cache.lines(rows, columns)
+        for first in range(0, lines.num_rows, part_rows):
+            yield shard_rows(lines.slice(first, part_rows), shard, first)
 
 
-def shard_rows(lines: pa.Table, shard: int = 0) -> ShardRows:
-    """Lines of an index as the rows of a shard."""
+def shard_rows(lines: pa.Table, shard: int = 0, first: int = 0) -> ShardRows:
+    """Lines of an index as the rows of a shard from its row ``first`` on."""
     part = lines.to_pydict()
-    return ShardRows(shard, part["uri"], part["offset"], part["length"], part["view"], part["id"])
+    return ShardRows(
+        *(shard, part["uri"], part["offset"], part["length"], part["view"], part["id"]),
+        first=first,
+    )
 
 
 def reads_of_shards(cache: Cache, shards: Sequence[int]) -> Iterator[tuple[str, int]]:

@@ -7,7 +7,7 @@ process gets it first when there are several. The others wait and find it done.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from msgspec.structs import replace
 
 from phistill import cache as store
-from phistill.cache import Cache, TeacherInfo
+from phistill.cache import Cache
 from phistill.cache.codes import coded_teacher
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.verify import discard, verify
@@ -75,7 +75,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     teachers of ``first_runners``, used if the cache still does not exist."""
     stored = request.open()
     runners = dict(built) if built and stored is None else requested_runners(request, stored)
-    cache = stored or _create(request, [runner.info for runner in runners.values()])
+    cache = stored or _create(request, runners.values())
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
@@ -222,12 +222,12 @@ def holding(cache: Cache, shards: Sequence[int], patience_s: float) -> Iterator[
         yield
 
 
-def _create(request: Request, teachers: Sequence[TeacherInfo]) -> Cache:
+def _create(request: Request, runners: Collection[TeacherRunner]) -> Cache:
     settings, records = request.settings, request.records
-    side = 224 if settings.pixel_size is None else settings.pixel_size
     info = settings.new_cache(
         num_rows=records.num_rows * len(settings.views or (View(),)),
-        max_row_bytes=max(side * side * 3, *(teacher.row_bytes for teacher in teachers)),
+        input_pixels=max(height * width for height, width in (r.rendering.size for r in runners)),
+        device=request.device.type,
     )
     info = replace(info, sources=(listing(request.source, records.num_rows),))
     index = build_index(records, num_views=len(info.views), seed=info.seed, source=request.source)

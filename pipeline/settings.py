@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from phistill.cache import CacheInfo
 from phistill.cache.format.compression import compressor
+from phistill.cache.format.info import FILE_BYTES
 from phistill.errors import CacheMismatch, UsageError
 from phistill.stats.compacting import MIN_PILOT, PILOT_ROWS, Bits, check_bits
 
@@ -21,8 +22,12 @@ from .decode.shards import Mode
 from .decode.views import View
 from .images.source import DEFAULTS, SourceOptions
 
-TARGET_SHARD_BYTES = 128 * 2**20
-"""A shard of the largest array has at most this many bytes, and more than half of it."""
+MAX_DEFAULT_ROWS = 2**12
+UNIT_PIXELS = {"cpu": 2**25, "cuda": 2**30, "mps": 2**27}
+"""A shard is the unit of commit: what a killed run computes again. By default its inputs for the
+teacher that takes the largest have this many pixels at most, by device, which is a minute or a few
+of work: 1,024 rows of 1024 x 1024 on a GPU, 32 on a CPU (docs/extraction-at-scale.md). A rule and
+no measurement, so that every machine with such a device chooses the same."""
 
 AUTO = "auto"
 CACHE_OPTIONS = {"views": "--view", "decode": "--background and --min-side"}
@@ -51,18 +56,21 @@ class CacheSettings:
     """Default: one, ``resize``."""
     decode: DecodeRules | None = None
     shard_rows: int | None = None
-    """Rows per shard, a power of two; default from the largest array's row."""
+    """Rows per shard, the unit of commit, a power of two; default by the teachers' inputs."""
+    file_bytes: int | None = None
+    """Values in one file of an array at most; a shard of large rows has several. Default 64 MiB."""
 
     compression: str | None = None
     """zstd:LEVEL, gzip:LEVEL or blosc:CNAME:LEVEL; default none."""
 
     def __post_init__(self) -> None:
-        self.new_cache(num_rows=1, max_row_bytes=1)  # refuses what no cache can have
+        self.new_cache(num_rows=1)  # refuses what no cache can have
         if self.compression:
             compressor(self.compression)
 
-    def new_cache(self, *, num_rows: int, max_row_bytes: int) -> CacheInfo:
-        """The settings of a new cache with every default filled in."""
+    def new_cache(self, *, num_rows: int, input_pixels: int = 0, device: str = "cpu") -> CacheInfo:
+        """The settings of a new cache with every default filled in; ``input_pixels`` has the
+        largest input of a teacher that runs on ``device``, 0 where none does."""
         return CacheInfo(
             seed=0 if self.seed is None else self.seed,
             holdout=0.05 if self.holdout is None else self.holdout,
@@ -71,7 +79,8 @@ class CacheSettings:
             decode=(self.decode or DecodeRules()).to_dict(),
             compression=self.compression or "",
             shard_rows=self.shard_rows
-            or default_shard_rows(num_rows=num_rows, row_bytes=max_row_bytes),
+            or default_shard_rows(num_rows=num_rows, input_pixels=input_pixels, device=device),
+            file_bytes=FILE_BYTES if self.file_bytes is None else self.file_bytes,
         )
 
     def check(self, info: CacheInfo, where: str) -> None:
@@ -83,6 +92,7 @@ class CacheSettings:
             "views": None if self.views is None else tuple(view.to_dict() for view in self.views),
             "decode": None if self.decode is None else self.decode.to_dict(),
             "shard_rows": self.shard_rows,
+            "file_bytes": self.file_bytes,
             "compression": self.compression,
         }
         for field, value in wanted.items():
@@ -102,11 +112,11 @@ def _view_text(record: dict[str, Any]) -> str:
     return str(View.from_dict(record))
 
 
-def default_shard_rows(*, num_rows: int, row_bytes: int) -> int:
-    """Largest power of two within TARGET_SHARD_BYTES that leaves MIN_SHARDS shards, at least 8."""
-    if num_rows < 1 or row_bytes < 1:
-        raise UsageError(f"num_rows={num_rows} and row_bytes={row_bytes} must be positive.")
-    limit = max(1, min(TARGET_SHARD_BYTES // row_bytes, max(8, num_rows // MIN_SHARDS), 2**16))
+def default_shard_rows(*, num_rows: int, input_pixels: int, device: str) -> int:
+    """The largest power of two of rows within UNIT_PIXELS, of which MIN_SHARDS shards can be made,
+    at least 8 where the pixels allow it and at most MAX_DEFAULT_ROWS."""
+    by_work = UNIT_PIXELS.get(device, UNIT_PIXELS["cpu"]) // max(input_pixels, 1)
+    limit = max(1, min(by_work, max(8, num_rows // MIN_SHARDS), MAX_DEFAULT_ROWS))
     return int(2 ** (limit.bit_length() - 1))
 
 

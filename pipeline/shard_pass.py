@@ -1,27 +1,28 @@
 """One pass over the shards that miss something: decode, run the teachers, write.
 
 Every stage has threads of its own and the teachers never wait for one that could go on: images of
-the next shards are decoded, the next batches are made ready, the features of the last ones are
-rounded and copied, and finished shards are written, all while a batch runs in the calling thread.
-Shard boundaries do not show.
+the next rows are decoded, the next batches are made ready, the features of the last ones are
+rounded and copied, and full files are written, all while a batch runs in the calling thread. Of a
+shard only the rows on their way are in memory, and shard boundaries do not show.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
-from phistill.cache import Cache, CommitRecord, ImageFacts
+from phistill.cache import Cache, CommitRecord
 from phistill.cache.format import names
-from phistill.cache.upkeep.pack import PackReport, pack
+from phistill.cache.shard_writer import FullFile
 from phistill.compute.copies import Sent
-from phistill.stats.fit.kept_sums import keep_sums
+from phistill.stats.fit.kept_sums import ShardSums
 
 from .decode.image import DecodeSetup
-from .decode.pending import DecodedShard, PendingShard
+from .decode.pending import PendingShard
 from .decode.rgb import DecodeRules
 from .decode.shards import arriving_shards, choose_mode
 from .decode.views import Rendering, View
@@ -34,18 +35,25 @@ from .rejects import RejectBudget
 from .request import Request
 from .runners import build_runners
 from .settings import ExtractOptions
+from .shards.packing import Packing
+from .shards.stages import Stages, after
+from .shards.work import Output, Unit, Work
 from .teachers.runner import TeacherRunner, environment, launch_together, sharing
-from .teachers.to_host import StoredRows
+from .teachers.to_host import BatchToHost
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 BATCHES_AHEAD = 2
 """Batches made ready before the teacher asks for them, and batches that may be on their way from
 it: more would only take memory."""
 
+PART_BYTES = 64 * 2**20
+"""Pixels of the rows that are decoded together, all inputs of the teachers: a part of a shard."""
+
 NUM_WRITERS = {"cuda": 4}
-"""Shards written at a time, by device; 2 elsewhere, so that one waits for the disk while the other
+"""Files written at a time, by device; 2 elsewhere, so that one waits for the disk while the other
 is encoded. One GPU with a large teacher gives more than a core can hash."""
 
 
@@ -124,7 +132,8 @@ class ShardPass:
         self._watch = Stopwatch()
         self._num_writers = NUM_WRITERS.get(device.type, 2)
         self._landing: deque[Future[None]] = deque()
-        self._writing: deque[Future[CommitRecord]] = deque()
+        self._writing: deque[Future[None]] = deque()
+        self._committing: deque[Future[CommitRecord]] = deque()
 
     def run(self) -> None:
         """Decode, run, write: stages that overlap."""
@@ -138,7 +147,7 @@ class ShardPass:
         self._total_rows = sum(size[s] for owner in self._missing.values() for s in owner)
         decoding = arriving_shards(
             self._source.read,
-            rows_of_shards(self._cache, shards),
+            rows_of_shards(self._cache, shards, self._part_rows()),
             DecodeSetup(
                 DecodeRules.from_dict(info.decode),
                 tuple(View.from_dict(view) for view in info.views),
@@ -151,7 +160,7 @@ class ShardPass:
         self._watch = Stopwatch()
         self._source.expect(reads_of_shards(self._cache, shards))
         self._report()
-        stages = _Stages(self._num_writers)
+        stages = Stages(self._num_writers)
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
         # failure; what is being written is finished.
         with stages, decoding as arriving:
@@ -165,101 +174,168 @@ class ShardPass:
                 if not finished:  # nobody waits for what comes from afar
                     self._source.stop()
 
-    def _flow(self, arriving: Iterator[PendingShard], stages: _Stages) -> None:
-        ahead: deque[tuple[_Work, int, Future[Sent]]] = deque()
+    def _flow(self, arriving: Iterator[PendingShard], stages: Stages) -> None:
+        ahead: deque[tuple[Work, int, Future[Sent]]] = deque()
 
         def step() -> None:
             work, start, prepared = ahead.popleft()
             with self._watch.waiting_for_images():
                 images = prepared.result()
-            if len(self._landing) == BATCHES_AHEAD:
+            if len(self._landing) >= BATCHES_AHEAD:
                 self._landing.popleft().result()
             launched = launch_together(work.runners, images, start)
-            self._landing.append(stages.landing.submit(work.rows.land, launched))
-            work.landed.append(self._landing[-1])
+            self._landing.append(stages.landing.submit(self._land, stages, work, launched, start))
             self._computed_rows += work.num_rows(start) * len(work.names)
-            if work.is_last(start):
-                for number, name in enumerate(work.names):
-                    self._writing.append(stages.writing.submit(self._commit, work, number, name))
+            self._make_room()
             self._collect()
             self._packing.start(stages.packing)
             self._report()
 
-        for shard in arriving:
-            if self._is_out_of_time():
-                self.out_of_time = True
-                break
-            for work in self._works(shard):
-                self._make_room()
-                for start in work.starts:
+        works: list[Work] = []
+        pixels: Output | None = None
+        unit = Unit(-1, 0)
+        for part in arriving:
+            if part.first == 0:
+                if self._is_out_of_time():
+                    self.out_of_time = True
+                    break
+                start, stop = self._cache.info.shard_range(part.shard)
+                unit = Unit(part.shard, stop - start)
+                works, pixels = list(self._works(unit)), self._pixels(unit)
+            unit.parts.append((part.first, part.seen))
+            for work in works:
+                for start in work.arrived(part):
                     ahead.append((work, start, stages.preparing.submit(work.prepare, start)))
                     if len(ahead) > BATCHES_AHEAD:
                         step()
-            if shard.shard in self._missing.get(names.PIXELS, ()):
+            if pixels is not None:
                 if not ahead:
                     with self._watch.waiting_for_images():
-                        shard.complete()
+                        part.complete()
+                self._landing.append(stages.copying.submit(self._copy, stages, pixels, part))
+                self._computed_rows += part.num_rows
                 self._make_room()
-                self._writing.append(stages.writing.submit(self._commit_pixels, shard))
-                self._computed_rows += shard.num_rows
+                self._collect()
                 self._report()
         while ahead:
             step()
+        while self._landing:
+            self._landing.popleft().result()
         while self._writing:
-            self._count(self._writing.popleft().result())
+            self._writing.popleft().result()
+        while self._committing:
+            self._count(self._committing.popleft().result())
         self._packing.wait()
 
     def _is_out_of_time(self) -> bool:
         limit_s = self._options.time_limit_s
         return limit_s is not None and time.monotonic() - self._started > limit_s
 
-    def _works(self, shard: PendingShard) -> Iterator[_Work]:
+    def _works(self, unit: Unit) -> Iterator[Work]:
         wanted = {
             name: runner
             for name, runner in self._runners.items()
-            if shard.shard in self._missing[name]
+            if unit.shard in self._missing[name]
         }
         for group in sharing(wanted):
-            yield _Work(shard, group, [wanted[name] for name in group])
+            outputs = [
+                Output(
+                    unit,
+                    self._cache.shard_writer(name, unit.shard),
+                    ShardSums(self._cache, name, unit.shard),
+                )
+                for name in group
+            ]
+            yield Work(unit, group, [wanted[name] for name in group], outputs)
 
-    def _commit(self, work: _Work, number: int, name: str) -> CommitRecord:
-        for landed in work.landed:
-            landed.result()
-        shard = work.shard.complete()
-        arrays, reasons = work.rows.result(number, list(shard.reasons))
-        images, rejected = _facts(shard), {**reasons, **shard.reasons}
-        keep_sums(self._cache, name, shard.shard, arrays, images=images, rejected=rejected)
-        return self._cache.commit_shard(
-            name,
-            shard.shard,
-            arrays,
+    def _pixels(self, unit: Unit) -> Output | None:
+        if unit.shard not in self._missing.get(names.PIXELS, ()):
+            return None
+        return Output(unit, self._cache.shard_writer(names.PIXELS, unit.shard))
+
+    def _land(self, stages: Stages, work: Work, batches: Sequence[BatchToHost], start: int) -> None:
+        """Keep a batch of each teacher, and have written what is full: a file, or the shard."""
+        stop = start + work.num_rows(start)
+        rejected, sha256 = work.unit.rejected(start, stop), work.unit.sha256(start, stop)
+        for batch, output in zip(batches, work.outputs, strict=True):
+            values, reasons = batch.result()
+            unusable = {*reasons, *rejected}
+            full = output.writer.add(values, rejected=unusable)
+            self._sum(stages, output, start, values, sha256, unusable)
+            output.reasons |= {start + slot: reason for slot, reason in reasons.items()}
+            self._write(stages, output, full, self._environment)
+
+    def _copy(self, stages: Stages, pixels: Output, part: PendingShard) -> None:
+        values = part.complete().pixels[self._pixel_rendering()]
+        full = pixels.writer.add({names.PIXELS: values})
+        self._write(stages, pixels, full, self._pixel_environment)
+
+    def _write(
+        self,
+        stages: Stages,
+        output: Output,
+        full: Sequence[FullFile],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Hand over full files, and after a shard's last one its commit, which waits for them: what
+        it waits for was handed over before it."""
+        output.files += [stages.writing.submit(output.writer.write, file) for file in full]
+        self._writing.extend(output.files[len(output.files) - len(full) :])
+        if output.writer.is_full:
+            commit = stages.writing.submit(self._commit, output, environment)
+            self._committing.append(commit)
+
+    def _sum(
+        self,
+        stages: Stages,
+        output: Output,
+        start: int,
+        values: Mapping[str, NDArray[Any]],
+        sha256: Sequence[str | None],
+        rejected: Set[int],
+    ) -> None:
+        """Have moments summed of features whose codes alone are stored."""
+        assert output.sums is not None, "a teacher's output"
+        calls = output.sums.add(start, values, sha256=sha256, rejected=rejected)
+        if output.writer.is_full:
+            calls += output.sums.finish()
+        for call in calls:
+            output.files.append(stages.writing.submit(after, output.last_sum, call))
+            output.last_sum = output.files[-1]
+            self._writing.append(output.last_sum)
+
+    def _commit(self, output: Output, environment: Mapping[str, str]) -> CommitRecord:
+        for file in output.files:
+            file.result()
+        images, reasons = output.unit.images()
+        if output.sums is not None and output.sums.are_wanted:
+            writer = output.writer
+            output.sums.keep(self._cache.settle_facts(writer.owner, writer.shard, images))
+        return self._cache.commit(
+            output.writer,
             images=images,
-            reasons=rejected,
-            environment=self._environment,
-        )
-
-    def _commit_pixels(self, arriving: PendingShard) -> CommitRecord:
-        shard = arriving.complete()
-        return self._cache.commit_shard(
-            names.PIXELS,
-            shard.shard,
-            {names.PIXELS: shard.pixels[self._pixel_rendering()]},
-            images=_facts(shard),
-            reasons=shard.reasons,
-            environment=self._pixel_environment,
+            reasons={**output.reasons, **reasons},
+            environment=environment,
         )
 
     def _make_room(self) -> None:
-        """Wait until few enough shards are being written: a slow disk must not fill the memory."""
-        while len(self._writing) > self._num_writers:
+        """Wait until few enough files are being written: a slow disk must not fill the memory."""
+        while len(self._writing) > 2 * self._num_writers:
             with self._watch.waiting_for_the_disk():
-                record = self._writing.popleft().result()
-            self._count(record)
+                self._writing.popleft().result()
 
     def _collect(self) -> None:
-        """Count what has been written meanwhile; raises what writing raised."""
+        """Count what has been committed meanwhile; raises what writing raised."""
         while self._writing and self._writing[0].done():
-            self._count(self._writing.popleft().result())
+            self._writing.popleft().result()
+        while self._committing and self._committing[0].done():
+            self._count(self._committing.popleft().result())
+
+    def _part_rows(self) -> int:
+        """A power of two: rows whose pixels are PART_BYTES, of a shard at most."""
+        row_bytes = sum(3 * math.prod(rendering.size) for rendering in self._renderings())
+        rows = max(1, min(self._cache.info.shard_rows, PART_BYTES // max(row_bytes, 1)))
+        return 1 << (rows.bit_length() - 1)
 
     def _renderings(self) -> tuple[Rendering, ...]:
         wanted = [runner.rendering for runner in self._runners.values()]
@@ -296,82 +372,3 @@ class ShardPass:
                 disk_wait_s=self._watch.disk_s,
             )
         )
-
-
-def _facts(shard: DecodedShard) -> ImageFacts:
-    return ImageFacts.of(sha256=shard.sha256, size=shard.size, box=shard.box)
-
-
-class _Stages:
-    """The threads beside the teachers'."""
-
-    def __init__(self, num_writers: int) -> None:
-        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self.landing = ThreadPoolExecutor(1, thread_name_prefix="land")
-        self.writing = ThreadPoolExecutor(num_writers, thread_name_prefix="write")
-        self.packing = ThreadPoolExecutor(1, thread_name_prefix="pack")
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        self.preparing.shutdown(cancel_futures=True)
-        self.landing.shutdown(cancel_futures=True)
-        self.writing.shutdown()
-        self.packing.shutdown()
-
-
-class Packing:
-    """Ranges of shards that are packed as soon as all of them are committed, beside the work."""
-
-    def __init__(self, cache: Cache, held: Set[int], missing: Mapping[str, Set[int]]) -> None:
-        """Only ranges all of whose shards are ``held``; ``missing`` are to come, by owner."""
-        self._cache = cache
-        whole = {n for n, shards in cache.info.ranges().items() if set(shards) <= held}
-        to_come = (self._number(shard) for shards in missing.values() for shard in shards)
-        self._left = Counter(number for number in to_come if number in whole)
-        self._started: list[Future[PackReport]] = []
-
-    def count(self, record: CommitRecord) -> None:
-        """A shard was committed."""
-        self._left[self._number(record.shard)] -= 1
-
-    def start(self, pool: ThreadPoolExecutor) -> None:
-        """Pack what is complete; the last range is for whoever ends the run."""
-        complete = [number for number, left in self._left.items() if left == 0]
-        for number in complete if len(self._left) > 1 else ():
-            del self._left[number]
-            self._started.append(pool.submit(pack, self._cache, {number}))
-
-    def wait(self) -> None:
-        """Raises what packing raised."""
-        for packed in self._started:
-            packed.result()
-
-    def _number(self, shard: int) -> int:
-        return shard // self._cache.info.pack_shards
-
-
-class _Work:
-    """Teachers that share a forward pass, over one shard."""
-
-    def __init__(
-        self, shard: PendingShard, names: Sequence[str], runners: Sequence[TeacherRunner]
-    ) -> None:
-        self.shard, self.names, self.runners = shard, tuple(names), runners
-        self.rows = StoredRows([runner.info for runner in runners], shard.num_rows)
-        self.starts = range(0, shard.num_rows, runners[0].info.rows_per_forward)
-        self.landed: list[Future[None]] = []
-
-    def is_last(self, start: int) -> bool:
-        return start == self.starts[-1]
-
-    def num_rows(self, start: int) -> int:
-        """Of the batch at ``start``."""
-        return min(self.starts.step, self.shard.num_rows - start)
-
-    def prepare(self, start: int) -> Sent:
-        """The teachers' input of the batch at ``start``, when its images are there."""
-        first = self.runners[0]
-        stop = start + self.num_rows(start)
-        return first.prepare(self.shard.rows(first.rendering, start, stop))

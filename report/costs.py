@@ -24,6 +24,8 @@ class TeacherPlan:
     widths: dict[str, int]
     row_bytes: int
     total_bytes: int
+    num_files: int
+    """Of all its arrays; a file has about ``total_bytes / num_files``."""
     seconds_per_row: float
     hours: float
     licence: str | None
@@ -48,6 +50,9 @@ class Plan:
     """Mean encoded bytes of the sample."""
     teachers: tuple[TeacherPlan, ...]
     pixel_row_bytes: int
+    pixel_files: int
+    shard_rows: int
+    """Rows of the unit of commit."""
     total_bytes: int
     free_bytes: int | None
     """On the disk where the cache would lie; None when no place was named."""
@@ -79,6 +84,20 @@ class Plan:
         return max(self.teacher_seconds_per_row, decode)
 
     @property
+    def num_shards(self) -> int:
+        return math.ceil(self.num_rows / self.shard_rows)
+
+    @property
+    def num_files(self) -> int:
+        """Of features and pixels; beside them there are a few hundred."""
+        return self.pixel_files + sum(teacher.num_files for teacher in self.teachers)
+
+    @property
+    def shard_s(self) -> float:
+        """Seconds of work in a shard, which a killed run does again."""
+        return min(self.shard_rows, self.num_rows) * self.pass_seconds_per_row
+
+    @property
     def extract_hours(self) -> float:
         return self.num_rows * self.pass_seconds_per_row / 3600
 
@@ -107,7 +126,7 @@ class Plan:
         """As JSON values; break_even_epochs is None where the cache never pays off."""
         derived = (
             *("row_bytes", "extract_hours", "read_hours_per_epoch", "live_hours_per_epoch"),
-            *("read_bytes_per_s", "break_even_epochs"),
+            *("read_bytes_per_s", "break_even_epochs", "num_files", "num_shards", "shard_s"),
         )
         values = {**asdict(self), **{name: getattr(self, name) for name in derived}}
         never = math.isinf(self.break_even_epochs)
@@ -121,9 +140,15 @@ def render(plan: Plan) -> str:
         f"{counted(plan.num_sample, 'image')} ({plan.num_rejected} rejected), "
         f"{bytes_text(plan.image_bytes)} each.",
         "",
-        table_text(("", "grid", "per row", "in all", "ms/row", "time"), _rows(plan)),
+        table_text(("", "grid", "per row", "in all", "files", "ms/row", "time"), _rows(plan)),
     ]
-    lines += ["", f"Disk     {bytes_text(plan.total_bytes)}{_room(plan)}"]
+    lines += [
+        "",
+        f"Disk     {bytes_text(plan.total_bytes)}{_room(plan)}",
+        f"Files    {plan.num_files:,}, in {counted(plan.num_shards, 'shard')} of "
+        f"{counted(plan.shard_rows, 'row')}: what a killed run does again is at most "
+        f"{duration_text(plan.shard_s)}.",
+    ]
     bound = "teachers"
     decode = plan.decode_seconds_per_row / plan.num_cores
     if plan.device != "cpu" and decode > plan.teacher_seconds_per_row:
@@ -157,11 +182,15 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
             (
                 *(teacher.name, f"{teacher.grid[0]} x {teacher.grid[1]}"),
                 *(bytes_text(teacher.row_bytes), bytes_text(teacher.total_bytes)),
+                f"{teacher.num_files:,}",
                 *(f"{teacher.seconds_per_row * 1e3:.1f}", duration_text(teacher.hours * 3600)),
             )
             for teacher in plan.teachers
         ),
-        ("pixels", "", bytes_text(pixels), bytes_text(pixels * plan.num_rows), "", ""),
+        (
+            *("pixels", "", bytes_text(pixels), bytes_text(pixels * plan.num_rows)),
+            *(f"{plan.pixel_files:,}", "", ""),
+        ),
     ]
 
 

@@ -7,15 +7,17 @@ s seconds per row: t of a teacher, d of decoding (all inputs together, one core)
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from phistill.cache import CacheInfo
 from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.storage.open_files import open_files
 from phistill.compute.devices import choose_device
@@ -95,7 +97,7 @@ def plan(
         sample = _Sample(source, records, settings, num_sample)
         wide_sample = _Sample(source, records, settings, num_precision) if num_precision else None
         target = choose_device(device)
-        plans, renderings, spectra = [], [], {}
+        measured, renderings, spectra = [], [], {}
         for text in teachers:
             spec = TeacherSpec.parse(text)
             say(f"{spec.name}: building and running it on {counted(sample.num_images, 'image')}")
@@ -113,27 +115,35 @@ def plan(
                 rows, bits, spectra[spec.name] = measure_precision(
                     runner, wide_sample.pixels(runner.rendering)
                 )
-            plans.append(
-                TeacherPlan(
-                    name=spec.name,
-                    spec=spec.text,
-                    grid=runner.info.grid,
-                    widths=dict(runner.info.widths),
-                    row_bytes=runner.info.row_bytes,
-                    total_bytes=runner.info.row_bytes * num_rows,
-                    seconds_per_row=seconds,
-                    hours=seconds * num_rows / 3600,
-                    licence=teacher.licence,
-                    precision=rows,
-                    bits_for_loss=bits,
-                )
-            )
-        side = 224 if settings.pixel_size is None else settings.pixel_size
+            measured.append((runner.info, seconds, rows, bits))
+        info = settings.new_cache(
+            num_rows=num_rows,
+            input_pixels=max(height * width for height, width in (r.size for r in renderings)),
+            device=target.type,
+        )
+        side = info.pixel_size
         if side:
             renderings.append(Rendering((side, side), PIXEL_INTERPOLATION))
         decode_seconds = sample.decode_seconds(list(dict.fromkeys(renderings)))
     if picture is not None:
         draw_codes(picture, spectra)
+    plans = [
+        TeacherPlan(
+            name=teacher.name,
+            spec=teacher.spec,
+            grid=teacher.grid,
+            widths=dict(teacher.widths),
+            row_bytes=teacher.row_bytes,
+            total_bytes=teacher.row_bytes * num_rows,
+            num_files=num_files(info, num_rows, teacher.array_bytes.values()),
+            seconds_per_row=seconds,
+            hours=seconds * num_rows / 3600,
+            licence=teacher.licence or None,
+            precision=rows,
+            bits_for_loss=bits,
+        )
+        for teacher, seconds, rows, bits in measured
+    ]
     pixel_row_bytes = side * side * 3
     per_row = pixel_row_bytes + sum(teacher_plan.row_bytes for teacher_plan in plans)
     return Plan(
@@ -144,6 +154,8 @@ def plan(
         image_bytes=sample.image_bytes,
         teachers=tuple(plans),
         pixel_row_bytes=pixel_row_bytes,
+        pixel_files=num_files(info, num_rows, [pixel_row_bytes] if side else []),
+        shard_rows=info.shard_rows,
         total_bytes=per_row * num_rows,
         free_bytes=None if cache is None else free_bytes(cache),
         decode_seconds_per_row=decode_seconds,
@@ -154,6 +166,11 @@ def plan(
         student_rows_per_s=student_rows_per_s,
         disk_bytes_per_s=disk_bytes_per_s,
     )
+
+
+def num_files(info: CacheInfo, num_rows: int, array_bytes: Iterable[int]) -> int:
+    """Files of arrays of ``num_rows`` rows, by the bytes of a row of each."""
+    return sum(math.ceil(num_rows / info.rows_per_file(row_bytes)) for row_bytes in array_bytes)
 
 
 def free_bytes(location: Path | str) -> int | None:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, ImageFacts, TeacherInfo
 from phistill.cache.format import names
+from phistill.cache.format.info import FILE_BYTES
 from phistill.cache.segments import publish_index
 from tests.object_store import BUCKET, FaultProxy, environment
 
@@ -150,6 +151,7 @@ def empty_cache(
     seed: int = 0,
     compression: str = "",
     view: str = "resize",
+    file_bytes: int = FILE_BYTES,
 ) -> Cache:
     """A cache of ``small_index`` that has its teachers and no shard of them."""
     info = CacheInfo(
@@ -160,6 +162,7 @@ def empty_cache(
         views=({"kind": view},),
         decode={},
         compression=compression,
+        file_bytes=file_bytes,
     )
     cache = store.create(path, info, small_index(num_rows))
     for teacher in teachers:
@@ -178,6 +181,7 @@ def build_cache(
     rejects: Sequence[int] = (),
     compression: str = "",
     view: str = "resize",
+    file_bytes: int = FILE_BYTES,
     teachers: Sequence[TeacherInfo] | None = None,
     features: Callable[[str, str, int, Any], Any] | None = None,
 ) -> Cache:
@@ -201,6 +205,7 @@ def build_cache(
         seed=seed,
         compression=compression,
         view=view,
+        file_bytes=file_bytes,
     )
     generator = np.random.default_rng(seed)
     for shard in cache.info.shards():

@@ -23,7 +23,7 @@ def cold_reads(cache: Cache, folder: Path) -> Iterator[str]:
     num_bytes = sum(path.stat().st_size for path in paths)
     labels = np.array(cache.index()["label"].to_pylist()).astype(np.int64)
     order = EpochOrder(
-        rows=rows, seed=0, epoch=0, mode="block", shard_rows=SHARD_ROWS, window_shards=WINDOW
+        rows=rows, seed=0, epoch=0, mode="block", block_rows=SHARD_ROWS, window_blocks=WINDOW
     ).between(0, len(rows))
     full = EpochOrder(rows=rows, seed=0, epoch=0).between(0, len(rows))
     out = np.empty((BATCH, TOKENS, WIDTH), np.float16)
@@ -62,7 +62,7 @@ def _read_through(paths: list[Path]) -> None:
 
 def _read_in_order(cache: Cache, order: np.ndarray, out: np.ndarray) -> None:
     reader = cache.reader("t", "patches")
-    with ReadAhead([reader], shard_rows=SHARD_ROWS, window_shards=WINDOW) as ahead:
+    with ReadAhead([reader], block_rows=SHARD_ROWS, window_blocks=WINDOW) as ahead:
         for start in range(0, len(order) - BATCH + 1, BATCH):
             ahead.expect(order[start : start + BATCH])
             ahead.expect(order[start + WINDOW * SHARD_ROWS :][:BATCH])

@@ -108,7 +108,7 @@ def _files(cache: Cache, owner: str, shards: Iterable[int]) -> Sized:
             originals[num, kind] = original
     for shard in shards:
         start, stop = info.shard_range(shard)
-        for kind, relative in cache.shard_paths(owner, shard).items():
+        for kind, (relative,) in cache.paths(owner).of(shard).items():
             target = cache.path / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(originals[stop - start, kind], target)
@@ -145,13 +145,13 @@ def _record(
     cache: Cache, owner: str, shard: int, sized: Sized, facts: ImageFacts, num_rejects: int
 ) -> CommitRecord:
     start, stop = cache.info.shard_range(shard)
-    paths = cache.shard_paths(owner, shard)
+    paths = cache.paths(owner).of(shard)
     return CommitRecord(
         owner=owner,
         shard=shard,
         start=start,
         num_rows=stop - start,
-        files={paths[kind]: known for kind, known in sized[stop - start].items()},
+        files={paths[kind][0]: known for kind, known in sized[stop - start].items()},
         facts=facts.digest,
         reasons=dict.fromkeys(range(num_rejects), "truncated JPEG"),
         environment=ENVIRONMENT,

@@ -163,7 +163,7 @@ def order(num_rows: str) -> Work:
     def work() -> None:
         some = RowSet(kept)
         for mode in ("full", "block"):
-            one = EpochOrder(rows=some, seed=0, epoch=3, mode=mode, shard_rows=256)
+            one = EpochOrder(rows=some, seed=0, epoch=3, mode=mode, block_rows=256)
             for number in range(500):
                 first = (number * 7919 * 1024) % (len(some) - 1024)
                 one.between(first, first + 1024)

@@ -45,6 +45,6 @@ class DecodedReader:
         """See the shards that were committed since."""
         self.codes.refresh()
 
-    def prefetch_shard(self, shard: int) -> None:
-        """Bring a shard nearer; never an error."""
-        self.codes.prefetch_shard(shard)
+    def prefetch(self, block: range) -> None:
+        """Bring rows nearer; never an error."""
+        self.codes.prefetch(block)

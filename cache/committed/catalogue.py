@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from phistill.errors import CorruptCache, remedy, repair_text
 
 from ..format import names
+from ..format.arrays import ShardFiles
 from ..format.columns import Columns
 from ..format.facts import DIGEST_BYTES, ROW_BYTES, ImageFacts
 from ..format.info import CacheInfo
 from ..format.json_document import MAX_DOCUMENT_BYTES
 from ..format.record import CommitRecord
 from ..storage.files import Files
-from .commits import Commits, Paths
+from .commits import Commits
 from .fact_table import FactTable
 from .record_table import RecordTable, place_of
 from .row_facts import RowFacts
@@ -65,11 +66,11 @@ class Catalogue:
             self._records.pop(owner)
             self._loose_tables.pop(owner, None)
 
-    def shards(self, owner: str, info: CacheInfo, paths: Paths) -> NDArray[np.int64]:
+    def shards(self, owner: str, info: CacheInfo, paths: ShardFiles) -> NDArray[np.int64]:
         """Committed shards of an owner, ascending, by their names alone."""
         return np.intersect1d(self.stored_shards(owner, info, paths), info.shard_numbers)
 
-    def stored_shards(self, owner: str, info: CacheInfo, paths: Paths) -> NDArray[np.int64]:
+    def stored_shards(self, owner: str, info: CacheInfo, paths: ShardFiles) -> NDArray[np.int64]:
         """The same, and those that the cache does not have."""
         loose = self.loose_shards(names.commits(owner))
         tables = self.record_tables(owner, info, paths)
@@ -80,17 +81,19 @@ class Catalogue:
         loose = self.loose_shards(names.FACTS)
         return _united(loose, [table.shards for table in self.fact_tables(info)])
 
-    def commits(self, owner: str, info: CacheInfo, paths: Paths) -> Commits:
+    def commits(self, owner: str, info: CacheInfo, paths: ShardFiles) -> Commits:
         """The records of an owner. Those of segments that were added since the root was read are
         for who reads it again."""
         loose = self.loose_records(owner, info, paths)
         of, table = self._loose_tables.get(owner, (None, None))
         if table is None or of != loose.keys():
-            table = RecordTable.of(owner, list(loose.values()), len(paths(0)))
+            table = RecordTable.of(owner, list(loose.values()))
             self._loose_tables[owner] = (set(loose), table)
         return Commits(info, paths, [*self.record_tables(owner, info, paths), table])
 
-    def loose_records(self, owner: str, info: CacheInfo, paths: Paths) -> dict[int, CommitRecord]:
+    def loose_records(
+        self, owner: str, info: CacheInfo, paths: ShardFiles
+    ) -> dict[int, CommitRecord]:
         """The records of an owner that have a file of their own."""
         exist = self.loose_shards(names.commits(owner)) & set(info.shards())
         before = self._records.get(owner, {})
@@ -107,7 +110,7 @@ class Catalogue:
         return known
 
     def committed(
-        self, owner: str, shard: int, info: CacheInfo, paths: Paths
+        self, owner: str, shard: int, info: CacheInfo, paths: ShardFiles
     ) -> CommitRecord | None:
         """The record of one shard as it is now, None when there is none."""
         known = self._records.setdefault(owner, {})
@@ -206,12 +209,12 @@ class Catalogue:
             self._facts.pop(shard, None)
 
     def record_tables(
-        self, owner: str, info: CacheInfo, paths: Paths, number: int | None = None
+        self, owner: str, info: CacheInfo, paths: ShardFiles, number: int | None = None
     ) -> list[RecordTable]:
         """The packs of an owner's records, or the one of a range."""
 
         def of(content: Columns, number: int) -> RecordTable:
-            return RecordTable.of_columns(content, owner, info.pack_range(number), len(paths(0)))
+            return RecordTable.of_columns(content, owner, info.pack_range(number), paths)
 
         return self._tables(names.record_packs(owner), number, of)
 

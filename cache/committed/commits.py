@@ -1,12 +1,12 @@
 """The commit records of one owner as columns; a record is made for whoever asks for one.
 
-k committed shards, a arrays of the owner.
+k committed shards.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
 
+from ..format.arrays import ShardFiles
 from ..format.info import CacheInfo
 from ..format.record import CommitRecord
 from .record_table import RecordTable, place_of
-
-Paths = Callable[[int], Sequence[str]]
-"""The files of an owner's shard, ascending."""
 
 
 class Commits(Mapping[int, CommitRecord]):
     """Records by shard, ascending. Of a shard that several tables have, the last one's counts."""
 
-    def __init__(self, info: CacheInfo, paths: Paths, tables: Sequence[RecordTable]) -> None:
+    def __init__(self, info: CacheInfo, paths: ShardFiles, tables: Sequence[RecordTable]) -> None:
         """Shards that ``info`` does not have are left out: they are of segments added since."""
         self._info, self._paths, self._tables = info, paths, tuple(tables)
         shards = np.concatenate([np.empty(0, np.int64), *(table.shards for table in tables)])
@@ -78,7 +76,7 @@ class Commits(Mapping[int, CommitRecord]):
         sizes = np.zeros(len(self), np.int64)
         for number, table in enumerate(self._tables):
             mine = self._table_of == number
-            sizes[mine] = table.num_bytes[self._place[mine]].sum(axis=1)
+            sizes[mine] = table.record_bytes(self._place[mine])
         return sizes
 
     def lost(self, name: str) -> Float[np.ndarray, " k"]:
@@ -95,8 +93,8 @@ class Commits(Mapping[int, CommitRecord]):
         position = self._position(shard)
         if position is None:
             raise KeyError(shard)
-        sizes = self._tables[self._table_of[position]].num_bytes[self._place[position]]
-        return dict(zip(self._paths(shard), sizes.tolist(), strict=True))
+        sizes = self._tables[self._table_of[position]].file_bytes(int(self._place[position]))
+        return dict(zip(self._paths(shard), sizes, strict=True))
 
     @cached_property
     def rejected(self) -> Int64[np.ndarray, " m"]:

@@ -16,12 +16,12 @@ import msgspec
 from phistill.errors import CorruptCache, PhistillError
 
 from ..format import names
+from ..format.arrays import ShardFiles
 from ..format.columns import Columns, encode
 from ..format.facts import ImageFacts
 from ..format.info import CacheInfo
 from ..format.record import CommitRecord
 from ..storage.files import Files
-from .commits import Paths
 from .fact_table import FactTable
 from .record_table import RecordTable
 
@@ -48,8 +48,7 @@ def publish_records(
     if not records:
         files.delete(path)
         return
-    num_arrays = len(next(iter(records.values())).files)
-    table = RecordTable.of(owner, list(records.values()), num_arrays)
+    table = RecordTable.of(owner, list(records.values()))
     files.publish(path, encode(table.columns, msgspec.to_builtins(table.texts)))
 
 
@@ -63,7 +62,7 @@ def publish_facts(files: Files, number: int, facts: Mapping[int, ImageFacts]) ->
 
 
 def whole_records(
-    files: Files, number: int, owner: str, info: CacheInfo, paths: Paths
+    files: Files, number: int, owner: str, info: CacheInfo, paths: ShardFiles
 ) -> Whole[CommitRecord]:
     """The records of a pack whose own digest is right; none where there is no pack."""
     content, problem = _open(files, names.pack(names.record_packs(owner), number))
@@ -74,9 +73,7 @@ def whole_records(
     except CorruptCache as error:
         return Whole({}, problem=str(error))
     within = info.pack_range(number)
-    problem = problem or _misfit(
-        lambda: RecordTable.of_columns(content, owner, within, len(paths(0)))
-    )
+    problem = problem or _misfit(lambda: RecordTable.of_columns(content, owner, within, paths))
     found, lost = {}, 0
     for place, shard in enumerate(table.shards.tolist()):
         if shard not in within or info.segment_of(shard * info.shard_rows) is None:

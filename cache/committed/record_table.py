@@ -1,7 +1,7 @@
 """Many commit records of one owner as columns: what a pack stores, and what is counted with.
 
-k records, a arrays of the owner, m rejected rows. A record has the same digest here as in a file of
-its own.
+k records, f files of all of them, m rejected rows. A record has the same digest here as in a file
+of its own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, Self
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Int64, UInt8, UInt32
+from jaxtyping import Float, UInt8, UInt32
 from numpy.typing import NDArray
 
+from ..format.arrays import ShardFiles
 from ..format.columns import Columns, ascend_within
 from ..format.record import LOST_STEP, CommitRecord
 from .shard_table import Arrays, ShardTable
@@ -23,8 +24,9 @@ Range = tuple[int, int]
 
 KINDS: dict[str, tuple[str, int]] = {
     "shards": ("<i8", 1),
-    "num_bytes": ("<i8", 2),
-    "sha256": ("u1", 3),
+    "num_files": ("<u4", 1),
+    "num_bytes": ("<i8", 1),
+    "sha256": ("u1", 2),
     "facts": ("u1", 2),
     "digests": ("u1", 2),
     "environment": ("<u4", 1),
@@ -57,10 +59,16 @@ class RecordTable(ShardTable):
         super().__init__(columns)
         self.texts = texts
 
-    @property
-    def num_bytes(self) -> Int64[np.ndarray, "k a"]:
-        """Of each file, by ascending path."""
-        return self.columns["num_bytes"]
+    def record_bytes(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes (p,) of all files of the records at ``places`` (p,)."""
+        until = np.concatenate([[0], np.cumsum(self.columns["num_bytes"])])[self.file_ends]
+        return np.diff(until)[places]
+
+    def file_bytes(self, place: int) -> list[int]:
+        """Of each file of the record at ``place``, by ascending path."""
+        begin, end = self.file_ends[place : place + 2].tolist()
+        sizes: list[int] = self.columns["num_bytes"][begin:end].tolist()
+        return sizes
 
     @property
     def facts(self) -> UInt8[np.ndarray, "k 32"]:
@@ -73,19 +81,19 @@ class RecordTable(ShardTable):
         return self.columns["num_rejects"]
 
     @classmethod
-    def of(cls, owner: str, records: Sequence[CommitRecord], num_arrays: int) -> Self:
-        """The table of ``records``, each with ``num_arrays`` files."""
+    def of(cls, owner: str, records: Sequence[CommitRecord]) -> Self:
+        """The table of ``records``."""
         records = sorted(records, key=lambda record: record.shard)
         environments: dict[tuple[tuple[str, str], ...], int] = {}
         reasons: dict[str, int] = {}
         rejected = [item for record in records for item in sorted(record.reasons.items())]
         files = [file for record in records for _, file in sorted(record.files.items())]
         keys = [tuple(sorted(record.environment.items())) for record in records]
-        k, a = len(records), num_arrays
         columns: dict[str, NDArray[Any]] = {
             "shards": np.array([record.shard for record in records], np.int64),
-            "num_bytes": np.array([size for size, _ in files], np.int64).reshape(k, a),
-            "sha256": _bytes([sha256 for _, sha256 in files]).reshape(k, a, 32),
+            "num_files": np.array([len(record.files) for record in records], np.uint32),
+            "num_bytes": np.array([size for size, _ in files], np.int64),
+            "sha256": _bytes([sha256 for _, sha256 in files]),
             "facts": _bytes([record.facts for record in records]),
             "digests": _bytes([record.digest for record in records]),
             "environment": _numbered(keys, environments),
@@ -106,25 +114,28 @@ class RecordTable(ShardTable):
         return cls(texts, columns)
 
     @classmethod
-    def of_columns(cls, content: Columns, owner: str, within: range, num_arrays: int) -> Self:
-        """The table of an ``owner`` with ``num_arrays`` that a pack of shards ``within`` a range
-        holds; CorruptCache for another's, and for columns that do not fit one another."""
+    def of_columns(cls, content: Columns, owner: str, within: range, files: ShardFiles) -> Self:
+        """The table of an ``owner`` whose shards have these ``files`` that a pack of shards
+        ``within`` a range holds; CorruptCache for another's, and for columns that do not fit one
+        another."""
         texts = cls.unchecked(content).texts
         if texts.owner != owner:
             raise content.damaged(f"it is the pack of {texts.owner!r}")
         table = cls(texts, content)
         k, shapes = len(table), {name: content.unchecked(name).shape for name in content}
-        m, a = int(table.num_rejects.sum(dtype=np.int64)), num_arrays
+        m = int(table.num_rejects.sum(dtype=np.int64))
+        f = int(content["num_files"].sum(dtype=np.int64))
         expected = {
-            "shards": (k,), "num_bytes": (k, a), "sha256": (k, a, 32), "facts": (k, 32),
-            "digests": (k, 32), "environment": (k,), "num_rejects": (k,), "reject_slots": (m,),
-            "reject_reasons": (m,),
+            "shards": (k,), "num_files": (k,), "num_bytes": (f,), "sha256": (f, 32),
+            "facts": (k, 32), "digests": (k, 32), "environment": (k,), "num_rejects": (k,),
+            "reject_slots": (m,), "reject_reasons": (m,),
         }  # fmt: skip
         if texts.codes:
             expected["lost"] = (k, len(texts.codes))
         if (
             shapes != expected
             or not ascend_within(table.shards, within)
+            or not files.have(table.shards, content["num_files"])
             or (content["environment"] >= len(texts.environments)).any()
             or (content["reject_reasons"] >= len(texts.reasons)).any()
         ):
@@ -143,6 +154,11 @@ class RecordTable(ShardTable):
         return cls(texts, {name: content.unchecked(name) for name in content})
 
     @cached_property
+    def file_ends(self) -> NDArray[np.int64]:
+        """(k + 1,) where each record's files begin and end."""
+        return np.concatenate([[0], np.cumsum(self.columns["num_files"], dtype=np.int64)])
+
+    @cached_property
     def reject_ends(self) -> NDArray[np.int64]:
         """(k + 1,) where each record's rejects begin and end."""
         return np.concatenate([[0], np.cumsum(self.num_rejects, dtype=np.int64)])
@@ -152,8 +168,9 @@ class RecordTable(ShardTable):
         begin, end = self.reject_ends[place : place + 2].tolist()
         slots = self.columns["reject_slots"][begin:end].tolist()
         positions = self.columns["reject_reasons"][begin:end].tolist()
-        sizes = self.num_bytes[place].tolist()
-        hashes = [sha256.tobytes().hex() for sha256 in self.columns["sha256"][place]]
+        sizes, first = self.file_bytes(place), int(self.file_ends[place])
+        stored = self.columns["sha256"][first : first + len(sizes)]
+        hashes = [sha256.tobytes().hex() for sha256 in stored]
         return CommitRecord(
             owner=self.texts.owner,
             shard=int(self.shards[place]),

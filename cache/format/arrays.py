@@ -1,4 +1,4 @@
-"""The zarr metadata of a cache's groups and arrays.
+"""The arrays of a cache: in which files their rows lie, and the zarr metadata that says so.
 
 zarr makes the documents (in memory), so that what we publish is what zarr would have written; the
 values are encoded and decoded by ``shard`` and ``reader``.
@@ -6,18 +6,84 @@ values are encoded and decoded by ``shard`` and ``reader``.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache
 
+from . import names
 from .compression import compressor
 from .info import DTYPES, CacheInfo
 from .json_document import canonical, decode, parse, with_digest
+from .shard import CRC_BYTES, index_bytes
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayLayout:
+    """Where the rows of one array lie: row r in file r // file_rows, of which a shard has one or,
+    where rows are large, a power of two."""
+
+    owner: str
+    kind: str
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    file_rows: int
+    """Rows of a file; the last of a segment may have fewer."""
+
+    @classmethod
+    def of(cls, info: CacheInfo, owner: str, kind: str, row_shape: tuple[int, ...]) -> Self:
+        dtype = DTYPES[kind]
+        rows = info.rows_per_file(math.prod(row_shape) * dtype.itemsize)
+        return cls(owner, kind, row_shape, dtype, rows)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+    def files(self, start: int, stop: int) -> range:
+        """Numbers of the files that hold rows [start, stop)."""
+        return range(start // self.file_rows, -(-stop // self.file_rows))
+
+    def stored_bytes(self, num_rows: int) -> int:
+        """Of so many rows from the start of a file on, uncompressed: values, checksums, indexes."""
+        num_files = len(self.files(0, num_rows))
+        return num_rows * (self.row_bytes + CRC_BYTES) + num_files * index_bytes(self.file_rows)
+
+    def path(self, file: int) -> str:
+        """Where a file lies below the root."""
+        return names.array_file(self.owner, self.kind, file, 1 + len(self.row_shape))
+
+
+class ShardFiles:
+    """The files of the shards of one owner, by its ``layouts``."""
+
+    def __init__(self, info: CacheInfo, layouts: Sequence[ArrayLayout]) -> None:
+        self._info, self._layouts = info, tuple(layouts)
+
+    def of(self, shard: int) -> dict[str, list[str]]:
+        """Paths of a shard's files by kind, by ascending row."""
+        rows = self._info.shard_range(shard)
+        return {one.kind: [one.path(file) for file in one.files(*rows)] for one in self._layouts}
+
+    def __call__(self, shard: int) -> list[str]:
+        """The paths of a shard's files, ascending."""
+        return sorted(path for paths in self.of(shard).values() for path in paths)
+
+    def have(self, shards: NDArray[np.int64], num_files: NDArray[Any]) -> bool:
+        """Whether those of ``shards`` (k,) that exist have so many files each, (k,)."""
+        exists = np.isin(shards, self._info.shard_numbers)
+        places = np.searchsorted(self._info.shard_numbers, shards[exists])
+        sizes = self._info.shard_sizes[places]
+        expected = sum((-(-sizes // one.file_rows) for one in self._layouts), np.zeros_like(sizes))
+        return bool((expected == num_files[exists]).all())
 
 
 def array_document(
@@ -40,7 +106,7 @@ def array_document(
         store,
         shape=(info.num_rows if num_rows is None else num_rows, *row_shape),
         dtype=dtype,
-        chunks=(info.shard_rows, *row_shape),
+        chunks=(info.rows_per_file(math.prod(row_shape) * dtype.itemsize), *row_shape),
         serializer=ShardingCodec(
             chunk_shape=(1, *row_shape),
             codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],

@@ -28,6 +28,8 @@ MAX_SHARD_ROWS = 2**16
 MAX_ROW_BYTES = 2**31
 """An array that claims more than this per row is refused before anything is allocated."""
 
+MAX_FILE_BYTES = 2**40
+
 MAX_LICENCE_LENGTH = 200
 
 MAX_PACK_SHARDS, MAX_PACK_ROWS = 2**14, 2**22
@@ -60,7 +62,14 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 IMPORTED = "imported"
 """The ``source`` in the identity of a teacher whose features something else computed."""
 
-FIXED = ("seed", "shard_rows", "holdout", "pixel_size", "views", "decode", "compression")
+FILE_BYTES = 2**26
+"""Values in one file at most: some tens of megabytes are read, hashed and sent at full speed, and
+a file that is being filled takes no more memory."""
+
+FIXED = (
+    *("seed", "shard_rows", "file_bytes", "holdout", "pixel_size", "views", "decode"),
+    "compression",
+)
 """Settings that are equal in two caches of which one takes in rows of the other."""
 
 
@@ -79,6 +88,8 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One per stored view of an image, as the pipeline describes them."""
     decode: dict[str, Any]
     """How an image becomes RGB, as the pipeline describes it."""
+    file_bytes: int = FILE_BYTES
+    """Bytes of values in one file at most, but for a row that is larger alone."""
     compression: str = ""
     """Of every array, as ``compression`` describes it; empty for none."""
     segments: tuple[Segment, ...] = ()
@@ -98,6 +109,10 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not 0 < rows <= MAX_SHARD_ROWS or rows & (rows - 1):
             raise UsageError(
                 f"shard_rows={rows} must be a power of two, at most {MAX_SHARD_ROWS:,}."
+            )
+        if not 0 < self.file_bytes <= MAX_FILE_BYTES:
+            raise UsageError(
+                f"file_bytes={self.file_bytes} must be between 1 and {MAX_FILE_BYTES:,}."
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
@@ -136,6 +151,12 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def num_shards(self) -> int:
         return math.ceil(self.num_rows / self.shard_rows)
+
+    def rows_per_file(self, row_bytes: int) -> int:
+        """Rows in a file of an array: the largest power of two within ``file_bytes`` and a shard,
+        at least one."""
+        rows = max(1, min(self.shard_rows, self.file_bytes // max(row_bytes, 1)))
+        return 1 << (rows.bit_length() - 1)
 
     def segment_of(self, row: int) -> int | None:
         """Number of the segment that a row belongs to; None for padding and beyond the end."""
@@ -322,9 +343,14 @@ class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return names.codes(kind) if kind in self.codecs else kind
 
     @property
+    def array_bytes(self) -> dict[str, int]:
+        """Bytes of one row of each array."""
+        return {n: math.prod(shape) * DTYPES[n].itemsize for n, shape in self.arrays.items()}
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row over all arrays."""
-        return sum(math.prod(shape) * DTYPES[n].itemsize for n, shape in self.arrays.items())
+        return sum(self.array_bytes.values())
 
     @property
     def fingerprint(self) -> dict[str, Any]:

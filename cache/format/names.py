@@ -91,8 +91,8 @@ def codec(teacher: str, kind: str) -> str:
     return f"{group(teacher)}/codecs/{kind}.safetensors"
 
 
-def shard(owner: str, kind: str, number: int, num_dims: int) -> str:
-    """A shard's file: zarr's default chunk key, sharded along the first dimension only."""
+def array_file(owner: str, kind: str, number: int, num_dims: int) -> str:
+    """A file of an array: zarr's default chunk key, sharded along the first dimension only."""
     return f"{array(owner, kind)}/c/{number}" + "/0" * (num_dims - 1)
 
 

@@ -30,20 +30,20 @@ class BadRow(Exception):
 
 
 class OpenShard(Protocol):
-    """One committed shard of n rows of b bytes, open for reading."""
+    """One file of a committed shard, n rows of b bytes, open for reading."""
 
     def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
-        """Row ``slots[i]`` of the shard into ``out[positions[i]]`` (b,); BadRow where its crc32c
+        """Row ``slots[i]`` of the file into ``out[positions[i]]`` (b,); BadRow where its crc32c
         fails."""
 
     def read_row(self, slot: int, row: NDArray[np.uint8], checksum: memoryview) -> None:
-        """One row of the shard into ``row`` (b,), with room for its checksum (4,); as ``read``."""
+        """One row of the file into ``row`` (b,), with room for its checksum (4,); as ``read``."""
 
-    def prefetch(self) -> None:
-        """Bring the whole shard nearer: all its rows will be read soon."""
+    def prefetch(self, slots: range) -> None:
+        """Bring consecutive rows nearer: all of them will be read soon."""
 
-    def release(self) -> None:
-        """Keep nothing of the shard in memory any more."""
+    def release(self, slots: range) -> None:
+        """Keep these rows in memory no more."""
 
 
 class Files(Protocol):
@@ -126,9 +126,10 @@ class Files(Protocol):
         """The processes that hold some of the cache for writing now."""
 
     def open_shard(
-        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int, checked: bool
+        self, relative: str, *, file_rows: int, row_bytes: int, num_bytes: int, checked: bool
     ) -> OpenShard:
-        """A committed shard of ``num_bytes``, to read rows of ``row_bytes`` from.
+        """A file of a committed shard, of ``num_bytes`` and made for ``file_rows``, to read rows of
+        ``row_bytes`` from.
 
         CorruptCache when it is not there or, unless that was ``checked`` before, has another size
         or a damaged index.

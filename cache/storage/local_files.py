@@ -132,12 +132,12 @@ class LocalFiles:
         return lock.holders(self.root)
 
     def open_shard(
-        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int, checked: bool
+        self, relative: str, *, file_rows: int, row_bytes: int, num_bytes: int, checked: bool
     ) -> LocalShard:
         path = f"{self.root}/{relative}"  # joining paths takes as long as opening one
         shard = LocalShard(path, row_bytes, num_bytes)
         if not checked:
-            shard.require_whole(path, shard_rows)
+            shard.require_whole(path, file_rows)
         return shard
 
     def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:

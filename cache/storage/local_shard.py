@@ -1,4 +1,4 @@
-"""A committed shard opened for reading: bytes straight into the batch.
+"""A file of a committed shard opened for reading: bytes straight into the batch.
 
 zarr's own indexing reads shuffled rows at a few percent of the disk's speed, so a row of a local
 shard is one ``preadv`` into its place in the batch, its checksum into a scratch buffer beside it.
@@ -48,18 +48,18 @@ class LocalShard:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def require_whole(self, path: str, shard_rows: int) -> None:
+    def require_whole(self, path: str, file_rows: int) -> None:
         """CorruptCache naming ``path`` unless size and index are those of the committed rows."""
         size = os.fstat(self._descriptor).st_size
         if size != self._num_bytes:
             raise CorruptCache(
                 f"{path} has {size:,} bytes, its commit record says {self._num_bytes:,}."
             )
-        tail = np.empty(min(index_bytes(shard_rows), size), np.uint8)
+        tail = np.empty(min(index_bytes(file_rows), size), np.uint8)
         read_fully(self._descriptor, tail, size - tail.size)
         num_rows, rest = divmod(size - tail.size, self._row_bytes + CRC_BYTES)
-        if rest or tail.tobytes() != encode_index(num_rows, shard_rows, self._row_bytes):
-            decode_rows(tail, shard_rows, size, self._row_bytes, path)  # says what is wrong
+        if rest or tail.tobytes() != encode_index(num_rows, file_rows, self._row_bytes):
+            decode_rows(tail, file_rows, size, self._row_bytes, path)  # says what is wrong
             raise CorruptCache(f"{path}: the shard index is not that of its rows.")
 
     def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
@@ -74,11 +74,12 @@ class LocalShard:
         if not matches(row, int.from_bytes(checksum, "little")):
             raise BadRow(slot)
 
-    def prefetch(self) -> None:
-        for offset in range(0, self._num_bytes, PREFETCH_BYTES):
+    def prefetch(self, slots: range) -> None:
+        whole = self._row_bytes + CRC_BYTES
+        for offset in range(slots.start * whole, slots.stop * whole, PREFETCH_BYTES):
             will_need(self._descriptor, offset, PREFETCH_BYTES)
 
-    def release(self) -> None:
+    def release(self, slots: range) -> None:
         return  # the page cache is the kernel's
 
     def _read_again(self, row: NDArray[np.uint8], checksum: memoryview, slot: int) -> None:

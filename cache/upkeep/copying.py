@@ -145,7 +145,7 @@ def _publish_metadata(source: Cache, target: Cache, coding: Coding) -> None:
 def _tasks(source: Cache, target: Cache, layout: Sequence[Part]) -> Iterator[ShardTask]:
     shard_rows = source.info.shard_rows
     origins = [Origin(source, owner) for owner in target.owners]
-    coded = {origin.owner for origin in origins if target.shapes(origin.owner) != origin.shapes}
+    coded = {origin.owner for origin in origins if target.layouts(origin.owner) != origin.layouts}
     for part in layout:
         for origin in origins:
             for first in range(0, len(part.rows), shard_rows):

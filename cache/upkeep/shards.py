@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from phistill.errors import CorruptCache, repair_text
 
 from ..format import names
+from ..format.arrays import ArrayLayout
 from ..format.facts import ImageFacts, joined
-from ..format.info import DTYPES
 from ..format.record import LOST_STEP, CommitRecord
-from ..format.shard import index_bytes
 from ..reader import ArrayReader
 from ..store import Cache
 from .layout import Rows
@@ -50,8 +51,11 @@ def copy_shard(source: Cache, target: Cache, record: CommitRecord, shard: int) -
 
 def _paths(cache: Cache, record: CommitRecord, shard: int) -> Iterator[tuple[str, str]]:
     """Each file of a shard, and its path under another number."""
-    paths = cache.shard_paths(record.owner, record.shard), cache.shard_paths(record.owner, shard)
-    return zip(*(by_kind.values() for by_kind in paths), strict=True)
+    shift = shard - record.shard
+    for layout in cache.layouts(record.owner).values():
+        per_shard = cache.info.shard_rows // layout.file_rows
+        for file in layout.files(record.start, record.start + record.num_rows):
+            yield layout.path(file), layout.path(file + shift * per_shard)
 
 
 class Origin:
@@ -60,7 +64,7 @@ class Origin:
     def __init__(self, cache: Cache, owner: str) -> None:
         self.cache, self.owner = cache, owner
         self.commits = cache.commits(owner)
-        self.shapes = cache.shapes(owner)
+        self.layouts = cache.layouts(owner)
         self._lock = Lock()
         self._readers: dict[str, ArrayReader] = {}
 
@@ -92,9 +96,8 @@ class ShardTask:
     def num_bytes(self) -> int:
         if self.whole is not None:
             return self.whole.num_bytes
-        shapes = self.target.shapes(self.owner)
-        row = sum(int(np.prod(s)) * DTYPES[k].itemsize + 4 for k, s in shapes.items())
-        return len(self.rows) * row + len(shapes) * index_bytes(self.target.info.shard_rows)
+        layouts = self.target.layouts(self.owner).values()
+        return sum(layout.stored_bytes(len(self.rows)) for layout in layouts)
 
     def is_done_by(self, record: CommitRecord) -> bool:
         """Whether a record of the copy vouches for what this task would write."""
@@ -103,9 +106,7 @@ class ShardTask:
         facts, reasons, environment = self._facts(self._records())
         expected = (facts.digest, reasons, environment)
         same = (record.facts, record.reasons, record.environment) == expected
-        return same and set(record.files) == set(
-            self.target.shard_paths(self.owner, self.shard).values()
-        )
+        return same and set(record.files) == set(self.target.paths(self.owner)(self.shard))
 
     def run(self) -> ShardTask:
         """Write the shard's files and then its record."""
@@ -120,23 +121,29 @@ class ShardTask:
         facts, reasons, environment = self._facts(records)
         accepted = ~self.origin.cache.info.is_removed(self.rows)  # removed: hidden here too
         accepted[list(reasons)] = False
-        arrays = {}
-        for kind, shape in self.origin.shapes.items():
-            dtype = DTYPES[kind]
-            empty = np.nan if dtype.kind == "f" else 0
-            values = np.full((len(self.rows), *shape), empty, dtype)
-            if accepted.any():
-                values[accepted] = self.origin.reader(kind).read(self.rows[accepted])
-            arrays[kind] = values
-        self.target.commit_shard(
-            self.owner,
-            self.shard,
-            arrays,
-            images=facts,
-            reasons=reasons,
-            environment=environment,
-            lost=self._lost(records),
+        writer = self.target.shard_writer(self.owner, self.shard)
+        step = min(layout.file_rows for layout in self.origin.layouts.values())
+        for first in range(0, len(self.rows), step):
+            part = slice(first, first + step)
+            arrays = {
+                name: self._values(layout, self.rows[part], accepted[part])
+                for name, layout in self.origin.layouts.items()
+            }
+            rejected = np.flatnonzero(~accepted[part]).tolist()
+            for file in writer.add(arrays, rejected=rejected, copy=False):
+                writer.write(file)
+        lost = self._lost(records)
+        self.target.commit(
+            writer, images=facts, reasons=reasons, environment=environment, lost=lost
         )
+
+    def _values(self, layout: ArrayLayout, rows: Rows, accepted: NDArray[np.bool_]) -> NDArray[Any]:
+        """What the source stores of ``rows`` (n,): (n, *row_shape)."""
+        empty = np.nan if layout.dtype.kind == "f" else 0
+        values = np.full((len(rows), *layout.row_shape), empty, layout.dtype)
+        if accepted.any():
+            values[accepted] = self.origin.reader(layout.kind).read(rows[accepted])
+        return values
 
     def _lost(self, records: Mapping[int, CommitRecord]) -> dict[str, float]:
         """What codes that are taken over lose: the mean of the shards they are of, by rows."""
@@ -150,7 +157,7 @@ class ShardTask:
             )
             * LOST_STEP
             / len(self.rows)
-            for name in self.origin.shapes
+            for name in self.origin.layouts
             if names.kind_of(name) != name
         }
 

@@ -8,7 +8,8 @@ missing, and what the cache has gained since.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,7 @@ from msgspec.structs import replace
 from phistill.errors import CacheMismatch, LockHeld, UsageError, counted, remedy
 
 from ..format import names
-from ..format.info import DTYPES, FIXED, CacheInfo
-from ..format.shard import CRC_BYTES, index_bytes
+from ..format.info import FIXED, CacheInfo
 from ..format.split import Split
 from ..opening import exists
 from ..storage.files import Files
@@ -139,27 +139,27 @@ def _row_limit(source: Cache, teachers: Sequence[str], selection: Selection) -> 
     if selection.max_bytes:
         info = source.info
         pixels = [names.PIXELS] if info.pixel_size else []
-        shapes = [s for owner in (*pixels, *teachers) for s in _array_bytes(source, owner)]
-        row = sum(shapes)
-        shard = info.shard_rows * row + len(shapes) * index_bytes(info.shard_rows)
-        rows = selection.max_bytes // shard * info.shard_rows
-        if not rows:
-            rows = (selection.max_bytes - len(shapes) * index_bytes(info.shard_rows)) // row
+        layouts = [
+            layout for owner in (*pixels, *teachers) for layout in source.layouts(owner).values()
+        ]
+
+        def stored(num_rows: int) -> int:
+            return sum(layout.stored_bytes(num_rows) for layout in layouts)
+
+        shards = selection.max_bytes // stored(info.shard_rows)
+        rows = shards * info.shard_rows or _most_rows(stored, selection.max_bytes, info.shard_rows)
         if rows < 1:
             raise UsageError(
-                f"max_bytes={selection.max_bytes:,} does not hold one row of {row:,} bytes with "
-                "its shard's index. Raise it, or name fewer teachers."
+                f"max_bytes={selection.max_bytes:,} does not hold one row of {stored(1):,} bytes "
+                "with the indexes of its files. Raise it, or name fewer teachers."
             )
         limits.append(rows)
     return min(limits) if limits else None
 
 
-def _array_bytes(source: Cache, owner: str) -> list[int]:
-    """Bytes of one row with its checksum, for each array of an owner, before compression."""
-    return [
-        int(np.prod(shape)) * DTYPES[kind].itemsize + CRC_BYTES
-        for kind, shape in source.shapes(owner).items()
-    ]
+def _most_rows(stored: Callable[[int], int], max_bytes: int, limit: int) -> int:
+    """The most rows, at most ``limit``, whose bytes stay within ``max_bytes``; 0 if none do."""
+    return bisect_right(range(1, limit + 1), max_bytes, key=stored)
 
 
 def _grown(source: Cache, there: Cache, info: CacheInfo, layout: Sequence[Part]) -> CacheInfo:

@@ -7,7 +7,6 @@ shards swapped, a file cut and padded, a record that belongs elsewhere.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from ..codes.stored import read_codec
 from ..committed.packs import whole_facts, whole_records
 from ..format import names
 from ..format.arrays import same_array, same_group
-from ..format.info import DTYPES
 from ..format.record import CommitRecord
 from ..format.shard import CRC_BYTES, decode_rows, index_bytes, matches
 from ..format.tensor_file import decode
@@ -280,24 +278,28 @@ def _bad_rows(
     """Rows whose checksum fails, and in words; nothing when every row is self-consistent."""
     if cache.info.compression:
         return (), ""  # rows have no fixed places; the shard is the smallest unit that can be named
-    paths = cache.shard_paths(record.owner, record.shard)
-    kind = next(kind for kind, of_kind in paths.items() if of_kind == path)
-    shape: tuple[int, ...] = cache.shapes(record.owner)[kind]
-    row_bytes = math.prod(shape) * DTYPES[kind].itemsize
+    stop = record.start + record.num_rows
+    layout, number = next(
+        (layout, number)
+        for layout in cache.layouts(record.owner).values()
+        for number in layout.files(record.start, stop)
+        if layout.path(number) == path
+    )
+    first, row_bytes, file_rows = number * layout.file_rows, layout.row_bytes, layout.file_rows
+    num_rows = min(first + file_rows, stop) - first
     content: Any = np.frombuffer(data, np.uint8)
-    shard_rows = cache.info.shard_rows
     try:
-        tail = content[-index_bytes(shard_rows) :]
-        offsets = decode_rows(tail, shard_rows, len(data), row_bytes, path)
+        tail = content[-index_bytes(file_rows) :]
+        offsets = decode_rows(tail, file_rows, len(data), row_bytes, path)
     except CorruptCache:
         return (), "the shard index is damaged"
     bad = []
-    for slot, offset in enumerate(offsets[: record.num_rows].tolist()):
+    for slot, offset in enumerate(offsets[:num_rows].tolist()):
         row = content[offset : offset + row_bytes]
         crc = content[offset + row_bytes : offset + row_bytes + CRC_BYTES]
         if offset < 0 or crc.size != CRC_BYTES or not matches(row, int(crc.view("<u4")[0])):
-            bad.append(record.start + slot)
-    return tuple(bad), f"{len(bad)} of {record.num_rows} rows are damaged" if bad else ""
+            bad.append(first + slot)
+    return tuple(bad), f"{len(bad)} of {num_rows} rows are damaged" if bad else ""
 
 
 def _statistics(files: Files, teacher: str) -> list[str]:

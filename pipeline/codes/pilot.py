@@ -42,6 +42,9 @@ SPENT_SHARE = 0.8
 PILOT_BYTES = 2**30
 """Of a pilot's features at most, which are held in memory."""
 
+PART_BATCHES = 4
+"""Forward passes whose images are decoded together: a shard may be more than fits the memory."""
+
 
 def fit_to_pilot(
     cache: Cache,
@@ -140,12 +143,12 @@ def _training_rows(
     num_workers: int | None,
     mode: Mode,
 ) -> Iterator[Float16[np.ndarray, "n t c"]]:
-    """Patches of the cache's rows, shard by shard, without what is held out or cannot be used."""
+    """Patches of the cache's rows, part by part, without what is held out or cannot be used."""
     info = cache.info
     shards = list(info.shards())
     decoded = decode_shards(
         source.read,
-        rows_of_shards(cache, shards),
+        rows_of_shards(cache, shards, PART_BATCHES * runner.info.rows_per_forward),
         rules=DecodeRules.from_dict(info.decode),
         views=[View.from_dict(view) for view in info.views],
         renderings=[runner.rendering],
@@ -159,7 +162,8 @@ def _training_rows(
             arrays, reasons = runner.run(
                 shard.pixels[runner.rendering], runner.info.rows_per_forward
             )
-            heldout = decide_sides(shard.sha256, cache.given_split(shard.shard), info)
+            split = cache.given_split(shard.shard)[shard.first : shard.first + len(shard.sha256)]
+            heldout = decide_sides(shard.sha256, split, info)
             used = ~np.array(heldout, bool)
             used[[*reasons, *shard.reasons]] = False
             yield arrays[KIND][used]

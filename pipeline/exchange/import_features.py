@@ -253,9 +253,8 @@ def _create(
             "described. Describe each with --view, in the order of their numbers."
         )
     records = _records(features, lines, images)
-    largest = max(side * side * 3, *(teacher.row_bytes for teacher in teachers))
     settings = replace(settings, pixel_size=side)
-    info = settings.new_cache(num_rows=records.num_rows * len(views), max_row_bytes=largest)
+    info = settings.new_cache(num_rows=records.num_rows * len(views))
     if images is not None:
         info = replace_info(info, sources=(listing(images, records.num_rows),))
     mixed = features.facts.get("order") == "random"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phistill.cache import Cache, CommitRecord, ImageFacts, TeacherInfo
 from phistill.cache.format import names
@@ -133,25 +134,18 @@ class ImportPass:
 
     def _commit(self, owner: str, kinds: Sequence[str], shard: int) -> None:
         start, stop = self._cache.info.shard_range(shard)
-        first = int(np.searchsorted(self._rows, start))
-        places = slice(first, first + stop - start)
-        positions = self._position[places]
-        reasons = dict.fromkeys(np.flatnonzero(positions < 0).tolist(), MISSING)
-        arrays = {}
-        for kind in kinds:
-            shape = self._shape(owner, kind)
-            values = np.zeros((stop - start, *shape), self._features.arrays[owner, kind].dtype)
-            there = np.flatnonzero(positions >= 0)
-            if there.size:
-                read = self._features.arrays[owner, kind].read(positions[there])
-                values[there] = read.reshape(there.size, *shape)
-            arrays[kind], bad = stored_as(values, DTYPES[kind])
-            for slot, why in bad.items():
-                reasons.setdefault(slot, f"{owner}/{kind} {why}")
-        for values in arrays.values():
-            values[list(reasons)] = np.nan if values.dtype.kind == "f" else 0
-        record = self._cache.commit_shard(
-            owner, shard, arrays, images=self._facts(shard), reasons=reasons, environment={}
+        place = int(np.searchsorted(self._rows, start))
+        writer = self._cache.shard_writer(owner, shard)
+        step = min(layout.file_rows for layout in self._cache.layouts(owner).values())
+        reasons: dict[int, str] = {}
+        for first in range(0, stop - start, step):
+            part = slice(place + first, place + min(first + step, stop - start))
+            arrays, why = self._stored(owner, kinds, self._position[part])
+            for file in writer.add(arrays, rejected=why, copy=False):
+                writer.write(file)
+            reasons |= {first + slot: reason for slot, reason in why.items()}
+        record = self._cache.commit(
+            writer, images=self._facts(shard), reasons=reasons, environment={}
         )
         before = self._replaced.get((owner, shard))
         if before and before.files != record.files and not self._cache.info.compression:
@@ -168,6 +162,27 @@ class ImportPass:
         if owner == names.PIXELS:
             return self._cache.shapes(owner)[kind]
         return self._cache.teacher(owner).row_shape(kind)
+
+    def _stored(
+        self, owner: str, kinds: Sequence[str], positions: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """What is stored of the rows (n,) at these positions of the features, -1 where they have
+        none, and why a row cannot be, by its place among the n."""
+        reasons = dict.fromkeys(np.flatnonzero(positions < 0).tolist(), MISSING)
+        arrays = {}
+        for kind in kinds:
+            shape = self._shape(owner, kind)
+            values = np.zeros((len(positions), *shape), self._features.arrays[owner, kind].dtype)
+            there = np.flatnonzero(positions >= 0)
+            if there.size:
+                read = self._features.arrays[owner, kind].read(positions[there])
+                values[there] = read.reshape(there.size, *shape)
+            arrays[kind], bad = stored_as(values, DTYPES[kind])
+            for slot, why in bad.items():
+                reasons.setdefault(slot, f"{owner}/{kind} {why}")
+        for values in arrays.values():
+            values[list(reasons)] = np.nan if values.dtype.kind == "f" else 0
+        return arrays, reasons
 
     def _facts(self, shard: int) -> ImageFacts:
         """What the shard's images are: as another owner says, or as the table does."""

@@ -84,13 +84,23 @@ class BatchToHost:
             self._arriving = to_host([tensor for tensors in three for tensor in tensors])
             self._values = {}
 
+    def result(self) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Wait; the values (b, ...) of each kind, and why a row cannot be stored, by its place
+        in the batch."""
+        values, reasons = {}, dict[int, str]()
+        for kind, rounded in self._landed().items():
+            values[kind] = rounded.values.numpy()
+            for row, reason in rounded.reasons().items():
+                reasons.setdefault(row, f"{self._teacher}/{kind} {reason}")
+        return values, reasons
+
     def land(self, arrays: dict[str, NDArray[Any]], reasons: dict[int, str]) -> None:
         """Wait, copy into ``arrays``, and say why a row cannot be stored."""
-        for kind, rounded in self._landed().items():
-            stop = self._start + len(rounded.values)
-            arrays[kind][self._start : stop] = rounded.values.numpy()
-            for row, reason in rounded.reasons().items():
-                reasons.setdefault(self._start + row, f"{self._teacher}/{kind} {reason}")
+        values, why = self.result()
+        for kind, of_kind in values.items():
+            arrays[kind][self._start : self._start + len(of_kind)] = of_kind
+        for row, reason in why.items():
+            reasons.setdefault(self._start + row, reason)
 
     def _landed(self) -> dict[str, Rounded]:
         if self._arriving is None:
@@ -115,12 +125,10 @@ class StoredRows:
         for batch, arrays, reasons in zip(batches, self._arrays, self._reasons, strict=True):
             batch.land(arrays, reasons)
 
-    def result(
-        self, number: int, rejected: Sequence[int] = ()
-    ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-        """Arrays per kind of one teacher and why a row cannot be stored; the values of such a row,
-        and of those ``rejected`` before, are NaN."""
+    def result(self, number: int) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+        """Arrays per kind of one teacher and why a row cannot be stored; the values of such a row
+        are NaN."""
         arrays, reasons = self._arrays[number], self._reasons[number]
         for values in arrays.values():
-            values[[*reasons, *rejected]] = np.nan
+            values[list(reasons)] = np.nan
         return arrays, reasons

@@ -1,9 +1,9 @@
 """Sums over features that only their codes are stored of: taken while the features are there.
 
-Whoever codes a shard leaves the sums of its training rows in a file of its own, before the shard is
-committed. fit_stats adds those of a group of shards into one file, and makes the group's partial of
-it: the statistics of a coded cache are those of the features. Where the rows of a group have
-changed since (images were taken down), its sums are taken of the decoded rows.
+Whoever codes a shard leaves the sums of its training rows in a file of its own before the shard is
+committed (``ShardSums``). fit_stats adds those of a group of shards into one file, and makes the
+group's partial of it: the statistics of a coded cache are those of the features. Where the rows of
+a group have changed since (images were taken down), its sums are taken of the decoded rows.
 
     teachers/NAME/moments/KIND/shard-000123.safetensors    one shard, until it is added
     teachers/NAME/moments/KIND/floats-000004.safetensors   a group
@@ -11,7 +11,9 @@ changed since (images were taken down), its sums are taken of the decoded rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from phistill.cache import Cache, ImageFacts
+from phistill.cache.format.split import decide_sides
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import CorruptCache
 
@@ -50,32 +53,107 @@ class KeptFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     shards: list[KeptShard]
 
 
-def keep_sums(
-    cache: Cache,
-    teacher: str,
-    shard: int,
-    features: Mapping[str, NDArray[Any]],
-    *,
-    images: ImageFacts,
-    rejected: Collection[int],
-) -> None:
-    """Store the sums of a shard's features, by kind (n, ..., c), of those that become codes.
+class ShardSums:
+    """Sums over the training rows of one shard of a teacher, of the kinds that become codes; b rows
+    at a time, in their order.
 
-    To be called before the shard is committed; ``rejected`` are the slots without features.
+    What is to be added comes as calls for another thread to make, each after the one before it.
     """
-    codecs = cache.teacher(teacher).codecs
-    if not codecs:
-        return
-    facts = cache.settle_facts(teacher, shard, images)
-    start, stop = cache.info.shard_range(shard)
-    used = ~facts.heldout
-    used[list(rejected)] = False
-    for first, last in cache.info.removed:
-        used[max(first - start, 0) : max(min(last, stop) - start, 0)] = False
-    for kind, codec in codecs.items():
-        kept = KeptShard(shard=shard, codec=codec.sha256, images=facts.digest, rows=_hex(used))
-        data = _sums(features[kind], used).to_bytes(KeptFacts(shards=[kept]))
-        cache.files.publish(_shard_path(teacher, kind, shard), [data])
+
+    def __init__(self, cache: Cache, teacher: str, shard: int) -> None:
+        self._cache, self._teacher, self._shard = cache, teacher, shard
+        info = cache.teacher(teacher)
+        self._codecs = {kind: codec.sha256 for kind, codec in info.codecs.items()}
+        self._sums = {kind: _Sums(info.row_shape(kind)) for kind in self._codecs}
+        start, stop = cache.info.shard_range(shard)
+        self._used = ~cache.info.is_removed(np.arange(start, stop))
+        self._facts = cache.facts_of(shard) if self._codecs else None
+        self._split = cache.given_split(shard) if self._codecs else []
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether the teacher has a kind that becomes codes."""
+        return bool(self._sums)
+
+    def add(
+        self,
+        first: int,
+        features: Mapping[str, NDArray[Any]],
+        *,
+        sha256: Sequence[str | None],
+        rejected: Collection[int],
+    ) -> list[Callable[[], None]]:
+        """Take the training rows among rows ``first`` and on of the shard: features (b, ..., c) by
+        kind, the hash of each one's image, and which of the b have no features."""
+        if not self._sums:
+            return []
+        rows = slice(first, first + len(sha256))
+        heldout = (
+            decide_sides(sha256, self._split[rows], self._cache.info)
+            if self._facts is None
+            else self._facts.heldout[rows]
+        )
+        used = self._used[rows]
+        used &= ~np.array(heldout, bool)
+        used[list(rejected)] = False
+        return [
+            work for kind, sums in self._sums.items() for work in sums.add(features[kind], used)
+        ]
+
+    def finish(self) -> list[Callable[[], None]]:
+        """The rest, when all rows have come."""
+        return [work for sums in self._sums.values() for work in sums.finish()]
+
+    def keep(self, images: ImageFacts) -> None:
+        """Store the sums, once every call was made; the shard stands on the facts ``images``, and
+        is not committed yet."""
+        for kind, sums in self._sums.items():
+            kept = KeptShard(
+                shard=self._shard,
+                codec=self._codecs[kind],
+                images=images.digest,
+                rows=_hex(self._used),
+            )
+            data = sums.result().to_bytes(KeptFacts(shards=[kept]))
+            self._cache.files.publish(_shard_path(self._teacher, kind, self._shard), [data])
+
+
+class _Sums:
+    """Rows of one kind, summed block by block as ``fit_stats`` would."""
+
+    def __init__(self, row_shape: tuple[int, ...]) -> None:
+        width = row_shape[-1]
+        self._width, self._num_rows = width, 0
+        self._accumulator = Accumulator(width)
+        self._block_rows = max(1, BLOCK_VECTORS // max(1, math.prod(row_shape[:-1])))
+        self._waiting: list[NDArray[Any]] = []
+
+    def add(
+        self, features: NDArray[Any], used: Bool[np.ndarray, " b"]
+    ) -> Iterator[Callable[[], None]]:
+        chosen = features[used]  # a copy
+        self._num_rows += len(chosen)
+        self._waiting.append(chosen)
+        if sum(map(len, self._waiting)) < self._block_rows:
+            return
+        rows = np.concatenate(self._waiting)
+        whole = len(rows) // self._block_rows * self._block_rows
+        self._waiting = [rows[whole:]]
+        for start in range(0, whole, self._block_rows):
+            yield partial(self._sum, rows[start : start + self._block_rows])
+
+    def finish(self) -> Iterator[Callable[[], None]]:
+        if any(map(len, self._waiting)):
+            yield partial(self._sum, np.concatenate(self._waiting))
+        self._waiting = []
+
+    def _sum(self, rows: NDArray[Any]) -> None:
+        with one_blas_thread():  # or the last bits depend on the number of cores
+            self._accumulator.add(rows.reshape(-1, self._width))
+
+    def result(self) -> PassResult:
+        moments = self._accumulator.moments()
+        return PassResult(self._num_rows, moments, self._accumulator.squared_norms)
 
 
 def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
@@ -124,18 +202,6 @@ def _wanted(cache: Cache, plan: ArrayPlan, group: Group) -> Iterator[tuple[int, 
         used = np.zeros(record.num_rows, bool)
         used[part - record.start] = True
         yield shard, KeptShard(shard=shard, codec=codec, images=record.facts, rows=_hex(used))
-
-
-def _sums(features: NDArray[Any], used: Bool[np.ndarray, " n"]) -> PassResult:
-    width = features.shape[-1]
-    accumulator = Accumulator(width)
-    tokens = features[0].size // width
-    step = max(1, BLOCK_VECTORS // tokens)
-    slots = np.flatnonzero(used)
-    with one_blas_thread():  # or the last bits depend on the number of cores
-        for start in range(0, len(slots), step):
-            accumulator.add(features[slots[start : start + step]].reshape(-1, width))
-    return PassResult(len(slots), accumulator.moments(), accumulator.squared_norms)
 
 
 def _read(cache: Cache, path: str, width: int) -> tuple[PassResult, dict[int, KeptShard]]:

@@ -21,7 +21,7 @@ ROWS = np.setdiff1d(np.arange(5000), np.arange(0, 5000, 7)).astype(np.int64)
 
 def visit(mode: str, *, seed: int = 0, epoch: int = 0, window: int = 4) -> NDArray[np.int64]:
     order = EpochOrder(
-        rows=RowSet(ROWS), seed=seed, epoch=epoch, mode=mode, shard_rows=64, window_shards=window
+        rows=RowSet(ROWS), seed=seed, epoch=epoch, mode=mode, block_rows=64, window_blocks=window
     )
     return order.between(0, len(ROWS))
 
@@ -145,10 +145,10 @@ def test_another_process_computes_the_same_order() -> None:
         "import numpy as np; from phistill.cache.order import EpochOrder;"
         "from phistill.cache.row_set import RowSet;"
         "o = EpochOrder(rows=RowSet(np.arange(10**5)), seed=3, epoch=7, mode='block',"
-        " shard_rows=64); print(o.between(70_000, 70_010).tolist())"
+        " block_rows=64); print(o.between(70_000, 70_010).tolist())"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    order = EpochOrder(rows=RowSet(np.arange(10**5)), seed=3, epoch=7, mode="block", shard_rows=64)
+    order = EpochOrder(rows=RowSet(np.arange(10**5)), seed=3, epoch=7, mode="block", block_rows=64)
     assert shown.stdout.strip() == str(order.between(70_000, 70_010).tolist())
 
 
@@ -157,7 +157,7 @@ def test_a_row_depends_on_its_position_alone(mode: str) -> None:
     """Whatever was asked for before, and with what: a run goes on in the middle of an epoch."""
     whole = visit(mode)
     order = EpochOrder(
-        rows=RowSet(ROWS), seed=0, epoch=0, mode=mode, shard_rows=64, window_shards=4
+        rows=RowSet(ROWS), seed=0, epoch=0, mode=mode, block_rows=64, window_blocks=4
     )
     positions = np.random.default_rng(0).permutation(len(ROWS))
     for some in np.array_split(positions, 37):
@@ -167,9 +167,9 @@ def test_a_row_depends_on_its_position_alone(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_costs_no_memory_of_an_epoch(mode: str) -> None:
     rows = RowSet(np.arange(3_000_000))
-    EpochOrder(rows=rows, seed=0, epoch=0, mode=mode, shard_rows=256).between(0, 64)
+    EpochOrder(rows=rows, seed=0, epoch=0, mode=mode, block_rows=256).between(0, 64)
     tracemalloc.start()
-    order = EpochOrder(rows=rows, seed=0, epoch=1, mode=mode, shard_rows=256)
+    order = EpochOrder(rows=rows, seed=0, epoch=1, mode=mode, block_rows=256)
     order.between(1_000_000, 1_000_064)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -43,7 +43,7 @@ def test_expected_shards_come_into_the_page_cache(make_cache: CacheFactory) -> N
     if any(is_cached(path) for path in files):
         pytest.skip("this file system keeps its pages: nothing to read ahead")
     with ReadAhead(
-        [cache.reader("pixels", "pixels")], shard_rows=cache.info.shard_rows
+        [cache.reader("pixels", "pixels")], block_rows=cache.info.shard_rows
     ) as readahead:
         readahead.expect(cache.rows(split="all"))
         deadline = time.monotonic() + 20
@@ -56,7 +56,7 @@ def test_a_missing_shard_is_left_to_whoever_reads_its_rows(make_cache: CacheFact
     cache = make_cache()
     reader = cache.reader("pixels", "pixels")
     files_of(cache, "pixels")[0].unlink()
-    reader.prefetch_shard(0)
-    reader.prefetch_shard(10**6)
+    reader.prefetch(range(16))
+    reader.prefetch(range(16 * 10**6, 16 * 10**6 + 16))
     with pytest.raises(CorruptCache, match="committed but missing"):
         reader.read(cache.rows(split="all"))

@@ -48,6 +48,7 @@ def main(location: str | Path, mode: str = "packed") -> None:
             info = CacheInfo(
                 seed=0,
                 shard_rows=8,
+                file_bytes=128,  # two files of patches and four of pixels in a shard
                 holdout=0.1,
                 pixel_size=4,
                 views=({"kind": "resize"},),

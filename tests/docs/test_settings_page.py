@@ -44,7 +44,7 @@ def test_every_setting_of_the_four_stages_has_a_default_and_a_meaning() -> None:
 
 def test_defaults_are_those_of_the_code() -> None:
     found = stages()
-    cache = CacheSettings().new_cache(num_rows=1000, max_row_bytes=1000)
+    cache = CacheSettings().new_cache(num_rows=1000)
     for name in ("seed", "holdout", "pixel_size"):
         assert found["extract"][name][:2] == (
             f"--{name.replace('_', '-')}",

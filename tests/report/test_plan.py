@@ -46,6 +46,9 @@ def test_planned_bytes_are_the_bytes_of_the_cache(images: Path, tmp_path: Path) 
     assert planned.teachers[0].row_bytes == info.row_bytes
     assert planned.total_bytes == 26 * (info.row_bytes + 16 * 16 * 3)
     assert planned.free_bytes is not None
+    assert planned.shard_rows == cache.info.shard_rows
+    stored = [record.files for owner in cache.owners for record in cache.commits(owner).values()]
+    assert planned.num_files == sum(map(len, stored))
     text = render(planned)
     assert "13 images, 26 rows; measured on 13 images (1 rejected)" in text
     json.dumps(planned.to_dict(), allow_nan=False)
@@ -54,11 +57,13 @@ def test_planned_bytes_are_the_bytes_of_the_cache(images: Path, tmp_path: Path) 
 def invented(device: str, decode: float, teacher: float) -> Plan:
     one = TeacherPlan(
         name="a", spec="demo:a", grid=(2, 2), widths={"patches": 4}, row_bytes=1000,
-        total_bytes=10**9, seconds_per_row=teacher, hours=teacher * 1e6 / 3600, licence="mit",
+        total_bytes=10**9, num_files=7000, seconds_per_row=teacher, hours=teacher * 1e6 / 3600,
+        licence="mit",
     )  # fmt: skip
     return Plan(
         num_images=10**6, num_rows=2 * 10**6, num_sample=64, num_rejected=0, image_bytes=1e5,
-        teachers=(one,), pixel_row_bytes=500, total_bytes=3 * 10**9, free_bytes=10**9,
+        teachers=(one,), pixel_row_bytes=500, pixel_files=50, shard_rows=1024,
+        total_bytes=3 * 10**9, free_bytes=10**9,
         decode_seconds_per_row=decode, num_cores=4, device=device, epochs=10.0, num_runs=3,
         student_rows_per_s=2000.0, disk_bytes_per_s=1e6,
     )  # fmt: skip
@@ -68,6 +73,14 @@ def test_a_cpu_adds_decoding_and_a_gpu_hides_it() -> None:
     assert invented("cpu", 0.04, 0.02).pass_seconds_per_row == pytest.approx(0.03)
     assert invented("cuda", 0.04, 0.02).pass_seconds_per_row == pytest.approx(0.02)
     assert invented("cuda", 0.4, 0.02).pass_seconds_per_row == pytest.approx(0.1)
+
+
+def test_what_a_killed_run_does_again_is_a_shard_at_most() -> None:
+    planned = invented("cuda", 0.04, 0.02)
+    assert planned.num_shards == 1954
+    assert planned.shard_s == pytest.approx(1024 * 0.02)
+    assert "7,050, in 1,954 shards of 1,024 rows" in render(planned)
+    assert planned.to_dict()["num_files"] == 7050
 
 
 def test_from_break_even_on_the_cache_is_cheaper() -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from phistill.cache.order import WINDOW_SHARDS
+from phistill.cache.order import WINDOW_BLOCKS
 
 from ..targets import Target
 from .batch import Batch, share
@@ -51,9 +51,9 @@ class Loader:
         largest = -(-plan.config.batch_size // world)
         self._ring = [source.buffers(largest, self.device) for _ in range(self._depth + 1)]
         self._pool = ThreadPoolExecutor(workers, "read-ahead") if workers else None
-        self._shards_ahead = None
+        self._blocks_ahead = None
         if plan.config.order == "block" and not source.is_resident:
-            self._shards_ahead = source.shards_ahead()
+            self._blocks_ahead = source.blocks_ahead([stream.block_rows for stream in plan.streams])
 
     def __enter__(self) -> Loader:
         return self
@@ -63,8 +63,8 @@ class Loader:
 
     def close(self) -> None:
         """Stop reading ahead."""
-        if self._shards_ahead is not None:
-            self._shards_ahead.close()
+        if self._blocks_ahead is not None:
+            self._blocks_ahead.close()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -91,13 +91,13 @@ class Loader:
             yield batch
 
     def _expect(self, step: int) -> None:
-        """In block order, have the shards of this window and the next brought nearer."""
-        if self._shards_ahead is None:
+        """In block order, have the blocks of this window and the next brought nearer."""
+        if self._blocks_ahead is None:
             return
-        window = WINDOW_SHARDS * self.plan.shard_rows // self.plan.config.batch_size
+        window = WINDOW_BLOCKS * self.plan.block_rows // self.plan.config.batch_size
         for expected in (step, step + window):
             if expected < self.stop:
-                self._shards_ahead.expect(self.plan.step(expected))
+                self._blocks_ahead.expect(self.plan.step(expected))
 
     def load(self, step: int) -> Batch:
         """Read one batch now."""

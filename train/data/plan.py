@@ -57,10 +57,10 @@ class RowPlan:
         return self.config.num_steps or max(1, derived)
 
     @property
-    def shard_rows(self) -> int:
-        """Rows of an epoch in which some cache uses up one shard: how far to look ahead."""
+    def block_rows(self) -> int:
+        """Rows of an epoch in which some cache uses up one block: how far to look ahead."""
         pairs = zip(self.streams, self.shares, strict=True)
-        return min(int(stream.shard_rows / share) for stream, share in pairs)
+        return min(int(stream.block_rows / share) for stream, share in pairs)
 
     @property
     def num_rows(self) -> int:

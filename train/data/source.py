@@ -18,7 +18,7 @@ from phistill.cache import Split
 from phistill.cache.codes import RowCodec
 from phistill.cache.format import names
 from phistill.cache.joined import JoinedCaches, JoinedReadAhead, JoinedReader
-from phistill.cache.reader import MAX_WHOLE_SHARDS
+from phistill.cache.reader import MAX_BLOCKS
 from phistill.cache.storage.local_files import LocalFiles
 from phistill.compute.copies import host_memory
 from phistill.errors import UsageError
@@ -120,9 +120,9 @@ class Source:
         places = np.searchsorted(self._resident_rows, rows)
         return np.take(self._resident[key], places, axis=0, out=out, mode="clip")
 
-    def shards_ahead(self) -> JoinedReadAhead:
-        """What asks for whole shards before their rows are read."""
-        return JoinedReadAhead(self.caches, list(self._stored.values()))
+    def blocks_ahead(self, block_rows: Sequence[int]) -> JoinedReadAhead:
+        """What asks for whole blocks of each cache before their rows are read."""
+        return JoinedReadAhead(self.caches, list(self._stored.values()), block_rows)
 
     def buffers(self, num_rows: int, device: torch.device) -> dict[str, Tensor]:
         """Host memory for ``num_rows`` rows of everything, to be copied to a device."""
@@ -235,15 +235,19 @@ def _advice(source: Source, plan: RowPlan) -> str:
         return (
             f"{location} lies on an object store and order={plan.config.order!r} asks for single "
             f"rows: up to {plan.num_rows * len(source.readers):,} requests per epoch. Take --set "
-            "order=block, which reads whole shards, or copy it to a disk first with --stage FOLDER."
+            "order=block, which reads whole files, or copy it to a disk first with --stage FOLDER."
         )
-    rows = sum(MAX_WHOLE_SHARDS * cache.info.shard_rows for cache in caches)
+    rows = sum(
+        MAX_BLOCKS * stream.block_rows
+        for cache, stream in zip(source.caches.caches, plan.streams, strict=True)
+        if cache in caches
+    )
     if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is
         return ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if rows * source.row_bytes > memory / 2:
         return (
-            f"order=block keeps up to {MAX_WHOLE_SHARDS} shards of every array of {location} in "
+            f"order=block keeps up to {MAX_BLOCKS} blocks of every array of {location} in "
             f"memory, {rows * source.row_bytes / 2**30:,.0f} GiB of this machine's "
             f"{memory / 2**30:,.0f} GiB. Take fewer teachers, or copy it to a disk first with "
             "--stage FOLDER."

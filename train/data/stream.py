@@ -69,7 +69,7 @@ class RowStream:
     index_digest: str
     """sha256 (hex) of the tables that say which image a row is."""
 
-    shard_rows: int
+    block_rows: int
     config: TrainConfig
     number: int
     """Of the cache within the run, whose permutations it sets apart; see ``EpochOrder.stream``."""
@@ -79,7 +79,7 @@ class RowStream:
         """sha256 (hex) that names the sequence of rows."""
         config = self.config
         settings = (config.order, config.order_seed, config.batch_size, config.partition)
-        content = hashlib.sha256(repr((settings, self.shard_rows)).encode() + self.rows.digest)
+        content = hashlib.sha256(repr((settings, self.block_rows)).encode() + self.rows.digest)
         if self.views is not None:
             content.update(np.ascontiguousarray(self.views.image, "<i8").tobytes())
             content.update(np.ascontiguousarray(self.views.turn, "<i2").tobytes())
@@ -100,7 +100,7 @@ class RowStream:
             seed=self.config.order_seed,
             epoch=epoch,
             mode=self.config.order,
-            shard_rows=self.shard_rows,
+            block_rows=self.block_rows,
             stream=self.number,
         )
 
@@ -160,7 +160,7 @@ def make_stream(
         num_images=num_images,
         num_teachers=len(teachers),
         index_digest=hashlib.sha256(tables.encode()).hexdigest(),
-        shard_rows=cache.info.shard_rows,
+        block_rows=cache.block_rows(teachers),
         config=config,
         number=number,
     )

@@ -314,9 +314,9 @@ class ObjectFiles:
             self._lease.require()
 
     def open_shard(
-        self, relative: str, *, shard_rows: int, row_bytes: int, num_bytes: int, checked: bool
+        self, relative: str, *, file_rows: int, row_bytes: int, num_bytes: int, checked: bool
     ) -> ObjectShard:
-        return ObjectShard(self, relative, shard_rows, row_bytes, num_bytes)
+        return ObjectShard(self, relative, file_rows, row_bytes, num_bytes)
 
     def each(self, do: Callable[[T], object], items: Sequence[T]) -> None:
         if len(items) == 1:

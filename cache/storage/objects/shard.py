@@ -1,8 +1,8 @@
-"""One committed shard on an object store, read by ranges or kept whole.
+"""One file of a committed shard on an object store, read by ranges or kept near.
 
 Rows lie one after another from the start (docs/format.md), so a row's place needs no request. Rows
-that are near each other come in one request. A shard that will be read from end to end is fetched
-whole before, and its rows are copied from memory until it is released.
+that are near each other come in one request. Rows that will all be read soon are fetched together
+before, a whole file as such, and are copied from memory until they are released.
 
 n rows of b bytes, stride b + 4 with the checksum.
 """
@@ -39,35 +39,45 @@ class Ranges(Protocol):
 
 
 class ObjectShard:
-    """A shard of ``num_bytes``, as its commit record says."""
+    """A file of ``num_bytes``, as its commit record says."""
 
     def __init__(
-        self, files: Ranges, relative: str, shard_rows: int, row_bytes: int, num_bytes: int
+        self, files: Ranges, relative: str, file_rows: int, row_bytes: int, num_bytes: int
     ) -> None:
         self._files, self._relative = files, relative
-        self._shard_rows, self._row_bytes, self._num_bytes = shard_rows, row_bytes, num_bytes
+        self._file_rows, self._row_bytes, self._num_bytes = file_rows, row_bytes, num_bytes
         self._stride = row_bytes + CRC_BYTES
-        self._body: NDArray[np.uint8] | None = None
+        self._near: dict[int, NDArray[np.uint8]] = {}
+        """Rows with their checksums, (stride,), by slot."""
         self._fetching = Lock()
 
     def read(self, slots: Sequence[int], positions: Sequence[int], out: NDArray[np.uint8]) -> None:
-        body = self._body
-        if body is not None:
-            self._take(body, 0, zip(slots, positions, strict=True), out)
-            return
-        for first, last, places in self._ranges(slots, positions):
+        far = []
+        for slot, position in zip(slots, positions, strict=True):
+            row = self._near.get(slot)
+            if row is None:
+                far.append((slot, position))
+            elif not self._copy(row, out[position]):
+                self._again(slot, out[position])
+        for first, last, places in self._ranges(far):
             self._take(self._rows(first, last), first, places, out)
 
     def read_row(self, slot: int, row: NDArray[np.uint8], checksum: memoryview) -> None:
         self.read([slot], [0], row[None])
 
-    def prefetch(self) -> None:
+    def prefetch(self, slots: range) -> None:
         with self._fetching:
-            if self._body is None:
-                self._body = self._whole()
+            if self._near.keys() >= set(slots):
+                return
+            rest = self._num_bytes - index_bytes(self._file_rows)
+            whole = slots.start == 0 and slots.stop * self._stride == rest
+            rows = self._whole() if whole else self._rows(slots.start, slots.stop - 1)
+            self._near |= zip(slots, rows, strict=False)
 
-    def release(self) -> None:
-        self._body = None
+    def release(self, slots: range) -> None:
+        with self._fetching:
+            for slot in slots:
+                self._near.pop(slot, None)
 
     def _take(
         self,
@@ -80,10 +90,14 @@ class ObjectShard:
         for slot, position in places:
             if slot - first >= len(rows):
                 raise BadRow(slot)
-            if self._copy(rows[slot - first], out[position]):
-                continue
-            if not self._copy(self._rows(slot, slot)[0], out[position]):  # not only on its way
-                raise BadRow(slot)
+            if not self._copy(rows[slot - first], out[position]):
+                self._again(slot, out[position])
+
+    def _again(self, slot: int, out: NDArray[np.uint8]) -> None:
+        """A row that did not match its checksum, perhaps only on its way; BadRow when it does not
+        again."""
+        if not self._copy(self._rows(slot, slot)[0], out):
+            raise BadRow(slot)
 
     def _copy(self, row: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool:
         """Copy a row (stride,); False when it does not match its checksum."""
@@ -91,12 +105,12 @@ class ObjectShard:
         return matches(out, int(row[self._row_bytes :].view("<u4")[0]))
 
     def _ranges(
-        self, slots: Sequence[int], positions: Sequence[int]
+        self, places: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-        """(first slot, last slot, [(slot, position)]) of the requests that bring all rows."""
-        places = sorted(zip(slots, positions, strict=True))
+        """(first slot, last slot, [(slot, position)]) of the requests that bring all rows of
+        ``places``, (slot, position) each."""
         taken: list[tuple[int, int]] = []
-        for slot, position in places:
+        for slot, position in sorted(places):
             if taken:
                 gap = (slot - taken[-1][0] - 1) * self._stride
                 total = (slot - taken[0][0] + 1) * self._stride
@@ -110,7 +124,7 @@ class ObjectShard:
     def _rows(self, first: int, last: int) -> NDArray[np.uint8]:
         """Rows ``first`` to ``last`` with their checksums: (last - first + 1, stride)."""
         start, stop = first * self._stride, (last + 1) * self._stride
-        if stop > self._num_bytes - index_bytes(self._shard_rows):
+        if stop > self._num_bytes - index_bytes(self._file_rows):
             raise BadRow(last)
         try:
             data = self._files.read_range(self._relative, start, stop, self._num_bytes)
@@ -125,8 +139,8 @@ class ObjectShard:
             data = self._files.read_whole(self._relative, self._num_bytes)
         except FileNotFoundError as error:
             raise self._missing() from error
-        tail = data[-index_bytes(self._shard_rows) :]
-        offsets = decode_rows(tail, self._shard_rows, data.size, self._row_bytes, where)
+        tail = data[-index_bytes(self._file_rows) :]
+        offsets = decode_rows(tail, self._file_rows, data.size, self._row_bytes, where)
         num_rows = int((offsets >= 0).sum())
         if not np.array_equal(offsets[:num_rows], np.arange(num_rows) * self._stride):
             raise CorruptCache(f"{where} lacks rows it committed.")

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import phistill.cache as store
-from phistill.cache import Cache
+from phistill.cache import Cache, CacheInfo
 from phistill.cache.committed.packs import whole_records
 from phistill.cache.committed.record_table import RecordTable
+from phistill.cache.format.arrays import ArrayLayout, ShardFiles
 from phistill.cache.format.columns import Columns, encode
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.pack import PackReport, pack, pack_what_is_free
@@ -272,9 +273,8 @@ def test_only_the_damaged_shard_of_a_pack_is_lost(
     path = cache.path / f"packs/{name}/000000.safetensors"
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     content = Columns(np.fromfile(path, np.uint8), "x")
-    inside = content.unchecked("sha256")[1:2] if name == "commits/a" else None
-    if inside is None:  # row 18 is in shard 1
-        inside = content.unchecked("sha256")[18:19]
+    # Of records the first file of the second shard, which has two; of facts row 18, in shard 1.
+    inside = content.unchecked("sha256")[2 if name == "commits/a" else 18]
     place = path.read_bytes().index(inside.tobytes())
     assert place > length
     flip(path, place + 3, 2)
@@ -300,6 +300,10 @@ def test_packing_damaged_records_is_refused_and_nothing_goes(make_cache: CacheFa
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
+EMPTY = CacheInfo(seed=0, shard_rows=16, holdout=0.0, pixel_size=0, views=({},), decode={})
+ONE_FILE = ShardFiles(EMPTY, [ArrayLayout.of(EMPTY, "a", "patches", (1, 4))])
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_hostile_columns_are_refused_or_mean_what_they_say(data: st.DataObject) -> None:
@@ -310,18 +314,19 @@ def test_hostile_columns_are_refused_or_mean_what_they_say(data: st.DataObject) 
         "reject_slots": data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=3)),
         "reject_reasons": data.draw(st.lists(st.integers(0, 3), max_size=3)),
         "environment": data.draw(st.lists(st.integers(0, 3), max_size=3)),
+        "num_files": data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=3)),
     }
     k = len(arrays["shards"])
     columns: dict[str, Any] = {
         name: np.array(values, np.int64 if name == "shards" else np.uint32)
         for name, values in arrays.items()
     }
-    columns |= {"num_bytes": np.zeros((k, 1), np.int64), "sha256": np.zeros((k, 1, 32), np.uint8)}
+    columns |= {"num_bytes": np.zeros(k, np.int64), "sha256": np.zeros((k, 32), np.uint8)}
     columns |= {name: np.zeros((k, 32), np.uint8) for name in ("facts", "digests")}
     texts = {"owner": "a", "environments": [{"x": data.draw(TEXT)}], "reasons": [data.draw(TEXT)]}
     content = np.frombuffer(b"".join(encode(columns, texts)), np.uint8)
     try:
-        table = RecordTable.of_columns(Columns(content, "x"), "a", range(2**40), 1)
+        table = RecordTable.of_columns(Columns(content, "x"), "a", range(2**40), ONE_FILE)
         for place, shard in enumerate(table.shards.tolist()):
             table.record(place, (shard * 16, shard * 16 + 16), ["p"])
     except PhistillError:

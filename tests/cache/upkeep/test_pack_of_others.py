@@ -75,8 +75,9 @@ def test_a_pack_of_other_arrays_than_its_owner_has_is_refused_by_name(
     cache = packed(make_cache())
 
     def twice(columns: dict[str, Any]) -> None:
+        columns["num_files"] *= 2
         for name in ("num_bytes", "sha256"):
-            columns[name] = np.repeat(columns[name], 2, axis=1)
+            columns[name] = np.repeat(columns[name], 2, axis=0)
 
     rewrite(cache.path / "packs/commits/a/000000.safetensors", twice)
     asked: list[Callable[[Cache], object]] = [

@@ -124,8 +124,8 @@ def test_neighbouring_rows_come_in_one_request_and_whole_shards_in_none_after_th
     proxy.requests.clear()
     reader.read(np.arange(3, 14))
     assert proxy.num("GET", "patches/c/0") == 1
-    reader.prefetch_shard(1)
-    reader.prefetch_shard(2)
+    reader.prefetch(range(16, 32))
+    reader.prefetch(range(32, 48))
     proxy.requests.clear()
     rows = np.random.default_rng(0).permutation(np.arange(16, 48))
     np.testing.assert_array_equal(reader.read(rows), local.reader("a", "patches").read(rows))
@@ -167,7 +167,7 @@ def test_a_disturbed_reader_gets_the_right_rows(
     np.testing.assert_array_equal(reader.read(rows), expected)
     assert proxy.faults[0].times == 0
     proxy.faults = [Fault(kind, "GET", "patches/c", times=1)]
-    reader.prefetch_shard(0)
+    reader.prefetch(range(16))
     np.testing.assert_array_equal(reader.read(rows), expected)
 
 
