@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from phistill.display import facts_html, frame, table_html
 from phistill.errors import (
     CorruptCache,
     IncompleteCache,
@@ -50,6 +51,9 @@ from .storage.files import Files
 from .storage.local_files import LocalFiles
 from .storage.open_files import open_files
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SPLITS = (None, TRAIN, HELDOUT)
 """What the index may say of a row's side."""
 
@@ -76,6 +80,25 @@ class Contents:
     def __repr__(self) -> str:
         kind, teachers = type(self).__name__, list(self.teachers)
         return f"{kind}({self.location!r}, rows={self.num_rows}, teachers={teachers})"
+
+    def _repr_html_(self) -> str:
+        """Rows, sides and pixels, and a line for each teacher."""
+        pixels = f"{self.info.pixel_size} px" if self.info.pixel_size else "none"
+        facts = {"rows": f"{self.info.num_real_rows:,}", "pixels": pixels}
+        header = ["teacher", "grid", "widths", "shards", "licence"]
+        rows = []
+        for name in self.teachers:
+            told = self.teacher(name)
+            widths = ", ".join(f"{kind} {width}" for kind, width in told.widths.items())
+            shards = f"{len(self.stored_shards(name)):,} of {len(self.info.shards()):,}"
+            grid = " x ".join(map(str, told.grid)) if told.grid else "-"
+            rows.append([name, grid, widths, shards, told.licence or "unknown"])
+        return facts_html(f"Cache {self.location}", facts) + table_html(header, rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A line per row: its number and what the index knows of its image, all rows in memory;
+        UsageError without pandas."""
+        return frame(self.index().to_pylist())
 
     @property
     def location(self) -> str:

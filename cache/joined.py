@@ -41,6 +41,9 @@ class JoinedCaches:
     def __repr__(self) -> str:
         return f"JoinedCaches({[cache.location for cache in self.caches]})"
 
+    def _repr_html_(self) -> str:
+        return "".join(cache._repr_html_() for cache in self.caches)
+
     @property
     def location(self) -> str:
         """All paths, for messages."""

@@ -127,23 +127,18 @@ def train(
     settings = TrainConfig.from_dict(values)
     refuse_cache_as_out(out)
     refuse_train_mistakes(caches, [settings])
-    from phistill.train import Progress
     from phistill.train import train as run
     from phistill.train.curve import curve_end
     from phistill.train.metrics import read_metrics
 
     with progress_bar("train") as bar:
-
-        def show(at: Progress) -> None:
-            bar(at.step, at.num_steps, at.note())
-
         result = run(
             caches,
             out,
             settings,
             stage=stage,
             extend=extend,
-            progress=show,
+            progress=bar.event,
             stage_progress=lambda done, total: bar.bytes(done, total, "staging"),
         )
     if result.resumed_from == result.num_steps:

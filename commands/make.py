@@ -204,7 +204,7 @@ def extract(
     from phistill.pipeline.decode.rgb import DecodeRules
     from phistill.pipeline.decode.views import View
     from phistill.pipeline.images.source import SourceOptions
-    from phistill.report.extraction import done_images, progress_note, summary_text
+    from phistill.report.extraction import summary_text
     from phistill.report.terminal import progress_bar
 
     decode = None
@@ -234,7 +234,7 @@ def extract(
         def show(at: ExtractProgress) -> None:
             nonlocal last
             last = at
-            bar(done_images(at), at.num_images, progress_note(at))
+            bar.event(at)
 
         report = run(
             images,
@@ -304,16 +304,11 @@ def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
     """
     from phistill import cache as store
     from phistill.report.tables import statistics_notes, statistics_table
-    from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.report.terminal import progress_bar
     from phistill.stats import fit_stats as run
-    from phistill.stats.fit.dask_graph import FitProgress
 
     with progress_bar("fit-stats") as bar:
-
-        def show(at: FitProgress) -> None:
-            bar(at.done_bytes, at.total_bytes, f"{at.array}, {bytes_text(at.total_bytes)}")
-
-        rows = run(store.open(cache), teachers=teachers, progress=show, **options)
+        rows = run(store.open(cache), teachers=teachers, progress=bar.event, **options)
     click.echo(statistics_table(rows))
     for note in statistics_notes(rows):
         click.echo(note)

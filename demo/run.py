@@ -7,18 +7,19 @@ be seen in one table. Everything goes through the verbs that the commands call.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from phistill.cache import Cache
+from phistill.display import table_text
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
 from phistill.report import report
 from phistill.report.tables import statistics_notes, statistics_table
-from phistill.report.terminal import duration_text, progress_bar, table_text
+from phistill.report.terminal import duration_text, progress_bar
 from phistill.stats import fit_stats
 from phistill.train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
 
@@ -53,7 +54,7 @@ class DemoResult:
 
     cache: Cache
     runs: dict[str, Path]
-    lines: dict[str, list[EvalRow]]
+    lines: Mapping[str, Sequence[EvalRow]]
     """Per run, trained and untrained student on held-out images."""
     scores: ScoreTable
     report: Path
@@ -117,7 +118,7 @@ def _train(cache: Cache, run: Path, config: TrainConfig) -> RunResult:
         return train(cache, run, config, progress=show)
 
 
-def unexplained_table(lines: dict[str, list[EvalRow]]) -> str:
+def unexplained_table(lines: Mapping[str, Sequence[EvalRow]]) -> str:
     """Unexplained variance of each teacher's patches on held-out images, a column per student."""
     columns = {name: _patches(rows, "trained") for name, rows in lines.items()}
     columns["untrained"] = _patches(next(iter(lines.values())), "untrained")

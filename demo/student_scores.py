@@ -16,7 +16,7 @@ import torch
 
 from phistill.cache import HELDOUT, Cache
 from phistill.cache.storage.parquet import read_table
-from phistill.report.terminal import table_text
+from phistill.display import table_text
 from phistill.train import TrainedStudent, load_run
 
 from . import task_scores

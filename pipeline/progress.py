@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rich import filesize
+
+WAIT_WORTH_SAYING = 0.05
+"""From this share of the time on, what the teachers wait for is named."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractProgress:
@@ -50,6 +55,35 @@ class ExtractProgress:
     def bytes_per_s(self) -> float:
         """Written to the cache."""
         return self.written_bytes / self.pass_s if self.pass_s > 0 else 0.0
+
+    @property
+    def num_done(self) -> int:
+        """Images through everything they miss; one through half of its teachers counts a half."""
+        return self.computed_rows * self.num_images // self.total_rows if self.total_rows else 0
+
+    @property
+    def num_total(self) -> int:
+        return self.num_images
+
+    def note(self) -> str:
+        """``41.2 images/s, teachers busy 97 %, 12.3 MB/s written, 0 rejected``."""
+        speed = self.images_per_s
+        parts = [f"{speed:.3g} images/s" if speed < 100 else f"{speed:,.0f} images/s"]
+        if self.busy is not None:
+            parts.append(f"teachers busy {self.busy:.0%}{self._waiting()}")
+        parts.append(f"{filesize.decimal(round(self.bytes_per_s))}/s written")
+        parts.append(f"{self.num_rejects:,} rejected")
+        return ", ".join(parts)
+
+    def _waiting(self) -> str:
+        waits = {"images": self.images_wait_s or 0.0, "the disk": self.disk_wait_s or 0.0}
+        shares = {cause: wait_s / self.pass_s for cause, wait_s in waits.items() if self.pass_s > 0}
+        named = [
+            f"{share:.0%} waiting for {cause}"
+            for cause, share in shares.items()
+            if share >= WAIT_WORTH_SAYING
+        ]
+        return f" ({', '.join(named)})" if named else ""
 
     @property
     def left_s(self) -> float | None:

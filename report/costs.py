@@ -7,11 +7,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from phistill.display import table_text
 from phistill.errors import counted
 from phistill.stats.codes.precision import PrecisionRow
 
 from .precision import precision_text
-from .terminal import bytes_text, duration_text, licences_text, table_text
+from .terminal import bytes_text, duration_text, licences_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,4 @@
-"""What an extraction says: the live line (how fast, how busy the teachers are, what they wait for)
-and the summary at its end."""
+"""What an extraction says at its end; the live line is `ExtractProgress.note`."""
 
 from __future__ import annotations
 
@@ -13,42 +12,8 @@ from phistill.pipeline.settings import WorkerShards
 
 from .terminal import bytes_text, duration_text, licences_text
 
-WAIT_WORTH_SAYING = 0.05
-"""From this share of the time on, what the teachers wait for is named."""
-
-
 MAX_NAMED = 5
 """Shards of a worker that are named, of those that are left."""
-
-
-def done_images(at: ExtractProgress) -> int:
-    """Images through everything they miss; one through half of its teachers counts a half."""
-    return at.computed_rows * at.num_images // at.total_rows if at.total_rows else 0
-
-
-def progress_note(at: ExtractProgress) -> str:
-    """``41.2 images/s, teachers busy 97 %, 12.3 MB/s written, 0 rejected``."""
-    parts = [
-        f"{at.images_per_s:.3g} images/s"
-        if at.images_per_s < 100
-        else f"{at.images_per_s:,.0f} images/s"
-    ]
-    if at.busy is not None:
-        parts.append(f"teachers busy {at.busy:.0%}{_waiting(at)}")
-    parts.append(f"{bytes_text(at.bytes_per_s)}/s written")
-    parts.append(f"{at.num_rejects:,} rejected")
-    return ", ".join(parts)
-
-
-def _waiting(at: ExtractProgress) -> str:
-    waits = {"images": at.images_wait_s or 0.0, "the disk": at.disk_wait_s or 0.0}
-    shares = {cause: wait_s / at.pass_s for cause, wait_s in waits.items() if at.pass_s > 0}
-    named = [
-        f"{share:.0%} waiting for {cause}"
-        for cause, share in shares.items()
-        if share >= WAIT_WORTH_SAYING
-    ]
-    return f" ({', '.join(named)})" if named else ""
 
 
 def summary_text(

@@ -18,12 +18,13 @@ from phistill.cache import Cache
 from phistill.cache.committed.commits import Commits
 from phistill.cache.format import names
 from phistill.cache.format.info import DTYPES
+from phistill.display import table_text
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
 from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options
 from phistill.stats.compacting import SUSPICIOUS
 
-from .terminal import UNKNOWN_LICENCE, bytes_text, table_text
+from .terminal import UNKNOWN_LICENCE, bytes_text
 
 READY, STALE, MISSING, DAMAGED = "ready", "stale", "missing", "damaged"
 """State of an array's statistics: usable, of other rows than now, never taken, or unreadable."""

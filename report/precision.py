@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from phistill.display import table_text
 from phistill.errors import UsageError, counted
 from phistill.pipeline.teachers.runner import TeacherRunner
 from phistill.stats import Moments
 from phistill.stats.codes import RowSpectrum
 from phistill.stats.codes.precision import PrecisionRow, bits_for_loss, precision_table
 
-from .terminal import bytes_text, duration_text, table_text
+from .terminal import bytes_text, duration_text
 
 MIN_IMAGES = 10
 MEASURED_SHARE = 5

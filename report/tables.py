@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from phistill.display import Table, table_text
 from phistill.errors import UsageError
 from phistill.stats.coarse import CoarseArray
 from phistill.stats.description import STABLE, WITHIN, Description
-from phistill.stats.intervals import Interval
 from phistill.stats.moments.squared_norms import TOP_FRACTION
-
-from .terminal import table_text
 
 if TYPE_CHECKING:
     from phistill.train import EvalRow, TaskScore, Verdict
 
 INTERVAL = "95 % interval"
 
-_STATISTICS = (
-    *("teacher", "kind", "width", "vectors", "channel mean", "channel std"),
-    *("phi", "eff. rank", "rotation"),
-)
-
 
 def statistics_table(rows: Sequence[Description]) -> str:
     """One line per array, no trailing newline."""
-    return table_text(_STATISTICS, [_cells(row) for row in rows], words=(0, 1, 8))
+    return repr(Table(rows))
 
 
 def statistics_notes(rows: Sequence[Description]) -> list[str]:
@@ -41,27 +34,8 @@ def evaluation_table(lines: Sequence[EvalRow]) -> str:
     """
     if not lines:
         raise UsageError("there is nothing to show.")
-    several = any(line.cache for line in lines)
-    header = ["student", "teacher", "kind", "images", "error", INTERVAL, "mse", "cosine"]
-    header += ["constant's", ""]
-    rows = [
-        [
-            *(line.student, line.teacher, line.kind, f"{line.num_images:,}"),
-            *(f"{line.error:.3f}", interval_text(line.interval)),
-            "-" if line.mse is None else f"{line.mse:.4g}",
-            *(f"{line.cosine:.3f}", f"{line.constant_cosine:.3f}"),
-            VERDICTS[line.beats_constant] if line.student != "untrained" else "",
-        ]
-        for line in lines
-    ]
-    if several:
-        header = ["cache", *header]
-        rows = [[line.cache, *row] for line, row in zip(lines, rows, strict=True)]
-    words = (*range(3 + several), len(header) - 1)
-    return f"{table_text(header, rows, words=words)}\n{ERROR_WORDS}"
+    return f"{Table(lines)!r}\n{ERROR_WORDS}"
 
-
-VERDICTS = {True: "", False: "NO BETTER THAN THE CONSTANT", None: "perhaps no better than it"}
 
 ERROR_WORDS = (
     "error: squared error over that of the constant (the training mean); of summaries learnt by "
@@ -81,8 +55,8 @@ def verdict_text(found: Verdict) -> str:
     parts += ["", "How alike to the teacher"]
     rows = [
         [
-            *(one.student, one.teacher, f"{one.cka.value:.3f}", interval_text(one.cka)),
-            *(f"{one.overlap.value:.3f}", interval_text(one.overlap)),
+            *(one.student, one.teacher, f"{one.cka.value:.3f}", one.cka.between()),
+            *(f"{one.overlap.value:.3f}", one.overlap.between()),
         ]
         for one in found.likeness
     ]
@@ -91,7 +65,7 @@ def verdict_text(found: Verdict) -> str:
     names = list(found.matrix)
     cells = [[a, *(f"{found.matrix[a][b]:.2f}" for b in names)] for a in names]
     parts += ["", "CKA between teachers and backbones", table_text(["", *names], cells)]
-    ranks = [[name, f"{one.value:.1f}", interval_text(one, 1)] for name, one in found.ranks.items()]
+    ranks = [[name, f"{one.value:.1f}", one.between(1)] for name, one in found.ranks.items()]
     parts += ["", "Directions in use", table_text(["features", "RankMe", INTERVAL], ranks)]
     if found.tasks:
         parts += ["", "What the features are good for", tasks_table(found.tasks)]
@@ -124,29 +98,8 @@ def tasks_table(scores: Sequence[TaskScore]) -> str:
 def _task_cell(one: TaskScore | None) -> str:
     if one is None:
         return ""
-    between = "" if one.score.low is None else f" {interval_text(one.score)}"
+    between = "" if one.score.low is None else f" {one.score.between()}"
     return f"{one.score.value:.3f}{between}"
-
-
-def interval_text(found: Interval, digits: int = 3) -> str:
-    """``[0.123, 0.456]``, or a hyphen where there are too few images."""
-    if found.low is None or found.high is None:
-        return "-"
-    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def _cells(row: Description) -> tuple[str, ...]:
-    return (
-        row.teacher,
-        row.kind,
-        str(row.width),
-        f"{row.num_vectors:,}",
-        f"{row.mean_min:.3g} .. {row.mean_max:.3g}",
-        f"{row.std_min:.3g} .. {row.std_max:.3g}",
-        f"{row.phi:.4g}",
-        f"{row.effective_rank:.1f}",
-        row.rotation,
-    )
 
 
 def _settled(row: Description) -> str:

@@ -3,16 +3,17 @@ line a minute in a log."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from io import StringIO
+from html import escape
+from typing import Any, Protocol
 
 from rich import filesize
-from rich.box import Box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,15 +23,26 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 LOG_FIRST_S = 10.0
 LOG_EVERY_S = 60.0
 """Where nobody watches, the first line comes after so long, and then one so often."""
 
-_RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
-"""Nothing but a line of hyphens below the header."""
+NOTEBOOK_EVERY_S = 0.2
+"""A notebook keeps every change of an output."""
+
+
+class Event(Protocol):
+    """Where a verb is."""
+
+    @property
+    def num_done(self) -> int: ...
+
+    @property
+    def num_total(self) -> int: ...
+
+    def note(self) -> str:
+        """What to say beside the bar."""
 
 
 class Bar(ABC):
@@ -40,6 +52,10 @@ class Bar(ABC):
     @abstractmethod
     def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None: ...
 
+    def event(self, at: Event) -> None:
+        """The same of what a verb tells: ``phistill.train(..., progress=bar.event)``."""
+        self(at.num_done, at.num_total, at.note())
+
     def bytes(self, done: float, total: float, note: str = "") -> None:
         """The same for work that is measured in bytes: says how many there are."""
         self(done, total, f"{note} {bytes_text(total)}".strip())
@@ -47,7 +63,11 @@ class Bar(ABC):
 
 @contextmanager
 def progress_bar(title: str, *, lines: bool = False) -> Iterator[Bar]:
-    """A bar that is drawn on a terminal; elsewhere lines, which a batch system's log keeps.
+    """A bar that is drawn on a terminal or in a notebook; elsewhere lines, which a batch system's
+    log keeps.
+
+    >>> with phistill.progress_bar("train") as bar:  # doctest: +SKIP
+    ...     phistill.train("my.cache", "runs/phi-s", progress=bar.event)
 
     ``lines`` are also for processes that share a terminal: only one of them could draw.
     """
@@ -59,6 +79,9 @@ def progress_bar(title: str, *, lines: bool = False) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
+    if (shell := _notebook()) is not None:
+        yield _NotebookBar(title, shell)
+        return
     console = Console(stderr=True)
     if lines or not console.is_terminal:
         yield LogLines(title, lambda line: print(line, file=sys.stderr, flush=True))
@@ -74,6 +97,40 @@ class _DrawnBar(Bar):
     def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None:
         note = f"{part}: {note}" if part else note
         self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+def _notebook() -> Any:
+    """IPython's display module where cells show HTML, None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not shell.has_trait("kernel"):
+        return None
+    return importlib.import_module("IPython.display")
+
+
+class _NotebookBar(Bar):
+    """One output of the cell, changed in place: needs no widgets."""
+
+    def __init__(self, title: str, display: Any) -> None:
+        self._title, self._display = title, display
+        self._begun = time.monotonic()
+        self._next = self._begun
+        self._handle: Any = None
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + NOTEBOOK_EVERY_S
+        words = f"{done:,.0f} of {total:,.0f}, {duration_text(now - self._begun)} {note}"
+        page = self._display.HTML(
+            f"{escape(self._title)} <progress value='{done:.0f}' max='{total:.0f}'></progress> "
+            f"{escape(words)}"
+        )
+        if self._handle is None:
+            self._handle = self._display.display(page, display_id=True)
+        else:
+            self._handle.update(page)
 
 
 class LogLines(Bar):
@@ -128,22 +185,6 @@ def bytes_text(num_bytes: float) -> str:
 def duration_text(seconds: float) -> str:
     """``0:00:07``, ``0:12:30`` or ``1 day, 3:05:00``."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def table_text(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int] = (0,)
-) -> str:
-    """Aligned columns for a terminal or a pipe, never wrapped; ``words`` are aligned to the left,
-    the other columns hold numbers."""
-    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, title in enumerate(header):
-        table.add_column(title, justify="left" if number in words else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=StringIO(), width=10_000, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def licences_text(licences: Mapping[str, str | None]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -62,6 +63,24 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     convergence: tuple[ConvergenceStep, ...] = ()
     coarse: CoarseChannels | None = None
     """Channels that the stored dtype holds badly."""
+
+    def shown(self) -> dict[str, str]:
+        """The line of the table, by column."""
+        return {
+            "teacher": self.teacher,
+            "kind": self.kind,
+            "width": str(self.width),
+            "vectors": f"{self.num_vectors:,}",
+            "channel mean": f"{self.mean_min:.3g} .. {self.mean_max:.3g}",
+            "channel std": f"{self.std_min:.3g} .. {self.std_max:.3g}",
+            "phi": f"{self.phi:.4g}",
+            "eff. rank": f"{self.effective_rank:.1f}",
+            "rotation": self.rotation,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON values."""
+        return dict(msgspec.to_builtins(self))
 
     @property
     def has_outliers(self) -> bool:

@@ -50,6 +50,12 @@ class Interval:
     high: float | None
     num_images: int
 
+    def between(self, digits: int = 3) -> str:
+        """``[0.123, 0.456]``, or a hyphen where there are too few images."""
+        if self.low is None or self.high is None:
+            return "-"
+        return f"[{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
     @property
     def is_positive(self) -> bool:
         """Whether all of it lies above 0."""

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phistill.display import facts_html, frame
+
+from .metrics import read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +32,14 @@ class Progress:
     """Share of that time spent waiting for data."""
 
     seconds_left: float
+
+    @property
+    def num_done(self) -> int:
+        return self.step
+
+    @property
+    def num_total(self) -> int:
+        return self.num_steps
 
     def line(self) -> str:
         """One line that tells all."""
@@ -69,3 +85,16 @@ class RunResult:
 
     precision: str
     checkpoint: Path
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The run's metrics: a line per logged step and validation; UsageError without pandas."""
+        return frame(read_metrics(self.path))
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "steps": f"{self.resumed_from:,} to {self.num_steps:,}",
+            "rows": f"{self.num_rows:,} learnt, {self.num_heldout:,} held out",
+            "speed": f"{self.rows_per_s:.0f} rows/s, {self.wait_share:.1%} waiting for data",
+        }
+        losses = {f"loss of {name}": f"{value:.4f}" for name, value in self.losses.items()}
+        return facts_html(f"Run {self.path}", {**facts, **losses})

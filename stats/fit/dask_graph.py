@@ -50,6 +50,17 @@ class FitProgress:
     total_bytes: int
     """Bytes of features whose statistics are wanted, those of stored partials included."""
 
+    @property
+    def num_done(self) -> int:
+        return self.done_bytes
+
+    @property
+    def num_total(self) -> int:
+        return self.total_bytes
+
+    def note(self) -> str:
+        return f"{self.array}, {self.total_bytes / 1e9:.3g} GB"
+
 
 ProgressCallback = Callable[[FitProgress], None]
 

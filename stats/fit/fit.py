@@ -18,6 +18,7 @@ from phistill.cache.format.info import DTYPES
 from phistill.cache.storage.files import Files
 from phistill.cache.upkeep.verify import damaged_statistics
 from phistill.compute.blas import one_blas_thread
+from phistill.display import Table
 from phistill.errors import (
     CorruptCache,
     DegenerateMoments,
@@ -55,7 +56,7 @@ def fit_stats(
     scheduler: str | None = None,
     repair: bool = False,
     progress: ProgressCallback | None = None,
-) -> list[Description]:
+) -> Table[Description]:
     """Moments and PHI-S of every array of the named teachers (None: all), one description each.
 
     ``cache`` may be the path or URL of one. Only training rows that were accepted count. A run that
@@ -94,7 +95,7 @@ def fit_stats(
         for array, fit in made.items():
             cache.write_small(normalizer_path(*array), fit.normalizer)
             cache.write_small(merged_path(*array), fit.merged)
-    return [done[array] or made[array].description for array in arrays]
+    return Table(done[array] or made[array].description for array in arrays)
 
 
 def _current(cache: Cache, teacher: str, kind: str, options: PassOptions) -> Description | None:

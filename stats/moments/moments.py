@@ -54,6 +54,9 @@ class Moments:
                 "n must not be negative, mean must be (c,) and scatter (c, c)."
             )
 
+    def __repr__(self) -> str:
+        return f"Moments(n={self.n}, width={self.width})"
+
     def __add__(self, other: Moments) -> Moments:
         """Merge two disjoint blocks (Chan, Golub, LeVeque 1983, Eq. 1.5)."""
         if self.width != other.width:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Shaped
 
 from phistill.cache.format import tensor_file
 from phistill.compute.blas import one_blas_thread
+from phistill.display import facts_html
 from phistill.errors import UsageError
 
 from ..moments.moments import Moments
@@ -71,6 +72,16 @@ class Normalizer:
                 )
             array.flags.writeable = False
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __repr__(self) -> str:
+        return (
+            f"Normalizer({self.method!r}, width={self.width}, scale={self.scale:.4g}, "
+            f"rotation={self.rotation!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {"width": self.width, "scale": f"{self.scale:.4g}", "rotation": self.rotation}
+        return facts_html(f"Normalizer {self.method}", {**facts, **self.options})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Normalizer.from_arrays, (self.to_arrays(), self.metadata())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phistill.pipeline.progress import ExtractProgress, Stopwatch
-from phistill.report.extraction import done_images, progress_note
 from phistill.report.terminal import LogLines
 
 HALFWAY = ExtractProgress(
@@ -15,34 +14,30 @@ HALFWAY = ExtractProgress(
 
 
 def test_images_are_counted_once_however_many_teachers_they_have() -> None:
-    assert done_images(HALFWAY) == 250
+    assert HALFWAY.num_done == 250
     assert HALFWAY.images_per_s == 25.0
     assert HALFWAY.left_s == 10.0
 
 
 def test_the_line_says_how_fast_and_how_busy() -> None:
-    assert progress_note(HALFWAY) == (
-        "25 images/s, teachers busy 98%, 5.0 MB/s written, 3 rejected"
-    )
+    assert HALFWAY.note() == ("25 images/s, teachers busy 98%, 5.0 MB/s written, 3 rejected")
 
 
 def test_the_line_names_what_the_teachers_wait_for() -> None:
     slow = replace(HALFWAY, images_wait_s=4.0, disk_wait_s=1.0)
-    assert "teachers busy 50% (40% waiting for images, 10% waiting for the disk)" in progress_note(
-        slow
-    )
+    assert "teachers busy 50% (40% waiting for images, 10% waiting for the disk)" in slow.note()
 
 
 def test_where_teachers_run_elsewhere_nothing_is_claimed_of_them() -> None:
     far = replace(HALFWAY, images_wait_s=None, disk_wait_s=None)
     assert far.busy is None
-    assert "busy" not in progress_note(far)
+    assert "busy" not in far.note()
 
 
 def test_before_anything_was_computed_there_is_no_time_left_to_state() -> None:
     start = replace(HALFWAY, computed_rows=0, pass_s=0.0)
     assert (start.left_s, start.images_per_s, start.bytes_per_s, start.busy) == (None, 0, 0, 0)
-    assert progress_note(start).startswith("0 images/s")
+    assert start.note().startswith("0 images/s")
 
 
 def test_a_log_gets_a_line_after_ten_seconds_and_then_one_a_minute() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from phistill import cache as store
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
+from phistill.display import Table
 from phistill.errors import IncompleteCache, RunMismatch, UsageError
 
 from ..data.source import Source, parts_of
@@ -28,7 +29,7 @@ def evaluate(
     max_rows: int = 0,
     device: str = "auto",
     progress: EvalProgress | None = None,
-) -> list[EvalRow]:
+) -> Table[EvalRow]:
     """Every teacher of a run on the cache's held-out rows, for the student and an untrained one.
 
     ``cache`` defaults to the one the run was trained on. A run on several caches, or a sequence of
@@ -50,14 +51,14 @@ def evaluate(
     students = [("trained", student)]
     if untrained:
         students.append(("untrained", load_run(run, which=which, untrained=True, device=device)))
-    return [
+    return Table(
         line
         for part in parts
         for label, one in students
         for line in measure(
             one, source, part.rows, means, label=label, cache=part.cache, progress=progress
         )
-    ]
+    )
 
 
 def card_metrics(

@@ -35,6 +35,9 @@ from .index import images_of
 
 BATCH_ROWS = 128
 
+VERDICTS = {True: "", False: "NO BETTER THAN THE CONSTANT", None: "perhaps no better than it"}
+"""By ``EvalRow.beats_constant``."""
+
 EvalProgress = Callable[[int, int], None]
 """Called with the rows done and the rows there are."""
 
@@ -119,6 +122,23 @@ class EvalRow:
         assert self.columns is not None
         assert other.columns is not None
         return difference(self.columns, other.columns)
+
+    def shown(self) -> dict[str, str]:
+        """The line of a table, by column; nothing is said against a student before training."""
+        said = VERDICTS[self.beats_constant] if self.student != "untrained" else ""
+        return {
+            **({"cache": self.cache} if self.cache else {}),
+            "student": self.student,
+            "teacher": self.teacher,
+            "kind": self.kind,
+            "images": f"{self.num_images:,}",
+            "error": f"{self.error:.3f}",
+            "95 % interval": self.interval.between(),
+            "mse": "-" if self.mse is None else f"{self.mse:.4g}",
+            "cosine": f"{self.cosine:.3f}",
+            "constant's": f"{self.constant_cosine:.3f}",
+            "": said,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Every field that is JSON."""

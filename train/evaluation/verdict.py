@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
+from phistill.display import Table
 from phistill.stats.intervals import Interval, interval, values_and_ones
 
 from ..data.source import Source, parts_of
@@ -30,6 +31,9 @@ from .index import images_of, labels_of
 from .probes import knn_hits, linear_hits
 from .similarity import cka, cka_interval, neighbour_overlap, rank_me_interval
 from .tasks import BACKBONE, CONSTANT, PLAIN, UNTRAINED, TaskScore, in_order, rate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_COMPARED = 2000
 """Images whose likeness is taken: it needs every pair of them."""
@@ -67,6 +71,13 @@ class Verdict:
     def with_tasks(self, more: Iterable[TaskScore]) -> Verdict:
         """With further scores: those of ``text_scores`` and ``mask_scores``."""
         return replace(self, tasks=(*self.tasks, *more))
+
+    def _repr_html_(self) -> str:
+        return Table(self.lines)._repr_html_()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """``lines`` with every quantity; UsageError without pandas."""
+        return Table(self.lines).to_pandas()
 
     def to_dict(self) -> dict[str, Any]:
         """Named quantities, JSON-able."""

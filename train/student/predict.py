@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from phistill.compute.devices import choose_device
 from phistill.compute.memory import is_out_of_memory
+from phistill.display import facts_html
 from phistill.errors import UsageError
 from phistill.stats import Normalizer
 from phistill.stats.normalizer.torch_module import NormalizerModule
@@ -80,6 +81,18 @@ class TrainedStudent(nn.Module):
         self.norms: dict[str, float] = dict(facts["norms"])
         self.preparation = Preparation.of_run(facts)
         self.eval()
+
+    def _repr_html_(self) -> str:
+        num_weights = sum(one.numel() for one in self.student.parameters())
+        widths = ", ".join(f"{target.key} {target.width}" for target in self.targets)
+        facts = {
+            "student": self.config.student,
+            "weights": f"{num_weights:,}",
+            "input": f"{self.image_size} px",
+            "answers": widths,
+            "device": self.device,
+        }
+        return facts_html("Student", facts)
 
     @property
     def image_size(self) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from phistill.cache.upkeep.copying import CopyProgress
 from phistill.compute.devices import choose_device, current_device
 from phistill.compute.launch import launched
 from phistill.compute.ranks import Ranks
+from phistill.display import Table
 from phistill.errors import Diverged, UsageError, counted
 
 from ..data.near import stage_caches
@@ -46,7 +48,10 @@ from .results import (
     write_cell,
     write_evaluation,
 )
-from .tables import publish_tables
+from .tables import CellLine, cell_lines, publish_tables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SweepProgress = Callable[[str, Progress], None]
 """Called with the cell's name and where it stands."""
@@ -67,6 +72,18 @@ class SweepResult:
     seconds: float
     table: Path | None
     """table.md; None while another rank still trains cells of the grid."""
+
+    @property
+    def cells(self) -> Table[CellLine]:
+        """A line per finished cell, teacher and token kind, of every cell in the folder."""
+        return cell_lines(read_results(self.path))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """``cells`` with every quantity; UsageError without pandas."""
+        return self.cells.to_pandas()
+
+    def _repr_html_(self) -> str:
+        return self.cells._repr_html_()
 
 
 def sweep(

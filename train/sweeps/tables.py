@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phistill.cache.storage import publish
+from phistill.display import Table
 from phistill.errors import counted
 from phistill.stats.intervals import MIN_IMAGES
 
+from ..evaluation import EvalRow
 from .compare import Figure, Setting, compare
 from .results import CellResult
 
@@ -27,18 +30,33 @@ EXPLANATION = (
 )
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class CellLine:
+    """One cell, one teacher and token kind."""
+
+    cell: CellResult
+    line: EvalRow
+
+    def shown(self) -> dict[str, str]:
+        """The line of a table, by column."""
+        shown = self.line.shown()
+        return {"cell": self.cell.name, **{k: v for k, v in shown.items() if k != "student"}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The cell, its settings as ``set_KEY`` in JSON, and every figure."""
+        settings = {f"set_{key}": json.dumps(value) for key, value in self.cell.settings.items()}
+        cell = {"cell": self.cell.name, "setting": self.cell.setting}
+        return {**cell, **settings, **self.line.to_dict()}
+
+
+def cell_lines(results: Sequence[CellResult]) -> Table[CellLine]:
+    """Of every finished cell."""
+    return Table(CellLine(one, line) for one in results for line in one.lines)
+
+
 def publish_tables(folder: Path, results: Sequence[CellResult]) -> Path:
     """Write table.parquet and table.md, which names the cells that diverged; returns the latter."""
-    records: list[dict[str, Any]] = [
-        {
-            "cell": one.name,
-            "setting": one.setting,
-            **{f"set_{key}": json.dumps(value) for key, value in one.settings.items()},
-            **line.to_dict(),
-        }
-        for one in results
-        for line in one.lines
-    ]
+    records = [line.to_dict() for line in cell_lines(results)]
     columns = dict.fromkeys(key for record in records for key in record)
     sink = io.BytesIO()
     pq.write_table(pa.table({c: [r.get(c) for r in records] for c in columns}), sink)
