@@ -117,7 +117,8 @@ class _NotebookBar(Bar):
         self._next = self._begun
         self._handle: Any = None
 
-    def __call__(self, done: float, total: float, note: str = "") -> None:
+    def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None:
+        note = f"{part}: {note}" if part else note
         now = time.monotonic()
         if now < self._next and done < total:
             return
