@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from phistill.display import facts_html, frame, table_html
+from phistill.display import Table, facts_html, frame
 from phistill.errors import (
     CorruptCache,
     IncompleteCache,
@@ -82,18 +82,11 @@ class Contents:
         return f"{kind}({self.location!r}, rows={self.num_rows}, teachers={teachers})"
 
     def _repr_html_(self) -> str:
-        """Rows, sides and pixels, and a line for each teacher."""
-        pixels = f"{self.info.pixel_size} px" if self.info.pixel_size else "none"
-        facts = {"rows": f"{self.info.num_real_rows:,}", "pixels": pixels}
-        header = ["teacher", "grid", "widths", "shards", "licence"]
-        rows = []
-        for name in self.teachers:
-            told = self.teacher(name)
-            widths = ", ".join(f"{kind} {width}" for kind, width in told.widths.items())
-            shards = f"{len(self.stored_shards(name)):,} of {len(self.info.shards()):,}"
-            grid = " x ".join(map(str, told.grid)) if told.grid else "-"
-            rows.append([name, grid, widths, shards, told.licence or "unknown"])
-        return facts_html(f"Cache {self.location}", facts) + table_html(header, rows)
+        """Rows, pixels and finished shards, and a line for each teacher."""
+        facts: dict[str, object] = {"rows": self.info.num_real_rows, "px": self.info.pixel_size}
+        facts |= {f"shards of {name}": len(self.stored_shards(name)) for name in self.teachers}
+        teachers = Table(map(self.teacher, self.teachers))
+        return facts_html(f"Cache {self.location}", facts) + teachers._repr_html_()
 
     def to_pandas(self) -> pd.DataFrame:
         """A line per row: its number and what the index knows of its image, all rows in memory;

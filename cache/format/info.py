@@ -300,6 +300,17 @@ class TeacherInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if math.prod(self.row_shape(kind)) * DTYPES[kind].itemsize > MAX_ROW_BYTES:
                 raise UsageError(f"teacher {self.name}: a row of {kind} exceeds 2 GiB.")
 
+    def shown(self) -> dict[str, str]:
+        """The line of a notebook's table, by column."""
+        widths = ", ".join(f"{kind} {width}" for kind, width in self.widths.items())
+        grid = " x ".join(map(str, self.grid))
+        licence = self.licence or "unknown"
+        return {"teacher": self.name, "grid": grid, "widths": widths, "licence": licence}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON values."""
+        return dict(msgspec.to_builtins(self))
+
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(kind for kind in names.KINDS if kind in self.widths)
