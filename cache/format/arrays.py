@@ -20,7 +20,7 @@ from phistill.errors import CorruptCache
 from . import names
 from .compression import compressor
 from .info import DTYPES, CacheInfo
-from .json_document import canonical, decode, parse, with_digest
+from .json_document import canonical, decode, encoded, parse, with_digest
 from .shard import CRC_BYTES, index_bytes
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def group_document(attributes: object = None) -> bytes:
     """zarr.json of a group; ``attributes``, a struct, go with their digest under ``phistill``."""
     content = {} if attributes is None else {"phistill": with_digest(attributes)}
     document = {"zarr_format": 3, "node_type": "group", "attributes": content}
-    return msgspec.json.format(canonical(document), indent=2)
+    return msgspec.json.format(encoded(document), indent=2)
 
 
 def group_attributes(data: bytes, cls: type[T], where: str) -> T:

@@ -36,7 +36,12 @@ def _plain(value: object) -> object:
 
 def canonical(value: object) -> bytes:
     """The one byte form of a JSON value or a struct: sorted keys, no spaces, shortest numbers."""
-    return _ENCODER.encode(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain))
+    return encoded(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain))
+
+
+def encoded(plain: object) -> bytes:
+    """``canonical`` of what is JSON's own types already, as ``with_digest`` gives it."""
+    return _ENCODER.encode(plain)
 
 
 def digest_of(value: object) -> str:
@@ -52,7 +57,7 @@ def is_sha256(text: object) -> bool:
 def with_digest(content: object) -> dict[str, Any]:
     """``content`` as a JSON object with its digest added under ``digest``."""
     builtins: dict[str, Any] = msgspec.to_builtins(content, str_keys=True, enc_hook=_plain)
-    return {**builtins, "digest": digest_of(builtins)}
+    return {**builtins, "digest": hashlib.sha256(encoded(builtins)).hexdigest()}
 
 
 def decode(document: object, cls: type[T], where: str) -> T:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from phistill.errors import CorruptCache
 
 from .info import MAX_SHARD_ROWS
-from .json_document import canonical, decode, digest_of, is_sha256, parse, with_digest
+from .json_document import decode, digest_of, encoded, is_sha256, parse, with_digest
 
 LOST_STEP = 1e-9
 """Shares of variance are stored as whole numbers of it, so that a record has one form."""
@@ -83,7 +83,7 @@ class CommitRecord(
         return digest_of(self)
 
     def to_bytes(self) -> bytes:
-        return canonical(with_digest(self))
+        return encoded(with_digest(self))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
