@@ -132,10 +132,12 @@ class JoinedCaches:
         None exist where all caches share seed and fraction and no split was given: whether an
         image is held out is then a function of its bytes. Images are told apart by their sha256.
         """
+        if len(self.caches) == 1:  # no index is opened
+            return [np.empty(0, np.int64)]
         infos = [cache.info for cache in self.caches]
         has_split = any("split" in cache.index_columns() for cache in self.caches)
         agree = not has_split and len({(info.seed, info.holdout) for info in infos}) == 1
-        if agree or len(self.caches) == 1:
+        if agree:
             return [np.empty(0, np.int64) for _ in self.caches]
         sides = [
             (cache.rows(teachers, TRAIN), cache.rows(teachers, HELDOUT)) for cache in self.caches

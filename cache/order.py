@@ -111,6 +111,9 @@ class EpochOrder:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"order={self.mode!r} is not known; choose one of {', '.join(MODES)}.")
+        for name in ("seed", "epoch", "stream"):
+            if not 0 <= (value := getattr(self, name)) < 2**64:
+                raise UsageError(f"{name}={value} must be between 0 and 2^64 - 1.")
         if self.mode == "block" and (self.block_rows < 1 or self.window_blocks < 1):
             raise UsageError(
                 f"order=block needs block_rows={self.block_rows} and "

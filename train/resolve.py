@@ -221,8 +221,8 @@ def resolve_run(caches: JoinedCaches, config: TrainConfig, device: torch.device)
         by_value = target.kind == PATCHES or config.summary_loss == "mse"
         method = config.normalizer if by_value else "none"
         options = config.normalizer_options if by_value else {}
-        normalizers[target.key] = fitted_to_mixture(*drawn, method, **options)
         moments = mixed_moments(*drawn)
+        normalizers[target.key] = fitted_to_mixture(*drawn, method, moments=moments, **options)
         means[target.key] = moments.mean
         if learns_direction(target, config.summary_loss):
             norms[target.key] = _root_mean_square_norm(moments)

@@ -17,6 +17,7 @@ from phistill.cache.committed.packs import publish_facts, publish_records
 from phistill.cache.format.facts import HAS_BOX, HAS_SHA256, HAS_SIZE, HELD_OUT, ImageFacts
 from phistill.cache.format.info import DTYPES
 from phistill.cache.format.shard import encode_shard, sha256_of
+from phistill.cache.upkeep.append import add_segment
 
 SHARD_ROWS = 256
 PIXEL_SIZE = 16
@@ -24,6 +25,9 @@ WIDTH = 4
 """Channels of every array: what a row holds does not matter here."""
 
 HOLDOUT = 0.02
+SEGMENT_ROWS = 10_240_000
+"""Rows whose index is made at once: what is held in memory."""
+
 ENVIRONMENT = {"phistill": "0.1.0", "torch": "2.9.0", "device": "NVIDIA H100 80GB HBM3"}
 
 
@@ -51,10 +55,14 @@ def build(
         views=({"kind": "resize"},),
         decode={},
     )
-    cache = store.create(path, info, index_of(num_rows, first_id))
+    first = min(num_rows, SEGMENT_ROWS)
+    cache = store.create(path, info, index_of(first, first_id))
     for number in range(num_teachers):
         widths = {"patches": width, "summary": WIDTH}
         cache.add_teacher(TeacherInfo(name=f"teacher{number}", grid=(1, 1), widths=widths))
+    for start in range(first, num_rows, SEGMENT_ROWS):
+        count = min(SEGMENT_ROWS, num_rows - start)
+        add_segment(cache, index_of(count, first_id + start, first_row=start))
     shards = range(cache.info.num_shards) if with_files is None else with_files
     arrays = {owner: _files(cache, owner, shards) for owner in cache.owners}
     for number, members in cache.info.ranges().items():
@@ -69,7 +77,13 @@ def build(
     return store.open(path)
 
 
-def index_of(num_rows: int, first_id: int = 0) -> pa.Table:
+def give_files(cache: Cache, shards: Iterable[int]) -> None:
+    """Make the array files of more shards of a cache that was built."""
+    for owner in cache.owners:
+        _files(cache, owner, shards)
+
+
+def index_of(num_rows: int, first_id: int = 0, *, first_row: int = 0) -> pa.Table:
     """Names as ImageNet has them; images that lie nowhere."""
     rows = np.arange(num_rows)
     digits = pc.utf8_lpad(pa.array(rows + first_id).cast("string"), 9, "0")
@@ -77,7 +91,7 @@ def index_of(num_rows: int, first_id: int = 0) -> pa.Table:
     ids = pc.binary_join_element_wise("n", label, "/n", label, "_", digits, ".JPEG", "")
     return pa.table(
         {
-            "row": rows,
+            "row": first_row + rows,
             "id": ids,
             "view": np.zeros(num_rows, np.int32),
             "uri": ids,

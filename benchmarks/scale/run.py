@@ -1,8 +1,9 @@
 """What a cache costs per row, and how it grows: seconds, memory, bytes.
 
-    python benchmarks/scale/run.py --folder /big/disk [--out results.md] [--sizes 256000,...]
+    python benchmarks/scale/run.py --folder /big/disk [--out results.md] [--caches 8:1280000,...]
                                    [--section NAME ...] [--rounds 3]
 
+    large        open, inspect, rows and plan of 100 million rows (8 GB below --folder)
     stages       open, inspect, rows, index, plan, fit-stats' plan, start of a run: by rows
     linear       rejects in every shard, a merge of two halves, appended segments: exponents
     shards       a row in full order, of 40 and of 4,000 shards
@@ -11,14 +12,18 @@
     formats      the first shuffled batch beside mosaic streaming, litdata and Lance, as far as they
                  are installed where --formats-python points
 
-Caches are in the real format (build.py) with features of a few bytes. Each stage runs in a process
-of its own, ``--rounds`` times, and the median is told. Run on a quiet machine.
+A section that is run by itself takes the place of that section in ``--out``; the others stay.
+Caches are in the real format (build.py) with features of a few bytes, and of those only the files
+that a run's start reads; those of ``linear`` lie in memory, whose flushes cost no CPU time.
+Each stage runs in a process of its own, ``--rounds`` times, and the median is told. Run on a quiet
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -31,15 +36,18 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
 
 import numpy as np
-from build import build
+from build import build, give_files
 from fitting import growth
 from machine import machine_line
 from measuring import tell
 from opened import shards_section
+from stages import small_run
 
 from phistill.cache import Cache
-from phistill.cache.order import EpochOrder
-from phistill.cache.row_set import RowSet
+from phistill.cache.joined import open_caches
+from phistill.stats import fit_stats
+from phistill.stats.fit.pieces import PassOptions, sample_rows
+from phistill.train.data.plan import make_plan
 
 HERE = Path(__file__).parent
 STAGES = (
@@ -51,9 +59,10 @@ STAGES = (
     "plan of fit-stats",
     "first batch",
 )
-FILES_BELOW = 2_000_000
-"""Rows of a cache all of whose array files are made; above, those that a run's start reads."""
+SAMPLE = 512
+"""Images that statistics are taken of."""
 
+MEMORY = Path("/dev/shm")  # noqa: S108  a place in memory
 LARGEST = 100_000_000
 
 
@@ -69,18 +78,23 @@ def measured(stage: str, *arguments: object, rounds: int) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
 
-def started_shards(num_rows: int) -> list[int]:
-    """Shards that a run of all rows reads first, and those of the statistics' sample."""
-    some = EpochOrder(rows=RowSet(np.arange(num_rows)), seed=0, epoch=0)
-    return sorted({*(some.between(0, 4096) // 256).tolist(), *range(64)})
+def started_shards(cache: Cache) -> list[int]:
+    """Shards that a run reads first, and those of the statistics' sample."""
+    plan = make_plan(open_caches(cache), small_run())
+    rows = [plan.step(number) for number in range(4)]
+    rows.append(sample_rows(cache.rows(None, "train"), PassOptions(max_images=SAMPLE)))
+    shards: list[int] = np.unique(np.concatenate(rows) // cache.info.shard_rows).tolist()
+    return shards
 
 
 def make(folder: Path, num_rows: int, num_teachers: int) -> tuple[Cache, float]:
-    """A cache and the seconds it took."""
+    """A cache with statistics, and the seconds it took."""
     begun = time.perf_counter()
-    with_files = None if num_rows <= FILES_BELOW else []
     path = folder / f"{num_rows}-{num_teachers}.cache"
-    return build(path, num_rows, num_teachers, with_files=with_files), time.perf_counter() - begun
+    cache = build(path, num_rows, num_teachers, with_files=[])
+    give_files(cache, started_shards(cache))
+    fit_stats(cache, max_images=SAMPLE)
+    return cache, time.perf_counter() - begun
 
 
 def metadata_bytes(cache: Cache) -> int:
@@ -100,8 +114,6 @@ def stages(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         cache, seconds = make(folder, num_rows, num_teachers)
         size = metadata_bytes(cache)
         records = cache.info.num_shards * len(cache.owners)
-        if num_rows <= FILES_BELOW:
-            _take_statistics(cache)
         yield (
             f"{num_rows:,} rows, {num_teachers} teachers and pixels: built in {seconds:.0f} s; "
             f"{cache.info.num_shards:,} shards; {size / num_rows:.0f} bytes of metadata a row, "
@@ -111,8 +123,6 @@ def stages(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         yield "| stage | CPU s | s | peak MiB (before) |"
         yield "|---|---|---|---|"
         for stage in STAGES:
-            if stage == "first batch" and num_rows > FILES_BELOW:
-                continue
             taken = measured(stage, cache.path, rounds=options.rounds)
             costs.setdefault((num_teachers, stage), []).append((num_rows, taken))
             yield (
@@ -123,12 +133,6 @@ def stages(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         if (num_teachers, num_rows) != options.caches[-1]:
             shutil.rmtree(cache.path)
     yield from _growth_table(costs)
-
-
-def _take_statistics(cache: Cache) -> None:
-    from phistill.stats import fit_stats
-
-    fit_stats(cache, max_images=512)
 
 
 def _bytes_per_record(cache: Cache) -> int:
@@ -154,16 +158,21 @@ def _growth_table(
 
 def linear(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """What must not be quadratic."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else folder) as memory:
+        yield from _linear(options, Path(memory))
+
+
+def _linear(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     yield "| what | sizes | CPU s | power |"
     yield "|---|---|---|---|"
     cases: dict[str, list[tuple[int, float]]] = {}
-    for num in (64_000, 128_000, 256_000):
+    for num in (128_000, 256_000, 512_000, 1_024_000):
         cache = build(folder / f"r{num}", num, 2, rejects_per_shard=2, with_files=[])
         taken = measured("rejects", cache.path, rounds=options.rounds)
         cases.setdefault("rejects in every shard, counted with each shard", []).append(
             (num, taken["cpu_s"])
         )
-    for num in (8_000, 16_000, 32_000):
+    for num in (32_000, 64_000, 128_000, 256_000):
         taken_s = []
         for number in range(options.rounds):
             one = build(folder / f"m{num}-{number}-a", num, 1)
@@ -188,6 +197,27 @@ def linear(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         )
 
 
+def large(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """What a start looks at, of a hundred million real rows."""
+    num_teachers, num_rows = options.large
+    begun = time.perf_counter()
+    cache = build(folder / "large.cache", num_rows, num_teachers, with_files=[], pixel_size=0)
+    yield (
+        f"{num_rows:,} rows, {num_teachers} teacher, {cache.info.num_shards:,} shards: built in "
+        f"{time.perf_counter() - begun:.0f} s; {metadata_bytes(cache) / num_rows:.0f} bytes of "
+        "metadata a row"
+    )
+    yield ""
+    yield "| stage | CPU s | s | peak MiB (before) |"
+    yield "|---|---|---|---|"
+    for stage in ("open", "inspect", "rows"):
+        taken = measured(stage, cache.path, rounds=options.rounds)
+        yield (
+            f"| {stage} | {taken['cpu_s']:.2f} | {taken['wall_s']:.2f} | "
+            f"{taken['megabytes']:.0f} ({taken['before_mb']:.0f}) |"
+        )
+
+
 def order(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The set of rows and 1,000 batches, at several sizes."""
     yield "| rows | CPU s of the set and 1,000 batches of 1,024 | MiB beside the rows given |"
@@ -201,7 +231,6 @@ def sharing(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Proportional set sizes of one process and of eight at once."""
     num_rows, num_teachers = options.shared
     cache, _ = make(folder, num_rows, num_teachers)
-    _take_statistics(cache)
     one, eight = _held(cache.path, 1), _held(cache.path, 8)
     yield f"{num_rows:,} rows, {num_teachers} teachers and pixels, after the plan of a run."
     yield ""
@@ -258,12 +287,22 @@ def formats(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 SECTIONS = {
     "stages": stages,
+    "large": large,
     "linear": linear,
     "shards": shards_section,
     "order": order,
     "sharing": sharing,
     "formats": formats,
 }
+
+
+def put_section(out: Path, name: str, lines: list[str]) -> None:
+    """Write a section into a file of sections, over the one of the same name."""
+    text = out.read_text() if out.exists() else "# Scale\n"
+    head, *parts = re.split(r"(?m)^(?=## )", text)
+    kept = [part for part in parts if part.split("\n", 1)[0] != f"## {name}"]
+    joined = [head, *kept, "\n".join(lines) + "\n"]
+    out.write_text("\n\n".join(part.strip() for part in joined) + "\n")
 
 
 def main() -> None:
@@ -280,22 +319,28 @@ def main() -> None:
         help="teachers:rows, ...",
     )
     parser.add_argument("--shared", default="8:1280000")
+    parser.add_argument("--large", default="1:100000000", help="teachers:rows")
     parser.add_argument("--formats-python", type=Path)
     parser.add_argument("--formats-rows", type=int, default=1_000_000)
     options = parser.parse_args()
     pairs = [tuple(map(int, one.split(":"))) for one in options.caches.split(",")]
     options.caches = [(int(teachers), int(rows)) for teachers, rows in pairs]
     options.shared = tuple(map(int, options.shared.split(":")))[::-1]
+    options.large = tuple(map(int, options.large.split(":")))
     folder = Path(tempfile.mkdtemp(prefix="phistill-", dir=options.folder))
-    tell([machine_line(f"NumPy {np.__version__}", f"medians of {options.rounds}")], options.out)
     try:
         for name in options.section:
             section = folder / name
             section.mkdir()
-            tell(["", f"## {name}", ""], options.out)
+            machine = machine_line(f"NumPy {np.__version__}", f"medians of {options.rounds}")
+            lines = [f"## {name}", "", machine, ""]
+            tell(lines, None)
             for line in SECTIONS[name](options, section):
-                tell([line], options.out)
+                tell([line], None)
+                lines.append(line)
             shutil.rmtree(section)
+            if options.out:
+                put_section(options.out, name, lines)
     finally:
         shutil.rmtree(folder)
 

@@ -139,13 +139,8 @@ def append(path: str, count: str) -> Work:
 
     def work() -> None:
         for number in range(int(count)):
-            table = index_of(SHARD_ROWS, (number + 1) * 10**6)
-            start = cache.info.next_row
-            column = table.column_names.index("row")
-            add_segment(
-                cache,
-                table.set_column(column, "row", [np.arange(start, start + SHARD_ROWS)]),
-            )
+            first = (number + 1) * 10**6
+            add_segment(cache, index_of(SHARD_ROWS, first, first_row=cache.info.next_row))
         store.open(path).rows(None, "all")
 
     return work

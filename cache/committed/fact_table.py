@@ -47,14 +47,13 @@ class FactTable(ShardTable):
     def of_columns(cls, content: Columns, info: CacheInfo, number: int) -> Self:
         """The table that the pack of a range of shards holds; CorruptCache for another range's, and
         for columns that do not fit one another or the cache."""
-        cls.unchecked(content)
+        content.require(KINDS)
         table = cls(content)
         k, num_rows = len(table), int(table.ends[-1])
         expected: dict[str, tuple[int, ...]] = {"shards": (k,), "num_rows": (k,)}
         expected |= {"digests": (k, 32)}
         expected |= {name: (num_rows, *shape) for name, (_, shape) in COLUMNS.items()}
-        shapes = {name: content.unchecked(name).shape for name in content}
-        if shapes != expected or not ascend_within(table.shards, info.pack_range(number)):
+        if content.shapes() != expected or not ascend_within(table.shards, info.pack_range(number)):
             raise content.damaged("its columns do not fit one another")
         _, here, there = np.intersect1d(table.shards, info.shard_numbers, return_indices=True)
         if (table.columns["num_rows"][here] != info.shard_sizes[there]).any():

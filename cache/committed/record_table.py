@@ -122,7 +122,7 @@ class RecordTable(ShardTable):
         if texts.owner != owner:
             raise content.damaged(f"it is the pack of {texts.owner!r}")
         table = cls(texts, content)
-        k, shapes = len(table), {name: content.unchecked(name).shape for name in content}
+        k, shapes = len(table), content.shapes()
         m = int(table.num_rejects.sum(dtype=np.int64))
         f = int(content["num_files"].sum(dtype=np.int64))
         expected = {

@@ -26,6 +26,8 @@ TYPES: dict[str, np.dtype[Any]] = {
 }
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 2**30
+"""Of a file that is read whole: a pack of 16,384 shards has about 250 MB."""
 _BLANK = "0" * 64
 _NO_HEADER = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 """What reading a header raises that is none."""
@@ -100,6 +102,10 @@ class Columns(Mapping[str, NDArray[Any]]):
                 raise self.damaged(f"{name} does not match its digest, so it was changed")
             self._checked[name] = values
         return self._checked[name]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each column, as the header says: none is read."""
+        return {name: shape for name, (_, shape, _, _) in self._layout.items()}
 
     def unchecked(self, name: str) -> NDArray[Any]:
         """A column as it is, for who has other means to tell what of it is whole."""

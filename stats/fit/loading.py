@@ -59,6 +59,13 @@ def load_normalizer(
     Errors as load_moments and Normalizer.fit.
     """
     moments = load_moments(cache, teacher, kind)
+    return normalizer_of(moments, cache, teacher, kind, method, **options)
+
+
+def normalizer_of(
+    moments: Moments, cache: Cache, teacher: str, kind: str, method: str, **options: float
+) -> Normalizer:
+    """``load_normalizer`` for who has the array's moments already."""
     digest = moments_digest(moments)
     path = normalizer_path(teacher, kind)
     if method == "phi-s" and not options:

@@ -26,7 +26,7 @@ from ..description import dispersion
 from ..moments.moments import Moments
 from ..moments.pass_result import moments_digest
 from ..normalizer.normalizer import Normalizer
-from .loading import load_description, load_moments, load_normalizer, load_options
+from .loading import load_description, load_moments, load_options, normalizer_of
 from .pieces import sampled_rows
 
 
@@ -71,12 +71,15 @@ def fitted_to_mixture(
     teacher: str,
     kind: str,
     method: str = "phi-s",
+    *,
+    moments: Moments | None = None,
     **options: float,
 ) -> Normalizer:
-    """A normalizer of one array, fitted to the mixture of several caches."""
+    """A normalizer of one array, fitted to the mixture of several caches; ``moments`` are those of
+    ``mixed_moments``, where the caller has them."""
+    moments = moments or mixed_moments(caches, shares, teacher, kind)
     if len(caches) == 1:
-        return load_normalizer(caches[0], teacher, kind, method, **options)
-    moments = mixed_moments(caches, shares, teacher, kind)
+        return normalizer_of(moments, caches[0], teacher, kind, method, **options)
     return Normalizer.fit(moments, method, moments_digest=moments_digest(moments), **options)
 
 

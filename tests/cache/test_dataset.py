@@ -90,3 +90,8 @@ def test_batches_that_cannot_be_are_refused_with_the_numbers(make_cache: CacheFa
         CacheBatches(cache, batch_size=4, world=2, drop_last=False)
     with pytest.raises(UsageError, match="rank=2 one of the world=2"):
         CacheBatches(cache, batch_size=4, rank=2, world=2)
+
+
+def test_a_seed_that_no_order_has_is_refused_by_name(make_cache: CacheFactory) -> None:
+    with pytest.raises(UsageError, match="seed=-1 must be between 0"):
+        CacheBatches(make_cache(), batch_size=4, seed=-1)

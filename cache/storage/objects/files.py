@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from phistill.errors import CacheMismatch, CorruptCache, UsageError
+from phistill.errors import CacheMismatch, CorruptCache, StoreError, UsageError
 
-from ...format.columns import Bytes
+from ...format.columns import MAX_FILE_BYTES, Bytes
 from ..lock import Holder
 from ..publish import Buffer
 from . import lease
@@ -132,12 +132,18 @@ class ObjectFiles:
             )
         return self.read_whole(relative, data).tobytes(), version
 
-    def read_range(self, relative: str, start: int, stop: int, num_bytes: int) -> NDArray[np.uint8]:
-        """Bytes [start, stop) of an object; CorruptCache when it has not ``num_bytes``."""
+    def read_range(
+        self, relative: str, start: int, stop: int, num_bytes: int, tag: str | None = None
+    ) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of an object; CorruptCache when it has not ``num_bytes``, StoreError
+        when it is no longer the one with ``tag``."""
         obstore = self._obstore
+        from obstore.exceptions import PreconditionError
 
         def get() -> tuple[int, NDArray[np.uint8]]:
-            answer = obstore.get(self._store, relative, options={"range": (start, stop)})
+            condition = {"if_match": tag} if tag else {}
+            options = {"range": (start, stop), **condition}
+            answer = obstore.get(self._store, relative, options=options)
             size = answer.meta["size"]
             if size != num_bytes:
                 return size, np.empty(0, np.uint8)
@@ -146,20 +152,28 @@ class ObjectFiles:
                 raise TooShort(f"{data.size:,} of {stop - start:,} bytes came")
             return size, data
 
-        size, data = attempt("read", self.where(relative), get)
+        try:
+            size, data = attempt("read", self.where(relative), get)
+        except PreconditionError as error:
+            raise StoreError(
+                f"{self.where(relative)} was written again by another process while it was read; "
+                "nothing is damaged. Run the same command again."
+            ) from error
         if size != num_bytes:
             raise CorruptCache(
                 f"{self.where(relative)} has {size:,} bytes, its commit record says {num_bytes:,}."
             )
         return data
 
-    def read_whole(self, relative: str, num_bytes: int) -> NDArray[np.uint8]:
+    def read_whole(
+        self, relative: str, num_bytes: int, tag: str | None = None
+    ) -> NDArray[np.uint8]:
         """A large object of ``num_bytes``, in parts that come at the same time."""
         whole = np.empty(num_bytes, np.uint8)
 
         def fetch(start: int) -> None:
             stop = min(start + PART_BYTES, num_bytes)
-            whole[start:stop] = self.read_range(relative, start, stop, num_bytes)
+            whole[start:stop] = self.read_range(relative, start, stop, num_bytes, tag)
 
         for _ in self._parts.map(fetch, range(0, num_bytes, PART_BYTES)):
             pass
@@ -171,7 +185,7 @@ class ObjectFiles:
 
     def mapped(self, relative: str, *, whole: bool = False) -> Bytes:
         if whole:
-            return np.frombuffer(self.read(relative), np.uint8)
+            return np.frombuffer(self.read(relative, max_bytes=MAX_FILE_BYTES), np.uint8)
         return ObjectBytes(self, relative)
 
     def version(self, relative: str) -> object:
@@ -183,17 +197,20 @@ class ObjectFiles:
         except FileNotFoundError:
             return None
 
-    def read_start(self, relative: str, num_bytes: int) -> tuple[NDArray[np.uint8], int]:
-        """The first ``num_bytes`` of an object, fewer when it is shorter, and its size."""
+    def read_start(
+        self, relative: str, num_bytes: int
+    ) -> tuple[NDArray[np.uint8], int, str | None]:
+        """The first ``num_bytes`` of an object, fewer when it is shorter, its size, and the tag of
+        this content."""
         obstore = self._obstore
 
-        def get() -> tuple[NDArray[np.uint8], int]:
+        def get() -> tuple[NDArray[np.uint8], int, str | None]:
             answer = obstore.get(self._store, relative, options={"range": (0, num_bytes)})
             size = int(answer.meta["size"])
             data = np.frombuffer(memoryview(answer.bytes()), np.uint8)
             if data.size != min(num_bytes, size):
                 raise TooShort(f"{data.size:,} of {min(num_bytes, size):,} bytes came")
-            return data, size
+            return data, size, answer.meta["e_tag"]
 
         return attempt("read", self.where(relative), get)
 
@@ -337,11 +354,12 @@ class ObjectFiles:
 
 
 class ObjectBytes:
-    """An object whose beginning is here; further parts are fetched when they are asked for."""
+    """An object whose beginning is here; further parts are fetched when they are asked for, of the
+    same content: StoreError where it was written again since."""
 
     def __init__(self, files: ObjectFiles, relative: str) -> None:
         self._files, self._relative = files, relative
-        self._start, self._size = files.read_start(relative, START_BYTES)
+        self._start, self._size, self._tag = files.read_start(relative, START_BYTES)
 
     def __len__(self) -> int:
         return self._size
@@ -352,8 +370,8 @@ class ObjectBytes:
             return self._start[start:stop]
         whole = start == 0 and stop == self._size
         if whole and stop > PART_BYTES:
-            return self._files.read_whole(self._relative, stop)
-        return self._files.read_range(self._relative, start, stop, self._size)
+            return self._files.read_whole(self._relative, stop, self._tag)
+        return self._files.read_range(self._relative, start, stop, self._size, self._tag)
 
 
 def _version(meta: Any) -> dict[str, str]:

@@ -7,16 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, CommitRecord, TeacherInfo
 from phistill.cache.committed.packs import publish_facts, publish_records
 from phistill.cache.format.facts import ImageFacts
+from phistill.cache.joined import open_caches
+from phistill.stats import Moments, Normalizer
+from phistill.stats.description import Description
+from phistill.stats.fit.loading import MergedFacts, merged_path, normalizer_path
+from phistill.stats.fit.pieces import PassOptions, array_key
+from phistill.stats.moments.pass_result import PassResult, moments_digest
+from phistill.stats.moments.squared_norms import SquaredNorms
+from phistill.train import TrainConfig
+from phistill.train.resolve import resolve_run
 from tests.conftest import small_index
 from tests.object_store import FaultProxy
 
-NUM_SHARDS, SHARD_ROWS = 5000, 16
-"""As many shards as 1.28 M rows have at 256 rows a shard."""
+NUM_SHARDS, SHARD_ROWS = 5000, 256
 NUM_TEACHERS = 8
 MAX_REQUESTS = 50
 
@@ -68,7 +77,30 @@ def large(bucket_url: str) -> Cache:
         for owner in cache.owners:
             records = {record.shard: record for record in records_of(cache, owner, digests)}
             publish_records(cache.files, number, owner, records)
+    store_statistics(cache)
     return cache
+
+
+def store_statistics(cache: Cache) -> None:
+    """Invented moments and normalizers of every array, where ``fit_stats`` puts them."""
+    moments = Moments(400, np.zeros(8), 400 * np.eye(8))
+    result = PassResult(100, moments, SquaredNorms.zero())
+    normalizer = Normalizer.fit(moments, "phi-s", moments_digest=moments_digest(moments))
+    for teacher in cache.teachers:
+        for kind in cache.teacher(teacher).kinds:
+            said: dict[str, Any] = {
+                "num_vectors": 400,
+                "mean_min": 0.0,
+                "mean_max": 0.0,
+                "std_min": 1.0,
+            }
+            said |= {"std_max": 1.0, "phi": 1.0, "effective_rank": 8.0, "rotation": "none"}
+            described = Description(teacher=teacher, kind=kind, width=8, **said)
+            options = PassOptions()
+            key = array_key(cache, teacher, kind, options)
+            facts = MergedFacts(key=key, options=options, description=described)
+            cache.write_small(merged_path(teacher, kind), result.to_bytes(facts))
+            cache.write_small(normalizer_path(teacher, kind), normalizer.to_bytes())
 
 
 def test_a_run_on_a_large_cache_begins_with_a_handful_of_requests(
@@ -90,4 +122,13 @@ def test_a_run_on_a_large_cache_begins_with_a_handful_of_requests(
     np.testing.assert_array_equal(train, again)
     cache.refresh()
     np.testing.assert_array_equal(cache.rows(), train)
-    record_property("G22", f"{num_requests} requests until rows of 9 owners can be read")
+    proxy.requests.clear()
+    config = TrainConfig(num_steps=100, batch_size=128, device="cpu", order="block")
+    run = resolve_run(open_caches(large.location), config, torch.device("cpu"))
+    assert len(run.normalizers) == 2 * NUM_TEACHERS
+    num_of_train = len(proxy.requests)
+    assert num_of_train <= MAX_REQUESTS, "all of the start of `train`, statistics too"
+    record_property(
+        "G22",
+        f"{num_requests} requests until rows of 9 owners can be read, {num_of_train} of train",
+    )

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from phistill.cache import Cache
+from phistill.cache.committed.packs import publish_facts
 from phistill.cache.format.columns import Columns, encode
 from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.verify import discard, verify
-from phistill.errors import CorruptCache
+from phistill.errors import CorruptCache, StoreError
 from tests.cache.storage.objects.test_object_store import copy_to
 from tests.cache.test_facts import write_missing
 from tests.cache.upkeep.test_pack import packed, said
@@ -157,6 +158,33 @@ def test_a_column_of_nothing_behind_what_came_first_is_no_request(
     cache = copy_to(bucket_url, make_cache())
     assert pack(cache).num_files == 16
     assert verify(Cache(bucket_url)).findings == ()
+
+
+def test_a_pack_that_is_replaced_while_it_is_read_is_no_damage(
+    make_cache: CacheFactory, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its columns are read when they are asked for, each by a request of its own."""
+    monkeypatch.setattr("phistill.cache.storage.objects.files.START_BYTES", 1000)
+    cache = copy_to(bucket_url, make_cache())
+    pack(cache)
+    reader = Cache(bucket_url)
+    facts = reader.facts()
+    known = {shard: one for shard in (0, 1, 2) if (one := cache.facts_of(shard)) is not None}
+    publish_facts(cache.files, 0, {**known, 3: known[0].take(np.array([1, 0]))})
+    with pytest.raises(StoreError, match="was written again by another process"):
+        facts.sha256  # noqa: B018
+    publish_facts(cache.files, 0, known)
+    with pytest.raises(StoreError, match="was written again by another process"):
+        facts.sha256  # noqa: B018
+
+
+def test_a_pack_that_is_read_whole_from_a_store_has_a_limit(
+    make_cache: CacheFactory, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(copy_to(bucket_url, make_cache()))
+    monkeypatch.setattr("phistill.cache.storage.objects.files.MAX_FILE_BYTES", 500)
+    with pytest.raises(CorruptCache, match="at most 500 is expected"):
+        Cache(bucket_url).rows()
 
 
 def test_verify_beside_a_packer_finds_nothing(make_cache: CacheFactory) -> None:
