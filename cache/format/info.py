@@ -10,7 +10,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cached_property
-from operator import add, lt, or_
 from typing import Any
 
 import msgspec
@@ -124,23 +123,15 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not self.views:
             raise UsageError("a cache needs at least one view.")
         names.refuse_one_folder(self.teachers)
-        self._require_order()
+        end = 0
+        for segment in self.segments:
+            if segment.start < end or segment.start % rows or segment.num_rows < 1:
+                raise CorruptCache(f"{segment} does not follow the rows before it.")
+            end = segment.start + segment.num_rows
+        if end > MAX_ROWS:
+            raise CorruptCache(f"the cache claims {end:,} rows; at most {MAX_ROWS:,} are possible.")
         if any(not 0 <= start <= stop for start, stop in self.removed):
             raise CorruptCache(f"removed={self.removed} are not ranges of rows.")
-
-    def _require_order(self) -> None:
-        """CorruptCache unless each segment begins with a shard, behind the rows before it."""
-        starts, sizes = self._starts, [segment.num_rows for segment in self.segments]
-        ends = [0, *map(add, starts, sizes)]
-        early, inside = map(lt, starts, ends), map(self.shard_rows.__rmod__, starts)
-        empty = map((1).__gt__, sizes)
-        # without a loop of Python: this is done again for each segment that is added
-        wrong = list(map(or_, map(or_, early, map(bool, inside)), empty))
-        if True in wrong:
-            segment = self.segments[wrong.index(True)]
-            raise CorruptCache(f"{segment} does not follow the rows before it.")
-        if (end := ends[-1]) > MAX_ROWS:
-            raise CorruptCache(f"the cache claims {end:,} rows; at most {MAX_ROWS:,} are possible.")
 
     @property
     def num_rows(self) -> int:
