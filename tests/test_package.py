@@ -18,6 +18,7 @@ ROOMS = (
     "commands",
     "compute",
     "demo",
+    "display",
     "errors",
     "pipeline",
     "plugins",
