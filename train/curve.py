@@ -1,9 +1,12 @@
 """Whether a learning curve was still falling where it ended.
 
-Over the last two fifths of the steps, in two halves of means a and b with their standard errors:
-    fall = (a - b) / a, and it is more than noise where a - b > 2 sqrt(error_a^2 + error_b^2)
-With a learning rate that goes to zero, as here, a curve flattens in any case: one that still falls
-by more than FALLING wants more steps.
+A line is fitted to the last half of the logged losses, n of them, by least squares. With r the
+correlation of its residuals at distance 1, corrected for what fitting takes from it, n lines say as
+much as n' independent ones, and the standard error of the slope grows by as much:
+    n' = n (1 - r) / (1 + r),    error^2 = s^2 / sum (i - mean(i))^2 * n / n'
+where s^2 is the residuals' mean square times n' / (n' - 2).
+The fall is that of the line over this half, as a share of its height at the end of it, and its
+interval is Student's t with n' - 2 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -11,12 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
-FALLING = 0.02
-"""A fall by less is not worth as many steps again."""
+import numpy as np
+
+from phistill.stats.intervals import LEVEL, t_quantile
+
+FALLING = 0.05
+"""A fall over the last half of the steps by less is not worth as many steps again."""
 
 MIN_VALUES = 10
+MAX_CORRELATION = 0.9
+MIN_FREEDOM = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,29 +32,67 @@ class CurveEnd:
     """The end of one curve."""
 
     fall: float
-    """Share by which the last fifth lies below the fifth before; negative where it rose."""
+    """Share by which the loss fell over the last half of the steps; negative where it rose."""
 
-    is_falling: bool
-    """Whether that is more than FALLING and more than noise."""
+    low: float
+    high: float
+    """Where the fall lies with a probability of LEVEL, over the noise of the logged losses."""
+
+    num_lines: int
+    """Logged losses in that half."""
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether the fall is more than FALLING and more than noise."""
+        return self.fall > FALLING and self.low > 0
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether a fall by FALLING is excluded."""
+        return self.high < FALLING
 
     def __str__(self) -> str:
         way = "fell" if self.fall > 0 else "rose"
-        told = f"over the last fifth of the steps the loss {way} by {abs(self.fall):.1%}"
-        return (
-            f"{told}: it was still falling, more steps will help."
-            if self.is_falling
-            else f"{told}: more steps will hardly help."
-        )
+        told = (
+            f"over the last half of the steps the loss {way} by {abs(self.fall):.1%} "
+            f"(95 % interval of the fall {self.low:.1%} to {self.high:.1%})"
+        ).replace("-", "−")
+        if self.is_falling:
+            return f"{told}: still falling, more steps will help."
+        if self.is_flat:
+            return (
+                f"{told}: flat within noise; with its learning rate gone to 0, more steps will "
+                "hardly help."
+            )
+        return f"{told}: whether it still falls cannot be told from {self.num_lines} logged lines."
 
 
 def curve_end(losses: Sequence[float]) -> CurveEnd | None:
     """Of losses that were logged at even distances; None for fewer than MIN_VALUES of them."""
-    fifth = len(losses) // 5
-    before, after = losses[-2 * fifth : -fifth], losses[-fifth:]
-    if len(losses) < MIN_VALUES or not all(map(math.isfinite, (*before, *after))):
+    half = np.asarray(losses[len(losses) // 2 :], np.float64)
+    n = len(half)
+    if len(losses) < MIN_VALUES or not np.isfinite(half).all():
         return None
-    a, b = fmean(before), fmean(after)
-    if a <= 0:
+    places = np.arange(n) - (n - 1) / 2
+    squares = float(places @ places)
+    slope, mean = float(places @ half) / squares, float(half.mean())
+    height = mean + slope * (n - 1) / 2
+    if height <= 0:
         return None
-    noise = math.hypot(*(stdev(part) / math.sqrt(fifth) for part in (before, after)))
-    return CurveEnd(fall=(a - b) / a, is_falling=(a - b) / a > FALLING and a - b > 2 * noise)
+    residuals = half - mean - slope * places
+    independent = n * (1 - (r := _correlation(residuals))) / (1 + r)
+    freedom = max(MIN_FREEDOM, independent - 2)
+    variance = float(residuals @ residuals) / n * (freedom + 2) / freedom
+    error = math.sqrt(variance / squares * n / independent)
+    reach = -t_quantile((1 - LEVEL) / 2, int(freedom)) * error
+    low, fall, high = (-(slope + at) * (n - 1) / height for at in (reach, 0.0, -reach))
+    return CurveEnd(fall=fall, low=low, high=high, num_lines=n)
+
+
+def _correlation(residuals: np.ndarray) -> float:
+    """Of neighbours; 0 where it is negative. Two fitted numbers take (2 + 4 r) / n from it."""
+    total = float(residuals @ residuals)
+    if total == 0:
+        return 0.0
+    r = float(residuals[1:] @ residuals[:-1]) / total
+    return min(MAX_CORRELATION, max(0.0, r + (2 + 4 * r) / len(residuals)))

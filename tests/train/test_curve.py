@@ -5,27 +5,63 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
-from phistill.train.curve import curve_end
+from phistill.train.curve import CurveEnd, curve_end
+
+
+def curve(num_lines: int, noise: float, **more: float) -> CurveEnd:
+    """The end of a curve that falls to 0.3 and by ``slope`` beyond, with noise at each line."""
+    generator = np.random.default_rng(0)
+    steps = np.arange(num_lines) / num_lines
+    losses = 0.3 + 0.7 * np.exp(-30 * steps) - more.get("slope", 0.0) * steps
+    end = curve_end(list(losses + noise * generator.standard_normal(num_lines)))
+    assert end is not None
+    return end
 
 
 def test_a_curve_that_still_falls_is_told_from_one_that_has_flattened() -> None:
-    noise = np.random.default_rng(0).standard_normal(200) * 0.02
-    steps = np.arange(200) / 200
-    falling = curve_end(list(1 - 0.6 * steps + noise))
-    flat = curve_end(list(0.3 + 0.7 * np.exp(-12 * steps) + noise))
-    assert falling is not None
-    assert flat is not None
+    falling, flat = curve(200, 0.005, slope=0.1), curve(200, 0.005)
     assert falling.is_falling
+    assert not falling.is_flat
     assert "still falling" in str(falling)
+    assert flat.is_flat
     assert not flat.is_falling
     assert "hardly help" in str(flat)
 
 
-def test_noise_is_no_fall() -> None:
+def test_a_few_lines_of_noise_give_no_verdict() -> None:
+    """15 lines, the last fifth of which lies 4.7 % above the fifth before by chance."""
+    rising = [2.0, 1.4, 1.2, 1.1, 1.0, 0.98, 1.03, 0.93, 1.01, 0.95, 0.99, 0.92, 1.02, 0.94, 1.04]
+    end = curve_end(rising)
+    assert end is not None
+    assert end.num_lines == 8
+    assert not end.is_falling
+    assert not end.is_flat
+    assert "cannot be told from 8 logged lines" in str(end)
+    assert "hardly" not in str(end)
+
+
+@pytest.mark.parametrize("num_lines", [15, 100])
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_noise_is_no_fall_whether_or_not_it_remembers(num_lines: int, memory: float) -> None:
     generator = np.random.default_rng(1)
-    ends = [curve_end(list(1 + 0.3 * generator.standard_normal(100))) for _ in range(200)]
+    ends = []
+    for _ in range(400):
+        noise = generator.standard_normal(num_lines + 20)
+        for place in range(1, len(noise)):
+            noise[place] += memory * noise[place - 1]
+        ends.append(curve_end(list(1 + 0.1 * noise[20:])))
+    # 2.5 % of them by chance; a memory that must be estimated from eight lines costs some more.
     assert np.mean([end is not None and end.is_falling for end in ends]) < 0.06
+
+
+def test_flat_is_seldom_said_of_a_curve_that_falls_by_more() -> None:
+    generator = np.random.default_rng(2)
+    line = np.linspace(1.2, 1.0, 100)  # by 10 % over the last half
+    for noise in (0.01, 0.1, 0.5):
+        ends = [curve_end(list(line + noise * generator.standard_normal(100))) for _ in range(400)]
+        assert np.mean([end is not None and end.is_flat for end in ends]) < 0.04
 
 
 def test_a_short_curve_says_nothing() -> None:

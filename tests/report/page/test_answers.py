@@ -60,7 +60,7 @@ def test_the_answers_name_the_best_run_the_worst_teacher_and_what_to_try(
     facts: tuple[RunFacts, ...],
 ) -> None:
     balanced, raw = facts
-    falling = CurveEnd(fall=0.2, is_falling=True)
+    falling = CurveEnd(fall=0.2, low=0.1, high=0.3, num_lines=50)
     good = with_errors(balanced, "good", 0.2, 0.2, 0.5, end=falling)
     poor = with_errors(raw, "poor", 0.4, 0.4, 1.2)
     told = {one.question: one.text for one in answers([poor, good])}
