@@ -8,28 +8,23 @@ where they differ in one setting.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from statistics import fmean
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from phistill.stats.intervals import Interval, difference
-from phistill.train.config import SAFE_KEYS
+from phistill.errors import counted
+from phistill.stats.intervals import Interval
 
-from .students import RunFacts
+from .settings import Setting, apart, compared, differing, settings_of, without_seed
+from .students import Diverged, RunFacts
 
 NEGLECTED = 1.5
 """A target whose error is this many times the mean of the others is called neglected."""
 
 OVERFITTED = 1.25
 """Error on held-out images over the loss that was learnt, both as shares of the constant's."""
-
-SETTLED = 2.0
-"""A difference this many times what seeds make is called real."""
 
 UNSETTLED = "It is not settled"
 
@@ -50,52 +45,23 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Two runs that differ in one setting."""
+    """Two settings that differ in one key."""
 
     setting: str
-    better: RunFacts
-    worse: RunFacts
+    better: Setting
+    worse: Setting
     values: tuple[str, str]
     apart: Interval
-    """Mean error of the better minus that of the worse, paired by image."""
-
-
-def mean_error(run: RunFacts) -> float:
-    """Over teachers and kinds; what runs are ranked by."""
-    return fmean(line.error for line in run.evaluation)
-
-
-def by_error(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """The evaluated runs, best first."""
-    return sorted((run for run in runs if run.evaluation), key=mean_error)
-
-
-def apart(one: RunFacts, other: RunFacts) -> Interval | None:
-    """Mean error of ``one`` minus ``other`` over the targets of both; None where no image is."""
-    pairs = [
-        (line.columns, same.columns)
-        for line in one.evaluation
-        if (same := other.row(line.teacher, line.kind)) is not None
-        and line.columns is not None
-        and same.columns is not None
-        and len(line.columns) == len(same.columns)
-    ]
-    if not pairs or len({len(first) for first, _ in pairs}) > 1:
-        return None
-    left, right = (np.concatenate(columns, 1) for columns in zip(*pairs, strict=True))
-    return difference(left, right, _mean_ratio)
-
-
-def _mean_ratio(sums: Float[np.ndarray, "b 2t"]) -> Float[np.ndarray, " b"]:
-    return np.asarray((sums[:, ::2] / sums[:, 1::2]).mean(1))
+    """Mean error over seeds of the better minus that of the worse, paired by image."""
 
 
 def contrasts(runs: Sequence[RunFacts]) -> list[Contrast]:
-    """Every pair of evaluated runs that differ in one setting, seeds aside."""
+    """Every pair of settings that differ in one key, seeds aside."""
     found = []
-    for better, worse in itertools.combinations(by_error(runs), 2):
-        changed = differing(better, worse)
-        measured = apart(better, worse) if len(changed) == 1 else None
+    for better, worse in itertools.combinations(settings_of(runs), 2):
+        changed = differing(better.runs[0], worse.runs[0])
+        changed.pop("seed", None)
+        measured = apart(better.runs, worse.runs) if len(changed) == 1 else None
         if measured is None:
             continue
         ((setting, values),) = changed.items()
@@ -103,24 +69,6 @@ def contrasts(runs: Sequence[RunFacts]) -> list[Contrast]:
             Contrast(setting=setting, better=better, worse=worse, values=values, apart=measured)
         )
     return found
-
-
-def differing(one: RunFacts, other: RunFacts) -> dict[str, tuple[str, str]]:
-    """Settings that decide the weights and differ; another cache counts as one."""
-    first, second = one.student.config.to_dict(), other.student.config.to_dict()
-    changed: dict[str, tuple[str, str]] = {
-        key: (str(first[key]), str(second[key]))
-        for key in first
-        if key not in SAFE_KEYS and first[key] != second[key]
-    }
-    caches = [_cache_names(run.student.facts) for run in (one, other)]
-    if caches[0] != caches[1]:
-        changed["cache"] = caches[0], caches[1]
-    return changed
-
-
-def _cache_names(facts: Mapping[str, Any]) -> str:
-    return ", ".join(PurePath(one["path"]).name for one in facts["caches"])
 
 
 def difference_text(found: Interval) -> str:
@@ -134,82 +82,106 @@ def difference_text(found: Interval) -> str:
     return f"no difference that images show: at most {found.largest:.3f} either way"
 
 
-def answers(runs: Sequence[RunFacts], diverged: Sequence[str] = ()) -> list[Answer]:
-    """In the order in which they are asked; [] without an evaluated run. ``diverged`` are the names
-    of runs that are not among ``runs``."""
-    ranked = by_error(runs)
+def answers(runs: Sequence[RunFacts], diverged: Sequence[Diverged] = ()) -> list[Answer]:
+    """In the order in which they are asked; [] without an evaluated run. ``diverged`` are not among
+    ``runs``. What is asked of one run is told of the middle seed of the best setting."""
+    ranked = settings_of(runs)
     if not ranked:
         return []
-    best = ranked[0]
+    best = ranked[0].middle
+    several = len(ranked) > 1 or len(ranked[0].runs) > 1
+    lost = f"No: {runs_text(runs, diverged)} and cannot be compared. {_lost(diverged)}"
     return [
-        Answer(question="Is the student good?", text=_good(best)),
-        *([Answer(question="Which run is best?", text=_best(ranked))] if ranked[1:] else []),
-        *([Answer(question="Did every run end?", text=_lost(diverged))] if diverged else []),
+        Answer(question="Is the student good?", text=_good(ranked[0])),
+        *([Answer(question="Which run is best?", text=_best(ranked))] if several else []),
+        *([Answer(question="Did every run end?", text=lost)] if diverged else []),
         Answer(question="Which teacher is neglected?", text=_neglected(best)),
         Answer(question="Is it still learning?", text=_learning(best)),
         Answer(question="What next?", text=" ".join([*_more_seeds(ranked), *_advice(best)])),
     ]
 
 
-def _good(run: RunFacts) -> str:
-    error = mean_error(run)
+def runs_text(runs: Sequence[RunFacts], diverged: Sequence[Diverged] = ()) -> str:
+    """``39 runs of 13 settings, 3 of them diverged``."""
+    evaluated = settings_of(runs)
+    names = {one.name for one in evaluated} | {one.setting for one in diverged}
+    names |= {without_seed(run.name) for run in runs if not run.evaluation}
+    text = f"{counted(len(runs) + len(diverged), 'run')} of {counted(len(names), 'setting')}"
+    return f"{text}, {len(diverged)} of them diverged" if diverged else text
+
+
+def _lost(diverged: Sequence[Diverged]) -> str:
+    """Each setting once, with what it sets and where its runs ended."""
+    by_name: dict[str, list[Diverged]] = {}
+    for one in diverged:
+        by_name.setdefault(one.setting, []).append(one)
+    told = [
+        f"{name} ({group[0].changes}): "
+        + ", ".join(f"{one.name} at step {one.step}" for one in group)
+        for name, group in by_name.items()
+    ]
+    return f"{'; '.join(told)}."
+
+
+def _good(best: Setting) -> str:
+    error = best.mean
     words = "close to its teachers" if error < GOOD else "on its way" if error < FAIR else "poor"
+    seeds = f" and {len(best.runs)} seeds" if len(best.runs) > 1 else ""
     text = (
-        f"Run {run.name} is {words}: on images it has not seen its error is {error:.2f} of the "
-        "constant's, averaged over teachers and kinds (0 is the teacher itself)."
+        f"{'Setting' if seeds else 'Run'} {best.name if seeds else best.runs[0].name} is {words}: "
+        f"on images it has not seen its error is {error:.2f} of the constant's, averaged over "
+        f"teachers and kinds{seeds} (0 is the teacher itself)."
     )
-    lost = [f"{one.teacher} {one.kind}" for one in run.evaluation if one.beats_constant is False]
+    lost = dict.fromkeys(
+        f"{line.teacher} {line.kind}"
+        for run in best.runs
+        for line in run.evaluation
+        if line.beats_constant is False
+    )
     if lost:
-        text += f" No better than the constant for {', '.join(lost)}."
+        some = " for some seed" if seeds else ""
+        text += f" No better than the constant{some} for {', '.join(lost)}."
     return text
 
 
-def by_setting(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
-    """Runs that differ by their seed alone together, each best first; by the mean of their errors,
-    best first."""
-    groups: list[list[RunFacts]] = []
-    for run in by_error(runs):
-        for group in groups:
-            if not set(differing(group[0], run)) - {"seed"}:
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return sorted(groups, key=lambda group: fmean(map(mean_error, group)))
-
-
-def _best(ranked: Sequence[RunFacts]) -> str:
-    """The best setting against the next, on images and beside what a seed makes."""
-    groups = by_setting(ranked)
-    # Of the two that are compared: seeds of a setting that fails may lie far apart.
-    spreads = [mean_error(group[-1]) - mean_error(group[0]) for group in groups[:2] if group[1:]]
-    seeds = f"seeds of one setting lie up to {max(spreads, default=0):.3f} apart"
-    if not groups[1:]:
-        return f"{ranked[0].name}, by its seed: all are one setting, and {seeds}."
-    best, second = groups[0][0], groups[1][0]
-    text = f"{_called(groups[0])}; the next setting is {_called(groups[1])}."
-    measured = apart(best, second)
-    if measured is None:
+def _best(ranked: Sequence[Setting]) -> str:
+    """The best setting against the next: their means over seeds, on images and beside seeds."""
+    best = ranked[0]
+    if not ranked[1:]:
+        lowest = best.runs[0].name
+        return f"{_called(best)}: all are one setting; {lowest} is lowest, by its seed alone."
+    second = ranked[1]
+    text = f"{_called(best)}; the next setting is {_called(second)}."
+    found = compared(best, second)
+    if found.over_images is None:
         return f"{text} They were not measured on the same images."
-    told = difference_text(measured)
-    if not measured.is_negative:
+    told = difference_text(found.over_images)
+    if not found.over_images.is_negative:
         return f"{text} They are tied as far as images go: {told}."
-    if not spreads:
+    told = f"by mean, {told} over images"
+    if found.is_settled_by_seeds is None:
         return (
             f"{text} The difference is real as far as images go ({told}), but one seed of each "
             "says nothing about other seeds."
         )
-    if abs(measured.value) > SETTLED * max(spreads):
-        return f"{text} The difference is real: {told}, and {seeds}."
-    return f"{text} {UNSETTLED}: images show it ({told}), but {seeds}."
+    if found.over_seeds is not None:
+        low, high = sorted(-end for end in found.over_seeds)
+        told += f", {low:.3f} to {high:.3f} over seeds".replace("-", "−")
+    else:
+        widest = max(best.high - best.low, second.high - second.low)
+        told += f"; seeds of one setting lie up to {widest:.3f} apart"
+    way = "Every" if found.is_separate else "Not every"
+    seeds = f"{way} seed of {best.name} lies below every seed of {second.name}."
+    if found.is_settled_by_seeds:
+        return f"{text} The difference is real: {told}. {seeds}"
+    return f"{text} {UNSETTLED}: {told}. {seeds}"
 
 
-def _more_seeds(ranked: Sequence[RunFacts]) -> list[str]:
+def _more_seeds(ranked: Sequence[Setting]) -> list[str]:
     """What would settle which of the two best settings is better, where that is open."""
-    groups = by_setting(ranked)
-    if not groups[1:] or UNSETTLED not in _best(ranked):
+    if not ranked[1:] or UNSETTLED not in _best(ranked):
         return []
-    return [f"More seeds of {groups[0][0].name} and {groups[1][0].name}, if their order matters."]
+    return [f"More seeds of {ranked[0].name} and {ranked[1].name}, if their order matters."]
 
 
 def one_per_setting(runs: Sequence[RunFacts]) -> list[RunFacts]:
@@ -217,20 +189,16 @@ def one_per_setting(runs: Sequence[RunFacts]) -> list[RunFacts]:
     setting's seeds, in the order of ``runs``."""
     if len(runs) <= MAX_DRAWN:
         return list(runs)
-    middle = {group[len(group) // 2].name for group in by_setting(runs)}
+    middle = {one.middle.name for one in settings_of(runs)}
     return [run for run in runs if run.name in middle]
 
 
-def _lost(diverged: Sequence[str]) -> str:
-    return f"No: {', '.join(diverged)} diverged and cannot be compared. The others ended."
-
-
-def _called(group: Sequence[RunFacts]) -> str:
-    """``phi-s-0 with 0.414`` or ``phi-s-0, 3 seeds, with 0.420 on average``."""
-    mean = fmean(map(mean_error, group))
-    if not group[1:]:
-        return f"{group[0].name} with {mean:.3f}"
-    return f"{group[0].name}, {len(group)} seeds, with {mean:.3f} on average"
+def _called(one: Setting) -> str:
+    """``phi-s with 0.414`` or ``phi-s with a mean of 0.420 over 3 seeds (0.414 to 0.431)``."""
+    if not one.runs[1:]:
+        return f"{one.name} with {one.mean:.3f}"
+    seeds = f"{len(one.runs)} seeds ({one.low:.3f} to {one.high:.3f})"
+    return f"{one.name} with a mean of {one.mean:.3f} over {seeds}"
 
 
 def _neglected(run: RunFacts) -> str:

@@ -20,11 +20,12 @@ from ..extras import require_libraries
 from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
-from .answers import answers, by_error, contrasts, one_per_setting
+from .answers import answers, contrasts, one_per_setting, runs_text
 from .canvas import NUM_SERIES
 from .gather import CacheFacts, gather_cache
 from .maps import TeacherMaps, gather_maps, worst_rows
-from .students import RunFacts, by_target, diverged_below, gather_runs, runs_below
+from .settings import by_error, settings_of
+from .students import Diverged, RunFacts, by_target, diverged_below, gather_runs, runs_below
 from .wording import (
     METHOD_WORDS,
     contrast_line,
@@ -36,6 +37,7 @@ from .wording import (
     number_text,
     numeric_columns,
     percent_text,
+    setting_lines,
     share_bars,
 )
 
@@ -128,9 +130,9 @@ def report(
 def _worst_maps(
     cache: Cache, facts: CacheFacts, runs: Sequence[RunFacts], num: int
 ) -> list[TeacherMaps]:
-    """For every teacher the images that the best run predicts worst."""
+    """For every teacher the images that the middle seed of the best setting predicts worst."""
     found: list[TeacherMaps] = []
-    for best in by_error(runs)[:1]:
+    for best in (one.middle for one in settings_of(runs)[:1]):
         for teacher in facts.patches:
             rows = worst_rows(cache, best, teacher.teacher, num)
             found += gather_maps(cache, [teacher], [best], rows)
@@ -144,7 +146,7 @@ def render(
     worst: Sequence[TeacherMaps] = (),
     *,
     extra_tables: Sequence[ExtraTable] = (),
-    diverged: Sequence[str] = (),
+    diverged: Sequence[Diverged] = (),
     title: str,
 ) -> str:
     """The page as text; the same numbers give the same page to the byte."""
@@ -179,7 +181,9 @@ def render(
             version=__version__,
             finding=finding_text(cache),
             answers=answers(runs, diverged),
-            contrasts=[contrast_line(one) for one in contrasts(shown)],
+            contrasts=[contrast_line(one) for one in contrasts(runs)],
+            settings=setting_lines(settings_of(runs)),
+            runs_text=runs_text(runs, diverged),
             errors=error_groups(shown),
             worst=worst,
             cache=cache,

@@ -8,6 +8,7 @@ by one scale, that quotient is the unexplained variance itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from phistill.train import EvalRow, TrainedStudent, evaluate, load_run
 from phistill.train.checkpoint import FOLDER
 from phistill.train.curve import CurveEnd, curve_end
 from phistill.train.metrics import read_metrics
-from phistill.train.run_folder import is_diverged
+from phistill.train.run_folder import DIVERGED, is_diverged, stored_facts
+from phistill.train.sweeps.results import CELL, read_result
 
 from .gather import PATCHES, Note, channel_variances
 
@@ -118,10 +120,37 @@ def runs_below(path: Path) -> list[Path]:
     return [cell for cell in cells if (cell / FOLDER).is_dir() and not is_diverged(cell)]
 
 
-def diverged_below(path: Path) -> list[str]:
-    """Names of the runs of a sweep's folder that ``runs_below`` leaves out for they diverged."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diverged:
+    """A run that ended at a step that was not finite."""
+
+    name: str
+    setting: str
+    changes: str
+    """What the setting sets, ``lr=9.0`` first."""
+
+    step: int
+
+
+def diverged_below(path: Path) -> list[Diverged]:
+    """The runs of a sweep's folder that ``runs_below`` leaves out for they diverged."""
     cells = sorted(found.parent for found in path.glob("*/config.json"))
-    return [cell.name for cell in cells if is_diverged(cell)]
+    return [_diverged(cell) for cell in cells if is_diverged(cell)]
+
+
+def _diverged(run: Path) -> Diverged:
+    config = (stored_facts(run) or {}).get("config", {})
+    changes, setting = {"lr": config.get("lr")}, run.name
+    if (run / CELL).exists():
+        cell = read_result(run)
+        changes, setting = {**changes, **cell.settings}, cell.setting
+    changes.pop("seed", None)
+    return Diverged(
+        name=run.name,
+        setting=setting,
+        changes=", ".join(f"{key}={value}" for key, value in changes.items()),
+        step=int(json.loads((run / DIVERGED).read_bytes())["step"]),
+    )
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from phistill.train import EvalRow
 
-from .answers import Contrast, by_error, difference_text
+from .answers import Contrast, difference_text
 from .gather import AFTER, BEFORE, PATCHES, CacheFacts, share_extremes
+from .settings import Setting, by_error, compared, ranks
 from .students import RunFacts
 
 READABLE_SHARE = 0.22
@@ -226,12 +227,24 @@ def error_groups(runs: Sequence[RunFacts]) -> list[ErrorGroup]:
 
 
 def contrast_line(found: Contrast) -> tuple[str, str, str, str]:
-    """Setting, the better run with its value, the worse one with its own, and the difference."""
+    """Key, the better setting with its value, the worse one with its own, and the difference."""
     sides = [
-        f"{run.name} ({value})"
-        for run, value in zip((found.better, found.worse), found.values, strict=True)
+        f"{one.name} ({value})"
+        for one, value in zip((found.better, found.worse), found.values, strict=True)
     ]
     return found.setting, sides[0], sides[1], difference_text(found.apart)
+
+
+def setting_lines(settings: Sequence[Setting]) -> list[tuple[str, str, str, str, str, str]]:
+    """Rank, setting, seeds, mean error, the least and largest of a seed, and the difference to the
+    best, for settings that come best first."""
+    lines = []
+    for rank, one in zip(ranks(settings), settings, strict=True):
+        spread = f"{one.low:.3f} to {one.high:.3f}" if one.runs[1:] else DASH
+        found = None if one is settings[0] else compared(one, settings[0]).over_images
+        behind = DASH if found is None else difference_text(found)
+        lines.append((rank, one.name, str(len(one.runs)), f"{one.mean:.3f}", spread, behind))
+    return lines
 
 
 def eval_lines(teachers: Sequence[str], runs: Sequence[RunFacts]) -> list[EvalLine]:
