@@ -23,6 +23,9 @@ FALLING = 0.05
 """A fall over the last half of the steps by less is not worth as many steps again."""
 
 MIN_VALUES = 10
+MIN_LINES_FLAT = 20
+"""Of fewer logged losses in the last half, each of one batch, none is called flat."""
+
 MAX_CORRELATION = 0.9
 MIN_FREEDOM = 3
 
@@ -48,8 +51,8 @@ class CurveEnd:
 
     @property
     def is_flat(self) -> bool:
-        """Whether a fall by FALLING is excluded."""
-        return self.high < FALLING
+        """Whether a fall by FALLING is excluded, by lines enough."""
+        return self.high < FALLING and self.num_lines >= MIN_LINES_FLAT
 
     def __str__(self) -> str:
         way = "fell" if self.fall > 0 else "rose"
@@ -61,8 +64,8 @@ class CurveEnd:
             return f"{told}: still falling, more steps will help."
         if self.is_flat:
             return (
-                f"{told}: flat within noise; with its learning rate gone to 0, more steps will "
-                "hardly help."
+                f"{told}: flat within noise; more steps will hardly help, unless it was the "
+                "sinking learning rate that flattened it."
             )
         return f"{told}: whether it still falls cannot be told from {self.num_lines} logged lines."
 

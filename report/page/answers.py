@@ -126,11 +126,12 @@ def _lost(diverged: Sequence[Diverged]) -> str:
 def _good(best: Setting) -> str:
     error = best.mean
     words = "close to its teachers" if error < GOOD else "on its way" if error < FAIR else "poor"
-    seeds = f" and {len(best.runs)} seeds" if len(best.runs) > 1 else ""
+    seeds = len(best.runs) if len(best.runs) > 1 else 0
+    over = f"teachers, kinds and {seeds} seeds" if seeds else "teachers and kinds"
     text = (
         f"{'Setting' if seeds else 'Run'} {best.name if seeds else best.runs[0].name} is {words}: "
         f"on images it has not seen its error is {error:.2f} of the constant's, averaged over "
-        f"teachers and kinds{seeds} (0 is the teacher itself)."
+        f"{over} (0 is the teacher itself)."
     )
     lost = dict.fromkeys(
         f"{line.teacher} {line.kind}"

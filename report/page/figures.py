@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import FONT_SIZE, INK, MUTED, Canvas, run_colour, teacher_colour
+from .canvas import (
+    DASHES,
+    FONT_SIZE,
+    INK,
+    MARKERS,
+    MUTED,
+    Canvas,
+    run_colour,
+    run_dash,
+    teacher_colour,
+)
 from .gather import AFTER, BEFORE, CacheFacts, PatchFacts
 from .students import Curve
 
@@ -98,14 +108,20 @@ def learning(curves: Sequence[Curve], numbers: Mapping[str, int]) -> str:
     with Canvas() as canvas:
         shown = []
         for curve in curves:
-            colour = run_colour(numbers[curve.run])
+            colour, dash = run_colour(numbers[curve.run]), run_dash(numbers[curve.run])
             kept = np.isfinite(curve.values) & (curve.values > 0)
-            canvas.axes.plot(curve.steps[kept], curve.values[kept], color=colour, linewidth=1.4)
-            shown.append(curve.values[kept])
+            steps, values = curve.steps[kept], curve.values[kept]
+            canvas.axes.plot(steps, values, color=colour, linestyle=DASHES[dash], linewidth=1.4)
+            shown.append(values)
             if relative and curve.checks:
                 steps, values = np.array(curve.checks).T
                 canvas.axes.plot(
-                    steps, values, color=colour, linestyle="none", marker="o", markersize=4
+                    steps,
+                    values,
+                    color=colour,
+                    linestyle="none",
+                    marker=MARKERS[dash],
+                    markersize=4,
                 )
                 shown.append(values)
         if relative:

@@ -21,7 +21,7 @@ from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
 from .answers import answers, contrasts, one_per_setting, runs_text
-from .canvas import NUM_SERIES
+from .canvas import NUM_SERIES, run_dash
 from .gather import CacheFacts, gather_cache
 from .maps import TeacherMaps, gather_maps, worst_rows
 from .settings import by_error, settings_of
@@ -158,8 +158,7 @@ def render(
 
     shown = one_per_setting(runs)
     curves = [curve for run in shown for curve in run.curves]
-    numbered = [*shown, *(run for run in runs if run not in shown)]
-    run_number = {run.name: number for number, run in enumerate(numbered)}
+    run_number = _numbers(runs, shown)
     evaluation = eval_lines(cache.teachers, by_error(runs))
     drawings: dict[str, Any] = {
         "before": drawn(figures.spectra(cache, scaled=False)),
@@ -200,6 +199,7 @@ def render(
             teacher_number={name: number for number, name in enumerate(cache.teachers)},
             run_number=run_number,
             num_series=NUM_SERIES,
+            run_dash=run_dash,
             method_label=method_label,
             method_words=METHOD_WORDS,
             statistics_notes=statistics_notes([array.stats for array in cache.arrays]),
@@ -210,6 +210,17 @@ def render(
             values_per_point=max((curve.values_per_point for curve in curves), default=1.0),
         )
     )
+
+
+def _numbers(runs: Sequence[RunFacts], shown: Sequence[RunFacts]) -> dict[str, int]:
+    """By run, what decides its colour and dash: those that are not drawn have their setting's."""
+    numbers = {run.name: number for number, run in enumerate(shown)}
+    for one in settings_of(runs):
+        for run in one.runs:
+            numbers.setdefault(run.name, numbers.get(one.middle.name, len(numbers)))
+    for run in runs:
+        numbers.setdefault(run.name, len(numbers))
+    return numbers
 
 
 def _environment() -> Environment:

@@ -40,6 +40,10 @@ def test_a_few_lines_of_noise_give_no_verdict() -> None:
     assert not end.is_flat
     assert "cannot be told from 8 logged lines" in str(end)
     assert "hardly" not in str(end)
+    smooth = curve_end([1.0, 0.9, 0.8, 0.8, 0.8, *(0.8 + 0.001 * n for n in range(10))])
+    assert smooth is not None
+    assert smooth.high < 0
+    assert not smooth.is_flat, "eight lines are too few whatever their noise"
 
 
 @pytest.mark.parametrize("num_lines", [15, 100])

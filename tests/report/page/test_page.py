@@ -9,12 +9,15 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from phistill.cache import Cache, TeacherInfo
 from phistill.errors import UsageError
 from phistill.report import ExtraTable, report
-from phistill.report.page.canvas import INKS
+from phistill.report.page.canvas import DASHES, INKS, MARKERS, NUM_SERIES, run_colour, run_dash
+from phistill.report.page.figures import learning
+from phistill.report.page.students import Curve
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train
 
@@ -182,3 +185,28 @@ def test_bars_of_the_terminal_load_neither_torch_nor_matplotlib() -> None:
         "sys.exit(not {'torch', 'matplotlib'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_more_runs_than_colours_have_lines_swatches_and_bars_of_their_own(page: str) -> None:
+    num = NUM_SERIES * len(DASHES)
+    assert num >= 12
+    assert len({(run_colour(n), run_dash(n)) for n in range(num)}) == num
+    assert len(MARKERS) == len(DASHES)
+    for place in range(len(DASHES)):
+        assert f".dash-{place} {{" in page
+    steps = np.arange(1.0, 4.0)
+    curves = [
+        Curve(
+            run=f"run {n}",
+            target="t/summary",
+            relative=False,
+            steps=steps,
+            values=steps,
+            values_per_point=1.0,
+            checks=(),
+        )
+        for n in range(12)
+    ]
+    drawn = learning(curves, {curve.run: n for n, curve in enumerate(curves)})
+    lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*--run[^"]*)"', drawn)
+    assert len(lines) == len(set(lines)) == 12
