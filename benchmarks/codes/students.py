@@ -266,7 +266,7 @@ def table(work: Path) -> list[str]:
             + ", ".join(f"{name} {mean(floats, name):.4f}" for name in teachers)
             + "; "
             + ", ".join(f"{name} {mean(floats, name):.3f}" for name in SHOWN)
-            + f". Over the last fifth of the steps its loss falls by {mean(floats, 'fall'):.1%}.",
+            + f". Over the last half of the steps its loss falls by {mean(floats, 'fall'):.1%}.",
             "",
             "Change of the unexplained variance of the float features, in % of float16's, and in "
             "brackets the largest that the interval does not exclude; tasks: change in points.",
