@@ -56,7 +56,7 @@ def test_noise_is_no_fall_whether_or_not_it_remembers(num_lines: int, memory: fl
         for place in range(1, len(noise)):
             noise[place] += memory * noise[place - 1]
         ends.append(curve_end(list(1 + 0.1 * noise[20:])))
-    # 2.5 % of them by chance; a memory that must be estimated from eight lines costs some more (6 %).
+    # 2.5 % by chance; a memory that must be estimated from eight lines costs some more (6 %).
     assert np.mean([end is not None and end.is_falling for end in ends]) < 0.08
 
 
