@@ -259,6 +259,29 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
+def layout_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How the arrays of a new cache are cut into shards and files."""
+    options = (
+        click.option(
+            "--shard-rows",
+            type=int,
+            help="Rows per shard, the unit of commit, a power of two.  [default: by the work]",
+        ),
+        click.option(
+            "--file-bytes",
+            type=NUM_BYTES,
+            metavar="64MiB",
+            help="Largest file; a shard of large rows has several.  [default: 64MiB]",
+        ),
+        click.option(
+            "--compression", metavar="zstd:3", help="Compress every array.  [default: none]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def split_option(default: str) -> Callable[..., Any]:
     return click.option(
         "--split",

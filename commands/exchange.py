@@ -18,6 +18,7 @@ from .arguments import (
     PATH,
     cache_argument,
     json_option,
+    layout_options,
     source_options,
     split_option,
     teachers_option,
@@ -135,18 +136,7 @@ def _has_statistics(cache: Cache) -> bool:
 @click.option("--holdout", type=float, help="Fraction of images held out.  [default: 0.05]")
 @click.option("--seed", type=int, help="Of the row order and the split.  [default: 0]")
 @click.option("--pixel-size", type=int, help="Side of the pixels of --images.  [default: 224]")
-@click.option(
-    "--shard-rows",
-    type=int,
-    help="Rows per shard, the unit of commit, a power of two.  [default: by the work]",
-)
-@click.option(
-    "--file-bytes",
-    type=NUM_BYTES,
-    metavar="64MiB",
-    help="Largest file; a shard of large rows has several.  [default: 64MiB]",
-)
-@click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
+@layout_options
 @click.option("--max-reject-frac", type=float, help="As of extract.  [default: 0.01]")
 @click.option("--repair", is_flag=True, help="Check every byte; import damaged shards again.")
 def import_features(

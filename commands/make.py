@@ -17,13 +17,13 @@ from .arguments import (
     DURATION,
     FRACTION_OR_FILE,
     LOCATION,
-    NUM_BYTES,
     PATH,
     SHARE,
     TEACHER_BITS,
     autocast_option,
     cache_argument,
     device_option,
+    layout_options,
     source_options,
     teacher_option,
     teachers_option,
@@ -64,18 +64,7 @@ from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
     help="Colour behind transparent pixels.  [default: 128 128 128]",
 )
 @click.option("--min-side", type=int, help="Reject images with a shorter side.  [default: 1]")
-@click.option(
-    "--shard-rows",
-    type=int,
-    help="Rows per shard, the unit of commit, a power of two.  [default: by the work]",
-)
-@click.option(
-    "--file-bytes",
-    type=NUM_BYTES,
-    metavar="64MiB",
-    help="Largest file; a shard of large rows has several.  [default: 64MiB]",
-)
-@click.option("--compression", metavar="zstd:3", help="Compress every array.  [default: none]")
+@layout_options
 @click.option(
     "--bits",
     type=TEACHER_BITS,

@@ -67,6 +67,17 @@ def facts(start: int, num_rows: int) -> ImageFacts:
     )
 
 
+def write_missing(cache: Cache, model: Cache) -> None:
+    """Commit what ``cache`` lacks with the values of ``model``."""
+    for owner in cache.owners:
+        for shard in cache.missing_shards(owner):
+            start, stop = cache.info.shard_range(shard)
+            rows = np.arange(start, stop)
+            arrays = {k: model.reader(owner, k).read(rows) for k in model.shapes(owner)}
+            images = facts(start, stop - start)
+            cache.commit_shard(owner, shard, arrays, images=images, reasons={}, environment={})
+
+
 def facts_with_hash(images: ImageFacts, slot: int, sha256: str) -> ImageFacts:
     """The same facts but for the bytes of one image."""
     hashes = images.sha256.copy()

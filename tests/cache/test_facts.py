@@ -16,7 +16,13 @@ from phistill.cache import Cache, ImageFacts, TeacherInfo
 from phistill.cache.format.facts import joined
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CacheMismatch, CorruptCache, UsageError
-from tests.conftest import CacheFactory, empty_cache, facts, facts_with_hash
+from tests.conftest import (
+    CacheFactory,
+    empty_cache,
+    facts,
+    facts_with_hash,
+    write_missing,
+)
 
 HASHES = st.none() | st.binary(min_size=32, max_size=32).map(bytes.hex)
 NUMBERS = st.integers(0, 2**32 - 1)
@@ -96,17 +102,6 @@ def test_damaged_facts_are_found_and_no_row_is_given_out_by_them(
     with pytest.raises(CorruptCache, match=r"facts/000001\.bin"):
         Cache(cache.path).facts()
     assert Cache(cache.path).rows(split="all").size == 50, "the features are whole"
-
-
-def write_missing(cache: Cache, model: Cache) -> None:
-    """Commit what ``cache`` lacks with the values of ``model``."""
-    for owner in cache.owners:
-        for shard in cache.missing_shards(owner):
-            start, stop = cache.info.shard_range(shard)
-            rows = np.arange(start, stop)
-            arrays = {k: model.reader(owner, k).read(rows) for k in model.shapes(owner)}
-            images = facts(start, stop - start)
-            cache.commit_shard(owner, shard, arrays, images=images, reasons={}, environment={})
 
 
 @pytest.mark.guarantee("G7", "facts repaired by committing one owner's shard again")

@@ -25,8 +25,7 @@ from phistill.cache.upkeep.pack import PackReport, pack, pack_what_is_free
 from phistill.cache.upkeep.remove import remove_teacher
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, PhistillError
-from tests.cache.test_facts import write_missing
-from tests.conftest import FULL, CacheFactory, facts, small_index
+from tests.conftest import FULL, CacheFactory, facts, small_index, write_missing
 
 FLIPS = 2000 if FULL else 60
 OWNERS = ("pixels", "a", "b")

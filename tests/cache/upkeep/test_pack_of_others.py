@@ -21,9 +21,8 @@ from phistill.cache.upkeep.pack import pack
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, StoreError
 from tests.cache.storage.objects.test_object_store import copy_to
-from tests.cache.test_facts import write_missing
 from tests.cache.upkeep.test_pack import packed, said
-from tests.conftest import CacheFactory
+from tests.conftest import CacheFactory, write_missing
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from phistill.cache.storage.objects.client import open_store
 from phistill.cache.storage.open_files import open_files
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CacheMismatch, CorruptCache, PhistillError, StoreError, UsageError
-from tests.conftest import CacheFactory, facts
+from tests.conftest import CacheFactory, write_missing
 from tests.object_store import BUCKET, Fault, FaultProxy
 
 Proxy = FaultProxy
@@ -42,18 +42,6 @@ def copy_to(url: str, cache: Cache, *, commits: bool = True) -> Cache:
     return store.open(url)
 
 
-def write_again(cache: Cache, model: Cache) -> None:
-    """Commit what ``cache`` misses with the values of ``model``."""
-    for owner in cache.owners:
-        for shard in cache.missing_shards(owner):
-            start, stop = cache.info.shard_range(shard)
-            rows = np.arange(start, stop)
-            arrays = {k: model.reader(owner, k).read(rows) for k in model.shapes(owner)}
-            cache.commit_shard(
-                owner, shard, arrays, images=facts(start, stop - start), reasons={}, environment={}
-            )
-
-
 def test_a_cache_written_to_a_store_is_the_local_one_byte_for_byte(
     make_cache: CacheFactory, bucket_url: str
 ) -> None:
@@ -62,7 +50,7 @@ def test_a_cache_written_to_a_store_is_the_local_one_byte_for_byte(
     remote = store.create(bucket_url, type(info)(**_settings(info)), local.index())
     for name in local.teachers:
         remote.add_teacher(local.teacher(name))
-    write_again(remote, local)
+    write_missing(remote, local)
     assert remote.digest() == local.digest()
     assert [p for p in remote.files.walk() if not p.startswith(".")] == local.files.walk()
     assert verify(remote).findings == ()
@@ -145,7 +133,7 @@ def test_a_disturbed_writer_leaves_the_same_cache(
         for part in ("commits", "pixels/c/0", "patches", "zarr.json", "summary/c/1", "list-type")
     ]
     with remote.writing():
-        write_again(remote, local)
+        write_missing(remote, local)
     assert any(fault.times == 0 for fault in proxy.faults), "nothing was disturbed"
     assert verify(remote).findings == ()
     assert remote.digest() == local.digest()
@@ -232,7 +220,7 @@ def test_damage_is_found_and_repaired_by_writing_the_shard_again(
     report = verify(remote)
     assert {(f.owner, f.shard) for f in report.damaged} == {("a", 1), ("b", 0), ("pixels", 2)}
     assert discard(remote, report) == 3
-    write_again(remote, local)
+    write_missing(remote, local)
     assert remote.digest() == local.digest()
 
 
