@@ -107,7 +107,9 @@ def turned_product_quantiser(pilot: np.ndarray, bits: int, number: int = 5_000) 
     return lambda x: turn.reverse_transform(quantise(turn.apply(x.astype(np.float32))))
 
 
-def mvq_codes(pilot: np.ndarray, num_bytes: int, num_steps: int, num_threads: int) -> Rival:
+def mvq_codes(
+    pilot: np.ndarray, num_bytes: int, num_steps: int, num_threads: int, device: str = "cpu"
+) -> Rival:
     """multi-quantization (arXiv:2211.00508), trained on standardised tokens with 256 centroids in
     each of num_bytes codebooks."""
     import torch
@@ -116,18 +118,19 @@ def mvq_codes(pilot: np.ndarray, num_bytes: int, num_steps: int, num_threads: in
     torch.manual_seed(0)
     torch.set_num_threads(num_threads)
     c = pilot.shape[-1]
-    tokens = torch.from_numpy(pilot.reshape(-1, c).astype(np.float32))
+    tokens = torch.from_numpy(pilot.reshape(-1, c).astype(np.float32)).to(device)
     mean, scale = tokens.mean(0), (tokens - tokens.mean(0)).square().mean().sqrt()
     trainer = QuantizerTrainer(
-        c, num_bytes, torch.device("cpu"), phase_one_iters=num_steps, phase_two_iters=num_steps
+        c, num_bytes, torch.device(device), phase_one_iters=num_steps, phase_two_iters=num_steps
     )
     while not trainer.done():
-        trainer.step((tokens[torch.randint(len(tokens), (600,))] - mean) / scale)
+        chosen = torch.randint(len(tokens), (600,)).to(device)
+        trainer.step((tokens[chosen] - mean) / scale)
     quantizer = trainer.get_quantizer()
 
     @torch.no_grad()
     def through(x: np.ndarray) -> np.ndarray:
-        z = (torch.from_numpy(x.astype(np.float32)) - mean) / scale
-        return (quantizer.decode(quantizer.encode(z)) * scale + mean).numpy()
+        z = (torch.from_numpy(x.astype(np.float32)).to(device) - mean) / scale
+        return (quantizer.decode(quantizer.encode(z)) * scale + mean).cpu().numpy()
 
     return through

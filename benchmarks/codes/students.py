@@ -1,7 +1,9 @@
 """Students from float16 and from codes, same seeds: what the codes cost in the end.
 
     python benchmarks/codes/run.py data --cache FLOAT
+    python benchmarks/codes/students.py sources --cache FLOAT --work DIR [--sources 2,1,mvq-8]
     python benchmarks/codes/students.py train --cache FLOAT --work DIR [--until HH:MM]
+        [--device cuda] [--part 0/8 ...]   one of several processes that share the cells
     python benchmarks/codes/students.py table --work DIR [--out FILE]
 
 A cell is a student size, a source of features and a seed; `train` makes the cells that are missing,
@@ -79,7 +81,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.size}_{self.source}_{self.seed}"
 
-    def config(self, num_steps: int) -> TrainConfig:
+    def config(self, num_steps: int, device: str) -> TrainConfig:
         return TrainConfig(
             student="vit_tiny_patch16_224",
             student_options={"patch_size": 8, "img_size": 64, **SHAPES[self.size]},
@@ -89,7 +91,8 @@ class Cell:
             lr=2e-3,
             seed=self.seed,
             order_seed=self.seed,
-            device="cpu",
+            device=device,
+            precision="float32",
             log_every=max(1, num_steps // 30),
             checkpoint_minutes=0,
             tensorboard=False,
@@ -97,12 +100,25 @@ class Cell:
         )
 
 
-def cells(sources: tuple[str, ...]) -> Iterator[Cell]:
-    """Seed by seed, so that what is there at any time can be compared."""
-    for seed in range(NUM_SEEDS):
-        for size in SHAPES:
-            for source in sources:
-                yield Cell(size, source, seed)
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Seed by seed, so that what is there at any time can be compared; those of one part."""
+    ordered = [
+        Cell(size, source, seed)
+        for seed in range(NUM_SEEDS)
+        for size in options.sizes
+        for source in options.sources
+    ]
+    part, num_parts = options.part
+    yield from ordered[part::num_parts]
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def part(text: str) -> tuple[int, int]:
+    number, num_parts = map(int, text.split("/"))
+    return number, num_parts
 
 
 def train_cells(options: argparse.Namespace) -> None:
@@ -112,7 +128,7 @@ def train_cells(options: argparse.Namespace) -> None:
     judge = Judge(floats, BUNDLED)
     done = options.work / "cells"
     done.mkdir(parents=True, exist_ok=True)
-    for cell in cells(options.sources):
+    for cell in cells(options):
         path = done / f"{cell.name}.npz"
         if path.exists():
             continue
@@ -120,7 +136,11 @@ def train_cells(options: argparse.Namespace) -> None:
             break
         begin = time.process_time()
         run = options.work / "runs" / cell.name
-        train(source_cache(floats, cell.source, options), run, cell.config(options.steps))
+        train(
+            source_cache(floats, cell.source, options),
+            run,
+            cell.config(options.steps, options.device),
+        )
         values, columns = scores(run, floats, judge)
         losses = [sum(line["losses"].values()) for line in read_metrics(run, "train")]
         end = curve_end(losses)
@@ -151,6 +171,15 @@ def scores(
     return values | {name: tasks[name].value for name in SHOWN}, columns
 
 
+def make_sources(options: argparse.Namespace) -> None:
+    """The caches that are missing, before several processes train from them."""
+    floats = store.open(options.cache)
+    fit_stats(floats)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for source in options.sources:
+        source_cache(floats, source, options)
+
+
 def source_cache(floats: Cache, source: str, options: argparse.Namespace) -> Cache:
     """The cache that students of this source learn from, made when it is first asked for."""
     if source == "float16":
@@ -179,7 +208,10 @@ def reconstructed(
         read = {kind: floats.reader(teacher, kind).read for kind in cache.teacher(teacher).kinds}
         pilot = read["patches"](floats.rows([teacher], "train")[:PILOT])
         if codes == "mvq":
-            coder = of_tokens(mvq_codes(pilot, num_bytes, MVQ_STEPS, options.threads))
+            codes_of = mvq_codes(
+                pilot, num_bytes, options.mvq_steps, options.threads, options.device
+            )
+            coder = of_tokens(codes_of)
         else:
             coder = ours(pilot, cache.teacher(teacher).grid, num_bytes)
         for shard, record in floats.commits(teacher).items():
@@ -331,20 +363,27 @@ def over_seeds(changes: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("what", choices=("sources", "train", "table"))
     parser.add_argument("--cache", type=Path, help="of the float features, made by run.py data")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sources", type=lambda text: tuple(text.split(",")), default=SOURCES)
+    parser.add_argument("--sources", type=words, default=SOURCES)
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of each student")
     parser.add_argument("--until", help="HH:MM: begin no cell after it")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--mvq-steps", type=int, default=MVQ_STEPS, help="of each of two phases")
+    parser.add_argument("--device", default="cpu", help="that students are trained on")
+    parser.add_argument("--sizes", type=words, default=tuple(SHAPES))
+    parser.add_argument("--part", type=part, default=(0, 1), help="K/N: every N-th cell from K on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.what == "table":
         tell(table(options.work), options.out)
         return
     torch.set_num_threads(options.threads)
-    train_cells(options)
+    if options.what == "sources":
+        make_sources(options)
+    else:
+        train_cells(options)
 
 
 if __name__ == "__main__":

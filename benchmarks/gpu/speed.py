@@ -15,9 +15,12 @@ from steps import DEMO_STUDENT
 from synthetic import synthetic_cache, vit_sized
 from whole import extraction as extracted
 
+from phistill import cache as store
 from phistill.cache import Cache
 from phistill.cache.joined import open_caches
 from phistill.compute.ranks import Ranks
+from phistill.stats import fit_stats
+from phistill.stats.compacting import compact_cache
 from phistill.train import TrainConfig, train
 from phistill.train.resolve import resolve_run
 from phistill.train.trainer import Run, source_of, train_runs
@@ -55,14 +58,16 @@ def _config(sizes: Sizes, **changes: Any) -> TrainConfig:
 
 
 def training(sizes: Sizes, folder: Path) -> list[str]:
-    """Rows/s of a whole run, read from the cache and held in memory, in turns."""
+    """Rows/s of a whole run, read from the cache, held in memory and from codes, in turns."""
     lines = ["| rows come from | rows/s | waiting for data | precision |", "|---|---|---|---|"]
     pixels = 224 if sizes.vit_student else 60
     with synthetic_cache(vit_sized("S"), sizes.train_rows, pixels) as cache:
-        for number, (name, memory_bytes) in enumerate(
-            [("the cache", 0), ("memory", 2**36), ("the cache", 0), ("memory", 2**36)]
-        ):
-            done = train(cache, folder / f"run{number}", _config(sizes, memory_bytes=memory_bytes))
+        fit_stats(cache)
+        compact_cache(cache, folder / "codes", bits=2)
+        codes = store.open(folder / "codes")
+        places = [("the cache", cache, 0), ("memory", cache, 2**36), ("2 bits", codes, 0)]
+        for number, (name, place, memory_bytes) in enumerate([*places, *places]):
+            done = train(place, folder / f"run{number}", _config(sizes, memory_bytes=memory_bytes))
             lines.append(
                 f"| {name} | {done.rows_per_s:.1f} | {done.wait_share:.1%} | {done.precision} |"
             )

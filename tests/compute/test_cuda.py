@@ -157,6 +157,7 @@ def test_rows_from_memory_and_from_the_cache_give_the_same_losses(
     assert np.allclose(losses[0], losses[2], rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_waits_for_the_card_but_where_it_is_looked_at(
     caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
