@@ -49,8 +49,8 @@ TEACHERS = (
     "open_clip:RN50/openai",
 )
 HEAD = (
-    "| teacher | input | grid | patches | summary | registers | bytes per image | licence |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| teacher | input | grid x width | summary | registers | bytes per image | licence |\n"
+    "|---|---|---|---|---|---|---|"
 )
 
 
@@ -72,9 +72,9 @@ def line(spec: str, folder: Path) -> str:
     registers = str(info.num_registers) if info.num_registers else "-"
     licence = built.build().licence if built.source == "timm" else None
     return (
-        f"| `{spec}` | {given[0]} x {given[1]} | {info.grid[0]} x {info.grid[1]} | "
-        f"{info.num_tokens} x {info.width('patches')} | {summary} | {registers} | "
-        f"{info.row_bytes:,} | {licence or 'not stated'} |"
+        f"| `{spec}` | {given[0]}x{given[1]} | {info.grid[0]}x{info.grid[1]}x"
+        f"{info.width('patches')} | {summary} | {registers} | "
+        f"{info.row_bytes:,} | {licence or '-'} |"
     )
 
 

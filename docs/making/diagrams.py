@@ -1,47 +1,20 @@
 """The drawings of the pages: python docs/making/diagrams.py writes docs/pictures/*.svg.
 
-Where phistill decides something (normalizers, views), the drawing asks phistill.
+Where phistill decides something (floors, views, orders, files), the drawing asks phistill.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import tomllib
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
+from drawing import COLOURS, DOCS, INK, PALE, arrow, blank, box, save
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
-from phistill.stats import Moments, Normalizer
-
-OUT = Path(__file__).parent.parent / "pictures"
-INK, PALE = "#333333", "#e8eaf6"
-COLOURS = ("#3f51b5", "#c2410c", "#0f766e", "#a16207")
-STYLE = {
-    "svg.hashsalt": "phistill",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-}
-
-
-def normalizers(figure: Figure) -> None:
-    """Two teachers of two channels, under four of the eight normalizers."""
-    random = np.random.default_rng(0)
-    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
-    large = random.normal(size=(300, 2)) * [3.0, 0.6] @ turn.T + [2, 1]
-    small = random.normal(size=(300, 2)) * [0.5, 0.2] @ turn + [-1, 0]
-    shown = {"none": "as they come", "standardize": "standardize", "zca": "zca", "phi-s": "phi-s"}
-    for axes, (method, title) in zip(figure.subplots(1, 4), shown.items(), strict=True):
-        for cloud, colour in ((large, COLOURS[0]), (small, COLOURS[1])):
-            fitted = Normalizer.fit(Moments.of(cloud), method=method)
-            at = cloud if method == "none" else fitted.transform(cloud)
-            axes.plot(*at.T, ".", color=colour, markersize=2, alpha=0.6, rasterized=True)
-        axes.set(title=title, xlim=(-9, 9), ylim=(-9, 9), aspect="equal", xticks=[], yticks=[])
-        if method != "none":
-            axes.set(xlim=(-4, 4), ylim=(-4, 4))
+from phistill.cache.order import EpochOrder
+from phistill.cache.row_set import RowSet
+from phistill.pipeline import CacheSettings
 
 
 def way(figure: Figure) -> None:
@@ -56,14 +29,9 @@ def way(figure: Figure) -> None:
             ("train", "any student, loss,\nnormalizer"),
         ]
     ):
-        colour = PALE if title in ("images", "cache") else "#ffffff"
-        box = FancyBboxPatch((at * 2 + 0.1, 0.9), 1.5, 0.9, "round,pad=0.05", fc=colour, ec=INK)
-        axes.add_patch(box)
-        axes.text(at * 2 + 0.85, 1.5, title, ha="center", weight="bold")
-        axes.text(at * 2 + 0.85, 1.0, below, ha="center", fontsize=7)
+        box(axes, (at * 2 + 0.1, 0.9), title, below, filled=title in ("images", "cache"))
         if at < 4:
-            arrow = {"arrowstyle": "->", "color": INK}
-            axes.annotate("", (at * 2 + 2.05, 1.35), (at * 2 + 1.65, 1.35), arrowprops=arrow)
+            arrow(axes, (at * 2 + 1.65, 1.35), (at * 2 + 2.05, 1.35))
     axes.text(2.85, 0.4, "once", ha="center", color=COLOURS[0])
     axes.text(
         7.85, 0.4, "again and again, without teachers or images", ha="center", color=COLOURS[1]
@@ -83,22 +51,14 @@ def workers(figure: Figure) -> None:
 
 
 def orders(figure: Figure) -> None:
-    """Which rows of which shards the first batches take, in both orders."""
-    random = np.random.default_rng(0)
-    for axes, order in zip(figure.subplots(1, 2), ("full", "block"), strict=True):
-        rows = np.arange(1024)
-        if order == "full":
-            rows = random.permutation(rows)
-        else:  # shards at random, rows mixed within windows of them
-            shards = random.permutation(64).reshape(-1, 16)
-            rows = np.concatenate(
-                [random.permutation((w[:, None] * 16 + np.arange(16)).ravel()) for w in shards]
-            )
-        axes.plot(
-            np.arange(1024), rows // 16, ".", color=COLOURS[0], markersize=1.5, rasterized=True
-        )
-        axes.set(title=f"order = {order}", xlabel="place in the epoch", xticks=[], yticks=[])
-        axes.set_ylabel("shard")
+    """Which rows an epoch of 1,024 takes, place by place, in both orders: phistill's own."""
+    rows = RowSet(np.arange(1024))
+    for axes, mode in zip(figure.subplots(1, 2), ("full", "block"), strict=True):
+        order = EpochOrder(rows=rows, seed=0, epoch=0, mode=mode, block_rows=16)
+        places = order.between(0, 1024)
+        axes.plot(places, ".", color=COLOURS[0], markersize=1.5, rasterized=True)
+        axes.set(title=f"order = {mode}", xlabel="place in the epoch", xticks=[], yticks=[])
+        axes.set_ylabel("row of the cache")
 
 
 def views(figure: Figure) -> None:
@@ -117,31 +77,171 @@ def views(figure: Figure) -> None:
         axes.set_axis_off()
 
 
-def blank(figure: Figure, x: tuple[float, float], y: tuple[float, float]) -> Axes:
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=x, ylim=y)
-    axes.set_axis_off()
-    return axes
+def compact(figure: Figure) -> None:
+    """Where features become codes, and where they are features again."""
+    axes = blank(figure, (0, 10), (0, 2.9))
+    boxes = {
+        "teachers": (0.1, 1.7, "patches, float16"),
+        "statistics": (2.6, 2.1, "of the features"),
+        "codec": (2.6, 0.6, "mean row, axes, DCT, bits"),
+        "cache": (5.1, 0.6, "codes: 2 bits a value"),
+        "device": (7.9, 1.3, "unpack, decode, normalise"),
+    }
+    for title, (x, y, below) in boxes.items():
+        box(axes, (x, y - 0.4), title, below, filled=title == "cache", size=(1.8, 0.75))
+    arrow(axes, (2.0, 1.75), (2.5, 2.1))
+    arrow(axes, (2.0, 1.45), (2.5, 0.8))
+    arrow(axes, (4.5, 0.6), (5.0, 0.6))
+    arrow(axes, (7.0, 0.65), (7.8, 1.1))
+    arrow(axes, (4.5, 2.1), (7.8, 1.55))
+    axes.text(6.2, 2.05, "normalizers", ha="center", color=COLOURS[0])
 
 
-SIZES = {normalizers: (8, 2.3), way: (8, 2.1), workers: (8, 2.0), orders: (8, 2.4), views: (8, 2.0)}
+def rooms(figure: Figure) -> None:
+    """The floors that lint-imports knows: a room imports from those below it."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    axes = blank(figure, (0, 10), (-0.1, len(layers) * 0.5))
+    for floor, layer in enumerate(reversed(layers)):
+        names = [one.strip().removeprefix("phistill.") for one in layer.split("|")]
+        width = 7.8 / len(names)
+        for at, name in enumerate(names):
+            corner, size = (1.1 + at * width, floor * 0.5), (width - 0.12, 0.3)
+            box(axes, corner, name, filled=name == "cache", size=size)
+    arrow(axes, (0.6, len(layers) * 0.5 - 0.2), (0.6, 0.0))
+    axes.text(0.4, len(layers) * 0.25, "imports", rotation=90, ha="center", va="center")
 
 
-def main() -> None:
-    """Each drawing, on white, so that it can be read in the dark too."""
-    OUT.mkdir(exist_ok=True)
-    with mpl.rc_context(STYLE):
-        for draw, size in SIZES.items():
-            figure = Figure(figsize=size, facecolor="white", layout=None)
-            draw(figure)
-            where = OUT / f"{draw.__name__}.svg"
-            figure.savefig(
-                where, metadata={"Date": None}, dpi=120, bbox_inches="tight", pad_inches=0.1
-            )
-            # Lines that matplotlib ends with a space.
-            text = "\n".join(line.rstrip() for line in where.read_text("utf-8").splitlines())
-            where.write_text(text + "\n", "utf-8")
+def layout(figure: Figure) -> None:
+    """The files of one shard of 1,024 rows: as many rows each as phistill puts into one."""
+    info = CacheSettings(shard_rows=1024).new_cache(num_rows=1024)
+    arrays = {
+        "summary, 4 KB a row": 1024 * 4,
+        "pixels, 151 KB": 224 * 224 * 3,
+        "DINOv2-L patches, 524 KB": 256 * 1024 * 2,
+        "SigLIP patches, 590 KB": 256 * 1152 * 2,
+        "SAM-B patches, 6.3 MB": 4096 * 768 * 2,
+    }
+    axes = blank(figure, (-360, 1250), (-0.6, len(arrays)))
+    for at, (name, num_bytes) in enumerate(reversed(arrays.items())):
+        rows = info.rows_per_file(num_bytes)
+        axes.text(-15, at + 0.35, name, ha="right", va="center")
+        for start in range(0, 1024, rows):
+            axes.add_patch(Rectangle((start, at), rows, 0.7, fc=PALE, ec=COLOURS[0], lw=0.7))
+        axes.text(1040, at + 0.35, f"{1024 // rows} x {rows}", va="center")
+    axes.text(512, -0.45, "rows 0 .. 1,023 of one shard; files x rows of a file", ha="center")
 
+
+def commit(figure: Figure) -> None:
+    """In which order the files of a shard are written, and when they are believed."""
+    axes = blank(figure, (0, 10), (0, 2.2))
+    steps = {
+        "files": "one per array\nor more",
+        "facts": "sha256, size,\nside",
+        "record": "digests of\nall",
+    }
+    steps["pack"] = "records of\nmany shards"
+    for at, (title, below) in enumerate(steps.items()):
+        box(axes, (at * 2.5 + 0.2, 0.8), title, below, filled=title in ("record", "pack"))
+        if at < 3:
+            arrow(axes, (at * 2.5 + 1.8, 1.25), (at * 2.5 + 2.6, 1.25))
+    axes.text(2.2, 0.3, "killed here: not believed, made again", ha="center", color=COLOURS[1])
+    axes.text(7.2, 0.3, "killed here: kept", ha="center", color=COLOURS[2])
+
+
+def growth(figure: Figure) -> None:
+    """Rows and teachers of a cache that grew and shrank."""
+    axes = blank(figure, (-2, 13.5), (-0.8, 3.4))
+    owners = {"pixels": 0, "teachers/clip": 0, "teachers/sam": 1}
+    for row, (owner, colour) in enumerate(owners.items()):
+        axes.text(-0.2, row + 0.4, owner, ha="right", va="center")
+        for start, length, later in ((0, 8, 0), (8.4, 4, 2)):
+            fill = COLOURS[later or colour]
+            axes.add_patch(Rectangle((start, row), length, 0.85, fc=fill, ec="white", alpha=0.85))
+    axes.add_patch(Rectangle((3, -0.1), 0.5, 3.05, fc="white", ec=INK, hatch="////", lw=0.5))
+    axes.text(4, -0.55, "segment 0", ha="center")
+    axes.text(10.4, -0.55, "--append", ha="center", color=COLOURS[2])
+    axes.text(6.4, 3.1, "--teacher, later", ha="center", color=COLOURS[1])
+    axes.text(3.2, 3.1, "remove-images", ha="center")
+
+
+def student(figure: Figure) -> None:
+    """One backbone, a head per teacher, answers in each teacher's own space."""
+    axes = blank(figure, (0, 10), (0, 3.2))
+    box(axes, (0.1, 1.2), "picture", "uint8", filled=True, size=(1.3, 0.8))
+    box(axes, (2.2, 1.2), "backbone", "timm", size=(1.6, 0.8))
+    arrow(axes, (1.5, 1.6), (2.1, 1.6))
+    for at, name in enumerate(("sam", "clip", "dino")):
+        y = 0.1 + at * 1.05
+        box(axes, (4.8, y), "head", "normalizer inverted inside", size=(2.1, 0.8))
+        box(axes, (7.9, y), f'answers["{name}"]', "patches, summary", filled=True, size=(1.9, 0.8))
+        arrow(axes, (3.9, 1.6), (4.7, y + 0.4))
+        arrow(axes, (7.0, y + 0.4), (7.8, y + 0.4))
+
+
+def plugs(figure: Figure) -> None:
+    """The five places where a function of one's own stands."""
+    axes = blank(figure, (0, 10.2), (0, 1.9))
+    chain = [("source", True), ("teacher", True), ("cache", False), ("student", True)]
+    chain += [("head", True), ("loss", True)]
+    for at, (title, yours) in enumerate(chain):
+        box(axes, (at * 1.7 + 0.1, 0.7), title, filled=not yours, size=(1.2, 0.7))
+        if at < len(chain) - 1:
+            arrow(axes, (at * 1.7 + 1.38, 1.05), (at * 1.7 + 1.72, 1.05))
+        if yours:
+            axes.text(at * 1.7 + 0.7, 0.25, "yours", ha="center", color=COLOURS[1])
+
+
+def queue(figure: Figure) -> None:
+    """Four elements of a job array under a time limit, queued again until their share is done."""
+    axes = blank(figure, (-2.2, 13), (-0.8, 4.2))
+    for row, pieces in enumerate(([(0, 4), (5, 4), (9.6, 2)], [(0.4, 4), (6, 4), (10.5, 1)],
+                                  [(0.2, 2.1), (4.8, 4), (9, 3)], [(1, 4), (5.4, 4)])):  # fmt: skip
+        axes.text(-0.2, row + 0.4, f"worker {row}/4", ha="right", va="center")
+        for at, (start, length) in enumerate(pieces):
+            last = at == len(pieces) - 1
+            killed = length == 2.1
+            fill = COLOURS[1] if killed else COLOURS[2] if last else COLOURS[0]
+            axes.add_patch(Rectangle((start, row), length, 0.75, fc=fill, ec="white"))
+    for at, text in enumerate(("time limit: 143, queued again", "node failed", "share done")):
+        colour = COLOURS[at]
+        axes.text(1.6 + at * 4.4, -0.6, text, ha="center", color=colour)
+
+
+def bucket(figure: Figure) -> None:
+    """A cache in a bucket, written by workers, read in blocks or staged."""
+    axes = blank(figure, (0, 10), (0, 2.9))
+    box(axes, (0.1, 1.0), "extract", "workers, leases", size=(1.7, 0.8))
+    box(
+        axes,
+        (3.0, 1.0),
+        "s3://bucket/my.cache",
+        "same bytes as in a folder",
+        filled=True,
+        size=(2.6, 0.8),
+    )
+    box(axes, (6.6, 1.9), "train order=block", "long reads, 16 at once", size=(2.6, 0.8))
+    box(axes, (6.6, 0.1), "train --stage", "once, to a local disk", size=(2.6, 0.8))
+    arrow(axes, (1.9, 1.4), (2.9, 1.4))
+    arrow(axes, (5.7, 1.6), (6.5, 2.2))
+    arrow(axes, (5.7, 1.2), (6.5, 0.6))
+
+
+DIAGRAMS = {
+    way: (8, 2.1),
+    workers: (8, 2.0),
+    orders: (8, 2.4),
+    views: (8, 2.0),
+    compact: (8, 2.3),
+    rooms: (8, 3.6),
+    layout: (8, 2.2),
+    commit: (8, 1.8),
+    growth: (8, 2.2),
+    student: (8, 2.5),
+    plugs: (8, 1.5),
+    queue: (8, 2.2),
+    bucket: (8, 2.2),
+}
 
 if __name__ == "__main__":
-    main()
+    save(DIAGRAMS)

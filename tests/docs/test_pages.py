@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -61,6 +62,15 @@ def test_conditioning_an_encoder(photos: Path) -> None:
     extracted(photos, "encoder.cache", "demo:clip")
     *_, seen = follow(DOCS / "recipes/vlm-encoder.md", photos)
     assert "conditioned: channel std 1.000 to 1.000" in seen
+
+
+def test_embeddings_as_codes(photos: Path) -> None:
+    extracted(photos, "my.cache", "demo:clip")
+    quantized, found = follow(DOCS / "recipes/retrieval-codes.md", photos)
+    assert "24 vectors of 128 in 64 bytes" in quantized
+    assert "recall@10" in quantized
+    assert found.split()[:2] == ["[", "0"]  # the query is the first of the vectors
+    assert np.load(photos / "back.npy").shape == (24, 128)
 
 
 @pytest.mark.slow
