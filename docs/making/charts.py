@@ -96,17 +96,18 @@ def four(figure: Figure) -> None:
 
 
 def methods(figure: Figure) -> None:
-    """Errors of clip's patches under seven of the methods on the page of results."""
-    lines = [line for line in rows("results.md", "| setting | behind") if float(line[2][:5]) < 1][
-        :8
-    ]
-    values = [[float(one) for one in line[2].split(" ± ")] for line in lines]
-    axes = figure.subplots()
-    for at, ((error, half), line) in enumerate(zip(values, lines, strict=True)):
-        colour = COLOURS[0] if "phi-s" in line[0] else INK
-        axes.errorbar(error, -at, xerr=half, fmt="o", color=colour, capsize=3)
-    axes.set_yticks([-at for at in range(len(lines))], [line[0] for line in lines])
-    axes.set(xlabel="error of clip's patches, mean of three seeds and its 95 % interval")
+    """Errors of each teacher's patches under the methods that were tried on the demo."""
+    lines = rows("../benchmarks/results/methods-2026-11-26.md", "| setting | seeds")
+    lines = [line for line in lines if line[3][:1] == "0"]
+    for axes, column, teacher in zip(
+        figure.subplots(1, 3, sharey=True), (3, 4, 5), ("clip", "ssl", "mask"), strict=True
+    ):
+        for at, line in enumerate(lines):
+            error, half = (float(one.split()[0]) for one in line[column].split(" ± "))
+            colour = COLOURS[0] if "phi-s" in line[0] else INK
+            axes.errorbar(error, -at, xerr=half, fmt="o", markersize=4, color=colour, capsize=3)
+        axes.set(title=teacher, xlabel="error of patches")
+        axes.set_yticks([-at for at in range(len(lines))], [line[0] for line in lines])
 
 
 def scale(figure: Figure) -> None:
@@ -181,7 +182,7 @@ CHARTS = {
     teachers: (7, 4.6),
     imagenet: (6, 1.8),
     four: (8, 1.7),
-    methods: (6, 2.3),
+    methods: (8, 2.5),
     scale: (6, 2.3),
     epochs: (6, 2.4),
 }

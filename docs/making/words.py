@@ -1,4 +1,4 @@
-"""How many words each page has, those in blocks of code counted apart.
+"""How many words each page has, those in blocks of code counted apart; bars of tables are none.
 
 python docs/making/words.py [CHECKOUT ...] prints the pages of checkouts beside one another.
 """
@@ -21,10 +21,15 @@ def pages(root: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         text = path.read_text("utf-8")
-        prose = len(CODE.sub("", text).split())
+        prose = words(CODE.sub("", text))
         if path.name not in KEPT_OUT:
-            found[path.relative_to(root).as_posix()] = (prose, len(text.split()) - prose)
+            found[path.relative_to(root).as_posix()] = (prose, words(text) - prose)
     return found
+
+
+def words(text: str) -> int:
+    """Those with a letter or digit."""
+    return sum(re.search(r"\w", word) is not None for word in text.split())
 
 
 def table(roots: list[Path]) -> str:
