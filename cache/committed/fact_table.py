@@ -48,7 +48,7 @@ class FactTable(ShardTable):
         """The table that the pack of a range of shards holds; CorruptCache for another range's, and
         for columns that do not fit one another or the cache."""
         content.require(KINDS)
-        table = cls(content)
+        table = cls(content, content)
         k, num_rows = len(table), int(table.ends[-1])
         expected: dict[str, tuple[int, ...]] = {"shards": (k,), "num_rows": (k,)}
         expected |= {"digests": (k, 32)}
@@ -65,7 +65,7 @@ class FactTable(ShardTable):
         """The table of a pack some of whose bytes may have changed; CorruptCache for a pack of
         something else."""
         content.require(KINDS)
-        return cls({name: content.unchecked(name) for name in content})
+        return cls({name: content.unchecked(name) for name in content}, content)
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -73,16 +73,22 @@ class FactTable(ShardTable):
         return np.concatenate([[0], np.cumsum(self.columns["num_rows"], dtype=np.int64)])
 
     def facts(self, place: int) -> ImageFacts:
-        """The facts of the shard at ``place``."""
+        """The facts of the shard at ``place``; CorruptCache unless they match their digest."""
+        assert self.content is not None, "of a pack"
         start, stop = self.ends[place : place + 2].tolist()
-        return ImageFacts.of_columns({name: self.columns[name][start:stop] for name in COLUMNS})
+        facts = ImageFacts.of_columns(
+            {name: np.array(self.content.unchecked(name)[start:stop]) for name in COLUMNS}
+        )
+        self.require_digest(place, facts.digest)
+        return facts
 
     def spread(
         self, name: str, places: NDArray[np.int64], shard_rows: int, out: NDArray[Any]
     ) -> None:
         """Put the rows of a column that belong to the shards at ``places`` into ``out``, which has
         one for each row of the cache."""
-        values = self.columns[name]
+        assert self.content is not None, "of a pack"
+        values = self.content.copied(name)  # not kept: a byte or more for each row
         starts, counts = self.shards * shard_rows, np.diff(self.ends)
         whole = len(places) == len(self) > 0
         if whole and (np.diff(starts) == counts[:-1]).all():  # they follow one another

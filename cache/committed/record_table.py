@@ -55,8 +55,8 @@ class Texts(
 class RecordTable(ShardTable):
     """Records by ascending shard; ``digests`` are those of the records."""
 
-    def __init__(self, texts: Texts, columns: Arrays) -> None:
-        super().__init__(columns)
+    def __init__(self, texts: Texts, columns: Arrays, content: Columns | None = None) -> None:
+        super().__init__(columns, content)
         self.texts = texts
 
     def record_bytes(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -121,7 +121,7 @@ class RecordTable(ShardTable):
         texts = cls.unchecked(content).texts
         if texts.owner != owner:
             raise content.damaged(f"it is the pack of {texts.owner!r}")
-        table = cls(texts, content)
+        table = cls(texts, content, content)
         k, shapes = len(table), content.shapes()
         m = int(table.num_rejects.sum(dtype=np.int64))
         f = int(content["num_files"].sum(dtype=np.int64))
@@ -151,7 +151,7 @@ class RecordTable(ShardTable):
         except msgspec.ValidationError as error:
             raise content.damaged(str(error)) from error
         content.require(KINDS | LOST if texts.codes else KINDS)
-        return cls(texts, {name: content.unchecked(name) for name in content})
+        return cls(texts, {name: content.unchecked(name) for name in content}, content)
 
     @cached_property
     def file_ends(self) -> NDArray[np.int64]:
@@ -164,14 +164,15 @@ class RecordTable(ShardTable):
         return np.concatenate([[0], np.cumsum(self.num_rejects, dtype=np.int64)])
 
     def record(self, place: int, rows: Range, paths: Sequence[str]) -> CommitRecord:
-        """The record at ``place``: its rows are [start, stop), its files ``paths``, ascending."""
+        """The record at ``place``: its rows are [start, stop), its files ``paths``, ascending.
+        CorruptCache unless it matches its digest."""
         begin, end = self.reject_ends[place : place + 2].tolist()
         slots = self.columns["reject_slots"][begin:end].tolist()
         positions = self.columns["reject_reasons"][begin:end].tolist()
         sizes, first = self.file_bytes(place), int(self.file_ends[place])
         stored = self.columns["sha256"][first : first + len(sizes)]
         hashes = [sha256.tobytes().hex() for sha256 in stored]
-        return CommitRecord(
+        record = CommitRecord(
             owner=self.texts.owner,
             shard=int(self.shards[place]),
             start=rows[0],
@@ -182,6 +183,8 @@ class RecordTable(ShardTable):
             environment=dict(self.texts.environments[int(self.columns["environment"][place])]),
             lost=self._lost(place),
         )
+        self.require_digest(place, record.digest)
+        return record
 
     def _lost(self, place: int) -> dict[str, int]:
         if not self.texts.codes:

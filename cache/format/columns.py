@@ -1,10 +1,10 @@
-"""Named columns in one file that can be mapped: each is checked when it is first used.
+"""Named columns in one file that can be mapped: each is checked when it is first used, in a copy.
 
 The file is a safetensors file: the length of the header (uint64), the header as JSON, the columns
 one behind the other, wide types first so that each is aligned, and then small ones, which are asked
-for more often. The metadata carries the sha256 of
-every column, and that of the header itself, taken while 64 zeros stood in its place; so there is
-no byte that could change unseen.
+for more often. The metadata carries the sha256 of every column, and that of the header itself,
+taken while 64 zeros stood in its place; so there is no byte that could change unseen. A mapped byte
+may change after it was compared, so what is believed is in memory that no file stands behind.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         except _NO_HEADER as error:
             raise self.damaged(f"its header was changed ({error})") from error
         self._checked: dict[str, NDArray[Any]] = {}
+        self._parts: dict[str, NDArray[Any]] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout)
@@ -94,26 +95,33 @@ class Columns(Mapping[str, NDArray[Any]]):
         return len(self._layout)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A column, compared with its digest the first time."""
+        """A column, copied and compared with its digest the first time, and kept."""
         if name not in self._checked:
-            values = self.unchecked(name)
-            content = values.reshape(-1).view(np.uint8).data
-            if hashlib.sha256(content).hexdigest() != self._digests[name]:
-                raise self.damaged(f"{name} does not match its digest, so it was changed")
-            self._checked[name] = values
+            self._checked[name] = self.copied(name)
         return self._checked[name]
+
+    def copied(self, name: str) -> NDArray[Any]:
+        """A copy of a column that matches its digest."""
+        values = np.array(self.unchecked(name))
+        content = values.reshape(-1).view(np.uint8).data
+        if hashlib.sha256(content).hexdigest() != self._digests[name]:
+            raise self.damaged(f"{name} does not match its digest, so it was changed")
+        return values
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each column, as the header says: none is read."""
         return {name: shape for name, (_, shape, _, _) in self._layout.items()}
 
     def unchecked(self, name: str) -> NDArray[Any]:
-        """A column as it is, for who has other means to tell what of it is whole."""
+        """A column as it is in the file now, for who has other means to tell what of it is whole;
+        fetched once from a store."""
         if name not in self._layout:
             raise self.damaged(f"it has no column {name!r}")
-        dtype, shape, start, stop = self._layout[name]
-        part = np.asarray(self._content[self._start + start : self._start + stop])
-        return part.view(dtype).reshape(shape)
+        if name not in self._parts:
+            dtype, shape, start, stop = self._layout[name]
+            part = np.asarray(self._content[self._start + start : self._start + stop])
+            self._parts[name] = part.view(dtype).reshape(shape)
+        return self._parts[name]
 
     def require(self, kinds: Mapping[str, tuple[str, int]]) -> None:
         """CorruptCache unless these are the columns, by name their types and dimensions."""
