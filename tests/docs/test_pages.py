@@ -102,7 +102,8 @@ def test_imagenet_from_parquet_or_tars(photos: Path, kind: str) -> None:
 def test_what_extend_says(photos: Path) -> None:
     cuts = {
         "../phistill/examples": str(ROOT / "examples"),
-        'student = "vit_tiny_patch16_224"\nnum_steps = 20\nbatch_size = 16': TINY,
+        "depth = 2": "patch_size = 20, embed_dim = 24, depth = 1, num_heads = 1",
+        "head_width = 64\nnum_steps = 20": "head_width = 16\nnum_steps = 2",
         "phistill extract photos": "phistill extract photos --holdout 0.3 --pixel-size 40",
     }
     _, first, *_, last = follow(DOCS / "extend.md", photos, cuts)
