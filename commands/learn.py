@@ -128,7 +128,7 @@ def train(
     refuse_cache_as_out(out)
     refuse_train_mistakes(caches, [settings])
     from phistill.train import train as run
-    from phistill.train.curve import curve_end
+    from phistill.train.curve import curve_end, unweighted
     from phistill.train.metrics import read_metrics
 
     with progress_bar("train") as bar:
@@ -151,7 +151,7 @@ def train(
         )
         losses = "  ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
         click.echo(f"Last losses: {losses}")
-    if (end := curve_end([line["total"] for line in read_metrics(out, "train")])) is not None:
+    if (end := curve_end(unweighted(read_metrics(out, "train")))) is not None:
         click.echo(f"Curve: {end}")
     split = "" if result.num_heldout else " --split train"
     click.echo(f"Next: phistill evaluate {out}{split}")

@@ -7,13 +7,19 @@ much as n' independent ones, and the standard error of the slope grows by as muc
 where s^2 is the residuals' mean square times n' / (n' - 2).
 The fall is that of the line over this half, as a share of its height at the end of it, and its
 interval is Student's t with n' - 2 degrees of freedom.
+
+The terms of several teachers are taken together by their geometric mean: a fall of it is the mean
+fall of all terms, whatever their scales and weights. Weighted sums do not tell: AdaLoss divides
+each term by its own running mean, so that its sum stays the same while all terms fall.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +74,18 @@ class CurveEnd:
                 "sinking learning rate that flattened it."
             )
         return f"{told}: whether it still falls cannot be told from {self.num_lines} logged lines."
+
+
+def unweighted(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The geometric mean of the terms of each logged line ("losses"), over those that every line
+    has and that stay above 0; [] where there are none."""
+    terms = [line.get("losses", {}) for line in lines]
+    names = [
+        name for name in (terms[0] if terms else ()) if all(one.get(name, 0) > 0 for one in terms)
+    ]
+    if not names:
+        return []
+    return [math.exp(fmean(math.log(one[name]) for name in names)) for one in terms]
 
 
 def curve_end(losses: Sequence[float]) -> CurveEnd | None:

@@ -1,35 +1,35 @@
-"""The four questions that a report is opened with, answered from the evaluations and the curves.
+"""The questions that a report is opened with, answered from the evaluations and the curves.
 
-Is the student good? Which teacher is neglected? Is it still learning? What next? Runs are compared
-on the same held-out images, by the mean over targets of their errors; two runs are contrasted only
-where they differ in one setting.
+Is the student good? Which run is best? Which teacher is neglected? Is it still learning? What next?
+Settings are compared on the same held-out images, by the mean over targets and seeds of their
+errors; what is asked of one is told of the best.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from phistill.errors import counted
-from phistill.stats.intervals import Interval
 
-from .settings import Setting, apart, compared, differing, settings_of, without_seed
-from .students import Diverged, RunFacts
+from .contrasts import apart_words, difference_text, over_seeds_text
+from .settings import Setting, apart, compared, ranked
+from .students import RELATIVE, Diverged
+from .wording import direction_text, in_words
 
-NEGLECTED = 1.5
-"""A target whose error is this many times the mean of the others is called neglected."""
+LAGGING = 1.5
+"""A teacher whose error is this many times that of the one learnt best is said to lag."""
+
+BEATEN = 0.9
+"""One that another setting learns with less than this share of the error is neglected."""
 
 OVERFITTED = 1.25
 """Error on held-out images over the loss that was learnt, both as shares of the constant's."""
 
 UNSETTLED = "It is not settled"
-
-MAX_DRAWN = 12
-"""Runs that are drawn beside one another whatever their settings."""
 
 GOOD, FAIR = 0.25, 0.6
 """Mean errors below which a student is called close to its teachers, or on its way."""
@@ -43,70 +43,30 @@ class Answer:
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Two settings that differ in one key."""
-
-    setting: str
-    better: Setting
-    worse: Setting
-    values: tuple[str, str]
-    apart: Interval
-    """Mean error over seeds of the better minus that of the worse, paired by image."""
-
-
-def contrasts(runs: Sequence[RunFacts]) -> list[Contrast]:
-    """Every pair of settings that differ in one key, seeds aside."""
-    found = []
-    for better, worse in itertools.combinations(settings_of(runs), 2):
-        changed = differing(better.runs[0], worse.runs[0])
-        changed.pop("seed", None)
-        measured = apart(better.runs, worse.runs) if len(changed) == 1 else None
-        if measured is None:
-            continue
-        ((setting, values),) = changed.items()
-        found.append(
-            Contrast(setting=setting, better=better, worse=worse, values=values, apart=measured)
-        )
-    return found
-
-
-def difference_text(found: Interval) -> str:
-    """``0.120 lower [0.100, 0.140]``, or the largest difference that is not excluded."""
-    if found.low is None or found.high is None:
-        return f"{abs(found.value):.3f} apart, too few images for an interval"
-    if found.is_negative or found.is_positive:
-        low, high = sorted((abs(found.low), abs(found.high)))
-        way = "lower" if found.is_negative else "higher"
-        return f"{abs(found.value):.3f} {way}, 95 % interval {low:.3f} to {high:.3f}"
-    return f"no difference that images show: at most {found.largest:.3f} either way"
-
-
-def answers(runs: Sequence[RunFacts], diverged: Sequence[Diverged] = ()) -> list[Answer]:
-    """In the order in which they are asked; [] without an evaluated run. ``diverged`` are not among
-    ``runs``. What is asked of one run is told of the middle seed of the best setting."""
-    ranked = settings_of(runs)
-    if not ranked:
+def answers(settings: Sequence[Setting], diverged: Sequence[Diverged] = ()) -> list[Answer]:
+    """In the order in which they are asked; [] without an evaluated run. ``settings`` come best
+    first, ``diverged`` are not among their runs."""
+    found = ranked(settings)
+    if not found:
         return []
-    best = ranked[0].middle
-    several = len(ranked) > 1 or len(ranked[0].runs) > 1
-    lost = f"No: {runs_text(runs, diverged)} and cannot be compared. {_lost(diverged)}"
+    best = found[0]
+    several = len(found) > 1 or len(best.runs) > 1
+    lost = f"No: {runs_text(settings, diverged)} and cannot be compared. {_lost(diverged)}"
     return [
-        Answer(question="Is the student good?", text=_good(ranked[0])),
-        *([Answer(question="Which run is best?", text=_best(ranked))] if several else []),
+        Answer(question="Is the student good?", text=_good(best)),
+        *([Answer(question="Which run is best?", text=_best(found))] if several else []),
         *([Answer(question="Did every run end?", text=lost)] if diverged else []),
-        Answer(question="Which teacher is neglected?", text=_neglected(best)),
+        Answer(question="Which teacher is neglected?", text=_neglected(found)),
         Answer(question="Is it still learning?", text=_learning(best)),
-        Answer(question="What next?", text=" ".join([*_more_seeds(ranked), *_advice(best)])),
+        Answer(question="What next?", text=" ".join([*_more_seeds(found), *_advice(found)])),
     ]
 
 
-def runs_text(runs: Sequence[RunFacts], diverged: Sequence[Diverged] = ()) -> str:
+def runs_text(settings: Sequence[Setting], diverged: Sequence[Diverged] = ()) -> str:
     """``39 runs of 13 settings, 3 of them diverged``."""
-    evaluated = settings_of(runs)
-    names = {one.name for one in evaluated} | {one.setting for one in diverged}
-    names |= {without_seed(run.name) for run in runs if not run.evaluation}
-    text = f"{counted(len(runs) + len(diverged), 'run')} of {counted(len(names), 'setting')}"
+    num = sum(len(one.runs) for one in settings) + len(diverged)
+    names = {one.name for one in settings} | {one.setting for one in diverged}
+    text = f"{counted(num, 'run')} of {counted(len(names), 'setting')}"
     return f"{text}, {len(diverged)} of them diverged" if diverged else text
 
 
@@ -116,7 +76,7 @@ def _lost(diverged: Sequence[Diverged]) -> str:
     for one in diverged:
         by_name.setdefault(one.setting, []).append(one)
     told = [
-        f"{name} ({group[0].changes}): "
+        f"{name} ({in_words(group[0].changes)}): "
         + ", ".join(f"{one.name} at step {one.step}" for one in group)
         for name, group in by_name.items()
     ]
@@ -129,30 +89,25 @@ def _good(best: Setting) -> str:
     seeds = len(best.runs) if len(best.runs) > 1 else 0
     over = f"teachers, kinds and {seeds} seeds" if seeds else "teachers and kinds"
     text = (
-        f"{'Setting' if seeds else 'Run'} {best.name if seeds else best.runs[0].name} is {words}: "
-        f"on images it has not seen its error is {error:.2f} of the constant's, averaged over "
-        f"{over} (0 is the teacher itself)."
+        f"{'Setting' if seeds else 'Run'} {best.name} is {words}: on images it has not seen its "
+        f"error is {error:.2f} of the constant's, averaged over {over} (0 is the teacher itself)."
     )
-    lost = dict.fromkeys(
-        f"{line.teacher} {line.kind}"
-        for run in best.runs
-        for line in run.evaluation
-        if line.beats_constant is False
-    )
-    if lost:
-        some = " for some seed" if seeds else ""
-        text += f" No better than the constant{some} for {', '.join(lost)}."
-    return text
+    lost = [
+        f"{row.teacher} {row.kind} ({direction_text(row)})"
+        for row in best.rows
+        if row.beats_constant is False
+    ]
+    return f"{text} No better than the constant for {', '.join(lost)}." if lost else text
 
 
-def _best(ranked: Sequence[Setting]) -> str:
+def _best(settings: Sequence[Setting]) -> str:
     """The best setting against the next: their means over seeds, on images and beside seeds."""
-    best = ranked[0]
-    if not ranked[1:]:
+    best = settings[0]
+    if not settings[1:]:
         lowest = best.runs[0].name
         return f"{_called(best)}: all are one setting; {lowest} is lowest, by its seed alone."
-    second = ranked[1]
-    text = f"{_called(best)}; the next setting is {_called(second)}."
+    second = settings[1]
+    text = f"{_called(best)}; the next setting is {_called(second)}. {apart_words(best, second)}"
     found = compared(best, second)
     if found.over_images is None:
         return f"{text} They were not measured on the same images."
@@ -166,8 +121,7 @@ def _best(ranked: Sequence[Setting]) -> str:
             "says nothing about other seeds."
         )
     if found.over_seeds is not None:
-        low, high = sorted(-end for end in found.over_seeds)
-        told += f", {low:.3f} to {high:.3f} over seeds".replace("-", "−")
+        told += f", {over_seeds_text(found)} over seeds"
     else:
         widest = max(best.high - best.low, second.high - second.low)
         told += f"; seeds of one setting lie up to {widest:.3f} apart"
@@ -178,20 +132,11 @@ def _best(ranked: Sequence[Setting]) -> str:
     return f"{text} {UNSETTLED}: {told}. {seeds}"
 
 
-def _more_seeds(ranked: Sequence[Setting]) -> list[str]:
+def _more_seeds(settings: Sequence[Setting]) -> list[str]:
     """What would settle which of the two best settings is better, where that is open."""
-    if not ranked[1:] or UNSETTLED not in _best(ranked):
+    if not settings[1:] or UNSETTLED not in _best(settings):
         return []
-    return [f"More seeds of {ranked[0].name} and {ranked[1].name}, if their order matters."]
-
-
-def one_per_setting(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """What is drawn: all of a few runs; of more than MAX_DRAWN the one in the middle of each
-    setting's seeds, in the order of ``runs``."""
-    if len(runs) <= MAX_DRAWN:
-        return list(runs)
-    middle = {one.middle.name for one in settings_of(runs)}
-    return [run for run in runs if run.name in middle]
+    return [f"More seeds of {settings[0].name} and {settings[1].name}, if their order matters."]
 
 
 def _called(one: Setting) -> str:
@@ -202,41 +147,102 @@ def _called(one: Setting) -> str:
     return f"{one.name} with a mean of {one.mean:.3f} over {seeds}"
 
 
-def _neglected(run: RunFacts) -> str:
-    lines = sorted(run.evaluation, key=lambda line: -line.error)
-    worst, others = lines[0], lines[1:]
-    text = f"{worst.teacher} ({worst.kind}) is worst in run {run.name}, with {worst.error:.2f}"
-    if not others:
-        return f"{text}; it is the only one."
-    rest = fmean(line.error for line in others)
-    if worst.error > NEGLECTED * rest:
-        return f"{text}: {worst.error / rest:.1f} times the {rest:.2f} of the others."
-    return f"None much: {text}, the others {rest:.2f} on average."
+def by_teacher(one: Setting) -> dict[str, float]:
+    """The mean error over kinds of each teacher, the worst first."""
+    names = dict.fromkeys(row.teacher for row in one.rows)
+    errors = {name: fmean(row.error for row in one.rows if row.teacher == name) for name in names}
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
-def _learning(run: RunFacts) -> str:
-    if run.end is None:
-        return f"Run {run.name} logged too few steps to say."
-    return f"Run {run.name}: {run.end}"
+def lagging(errors: Mapping[str, float]) -> list[str]:
+    """The teachers that are learnt much less than the one learnt best, the worst first."""
+    return [name for name, error in errors.items() if error > LAGGING * min(errors.values())]
 
 
-def _advice(run: RunFacts) -> list[str]:
+def neglected(settings: Sequence[Setting]) -> dict[str, tuple[Setting, float]]:
+    """The teachers that some setting learns much better than the best one does, by images too, with
+    that setting and its error."""
+    best = settings[0]
+    found: dict[str, tuple[Setting, float]] = {}
+    for teacher, error in by_teacher(best).items():
+        for other in settings[1:]:
+            reached = by_teacher(other).get(teacher, np.inf)
+            least = found[teacher][1] if teacher in found else BEATEN * error
+            measured = apart(other, best, teacher=teacher)
+            if reached < least and measured is not None and measured.is_negative:
+                found[teacher] = other, reached
+    return found
+
+
+def _neglected(settings: Sequence[Setting]) -> str:
+    best = settings[0]
+    errors = by_teacher(best)
+    told = "; ".join(_teacher_text(best, name, error) for name, error in errors.items())
+    text = f"Error by teacher in {best.name}, the worst first: {told}."
+    if len(errors) == 1:
+        return f"{text} It is the only one."
+    behind, (*_, least) = lagging(errors), errors
+    if behind:
+        ratios = " and ".join(f"{errors[name] / errors[least]:.1f}" for name in behind)
+        text += f" {' and '.join(behind)}: {ratios} times the error of {least}."
+    else:
+        text += f" All are within {LAGGING:g} times the error of {least}."
+    beaten = neglected(settings)
+    if beaten:
+        ways = [f"{name} ({one.name} has {error:.2f})" for name, (one, error) in beaten.items()]
+        return f"{text} Neglected, for another setting learns it much better: {', '.join(ways)}."
+    if not behind:
+        return f"None much. {text}"
+    if not settings[1:]:
+        return f"{text} Whether neglected or harder to learn, one setting alone does not tell."
+    return (
+        f"{text} No setting learns one of them much better: harder to learn, as far as these "
+        "settings tell, rather than neglected."
+    )
+
+
+def _teacher_text(one: Setting, teacher: str, error: float) -> str:
+    """``clip 0.35 (patches 0.35, summary 0.36)``."""
+    kinds = [f"{row.kind} {row.error:.2f}" for row in one.rows if row.teacher == teacher]
+    return f"{teacher} {error:.2f} ({', '.join(kinds)})"
+
+
+def _learning(best: Setting) -> str:
+    name = f"{best.name}{f', mean of {len(best.runs)} seeds' if best.runs[1:] else ''}"
+    text = f"{name}: {best.end}" if best.end else f"{name}: too few steps were logged to say."
+    checks: dict[int, list[float]] = {}
+    for curve in best.curves:
+        for step, error in curve.checks:
+            checks.setdefault(step, []).append(error)
+    if len(checks) < 2:
+        return text
+    last = max(checks)
+    half = min(checks, key=lambda step: abs(step - last / 2))
+    return (
+        f"{text} On images it has not seen the error went from {fmean(checks[half]):.3f} at step "
+        f"{half:,} to {fmean(checks[last]):.3f} at step {last:,}."
+    )
+
+
+def _advice(settings: Sequence[Setting]) -> list[str]:
     """The first things to try, the likeliest first."""
-    lines, config = run.evaluation, run.student.config
-    advice = []
-    if any(line.beats_constant is False for line in lines):
+    best = settings[0]
+    config, advice = best.middle.student.config, []
+    if any(row.beats_constant is False for row in best.rows):
         advice.append("Before all else, a student that loses to the constant: try a lower lr.")
-    if run.end is not None and run.end.is_falling:
-        advice.append(f"Train longer: twice the {run.student.facts['num_steps']:,} steps.")
-    worst = max(lines, key=lambda line: line.error)
-    others = [line.error for line in lines if line is not worst]
-    if others and worst.error > NEGLECTED * fmean(others):
-        if config.normalizer == "none":
-            advice.append("Take a normalizer: phi-s puts all teachers on one scale.")
-        elif config.balance == "equal":
-            weights = f"weights={{{worst.teacher} = 2}}"
-            advice.append(f"Give {worst.teacher} more weight: balance=fixed, {weights}.")
-    if gap := overfitted(run):
+    if best.end is not None and best.end.is_falling:
+        num_steps = best.middle.student.facts["num_steps"]
+        advice.append(f"Train longer: twice the {num_steps:,} steps.")
+    elif best.end is None or not best.end.is_flat:
+        advice.append("Twice the steps, or a smaller log_every, to see whether it still learns.")
+    beaten, behind = neglected(settings), lagging(by_teacher(best))
+    starved = next(iter(beaten), behind[0] if behind and not settings[1:] else "")
+    if starved and config.normalizer == "none":
+        advice.append("Take a normalizer: phi-s puts all teachers on one scale.")
+    elif starved and config.balance == "equal":
+        weights = f"weights={{{starved} = 2}}"
+        advice.append(f"Give {starved} more weight: balance=fixed, {weights}.")
+    if gap := overfitted(best):
         advice.append(
             f"More images, or augmentation: {gap} is learnt much better than it is predicted on "
             "images not seen."
@@ -246,14 +252,14 @@ def _advice(run: RunFacts) -> list[str]:
     return advice
 
 
-def overfitted(run: RunFacts) -> str:
+def overfitted(one: Setting) -> str:
     """The target whose held-out error exceeds what was learnt by most, where it is much."""
     gaps = {}
-    for curve in run.curves:
+    for curve in one.curves:
         teacher, _, kind = curve.target.rpartition("/")
-        line = run.row(teacher, kind)
-        if curve.relative and line is not None and len(curve.values):
+        row = one.row(teacher, kind)
+        if curve.unit == RELATIVE and row is not None and len(curve.values):
             tail = float(np.mean(curve.values[-max(1, len(curve.values) // 10) :]))
-            gaps[f"{teacher} {kind}"] = line.error / tail if tail > 0 else 1.0
+            gaps[f"{teacher} {kind}"] = row.error / tail if tail > 0 else 1.0
     worst = max(gaps, key=lambda name: gaps[name], default="")
     return worst if worst and gaps[worst] > OVERFITTED else ""

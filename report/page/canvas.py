@@ -26,9 +26,8 @@ NUM_SERIES = 6
 """Colours of teachers, and as many of runs; further teachers begin again."""
 
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.6, 1.2, 1.6)))
-MARKERS = ("o", "s", "^", "D")
-"""Of the first runs that share their colours with others, of the second, ...; the page's swatches
-and bars follow with the classes dash-0, dash-1, ..."""
+"""Of the first settings that share their colours with others, of the second, ...; the page's
+swatches and bars follow with the classes dash-0, dash-1, ..."""
 
 INK, MUTED, GRID = "#0e0001", "#0e0002", "#0e0003"
 TEACHERS = tuple(f"#0a00{i:02x}" for i in range(1, NUM_SERIES + 1))
@@ -73,13 +72,13 @@ def teacher_colour(number: int) -> str:
 
 
 def run_colour(number: int) -> str:
-    """Marker colour of the report's run ``number``."""
+    """Marker colour of the report's setting ``number``."""
     return RUNS[number % NUM_SERIES]
 
 
 def run_dash(number: int) -> int:
-    """Place in DASHES of the report's run ``number``: with its colour it is unlike any of the other
-    NUM_SERIES * len(DASHES) first runs."""
+    """Place in DASHES of the report's setting ``number``: unlike any of the other
+    NUM_SERIES * len(DASHES) first settings by its colour or its dash."""
     return number // NUM_SERIES % len(DASHES)
 
 

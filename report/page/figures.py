@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from .canvas import (
     DASHES,
     FONT_SIZE,
     INK,
-    MARKERS,
     MUTED,
     Canvas,
     run_colour,
@@ -20,7 +19,8 @@ from .canvas import (
     teacher_colour,
 )
 from .gather import AFTER, BEFORE, CacheFacts, PatchFacts
-from .students import Curve
+from .settings import Setting
+from .students import RELATIVE
 
 FLOOR = 1e-7
 """Eigenvalues below this share of the largest are not drawn: rounding to float16, whose errors
@@ -44,9 +44,9 @@ def spectra(cache: CacheFacts, *, scaled: bool) -> str:
         canvas.log_axis("x", [1, longest])
         canvas.log_axis("y", np.concatenate(shown))
         canvas.axes.set_xlabel("principal component")
-        canvas.axes.set_ylabel("variance after PHI-S" if scaled else "variance, raw units")
+        canvas.axes.set_ylabel("variance after phi-s" if scaled else "variance, raw units")
         name = "spectra-after" if scaled else "spectra-before"
-        when = "after PHI-S" if scaled else "of the raw features"
+        when = "after phi-s" if scaled else "of the raw features"
         return canvas.svg(name, f"Eigenvalue spectra {when}, one line per teacher")
 
 
@@ -63,8 +63,8 @@ def channels(cache: CacheFacts, number: int) -> str:
         canvas.log_axis("y", np.concatenate(shown))
         canvas.axes.set_xlim(-0.02 * facts.width, 1.02 * facts.width)
         early = facts.width // 12
-        _say(canvas, "raw", (early, np.sort(before)[::-1][early]), INK, left=True)
-        _say(canvas, "PHI-S", (facts.width - 1, after.max()), colour, left=False)
+        _say(canvas, "none", (early, np.sort(before)[::-1][early]), INK, left=True)
+        _say(canvas, "phi-s", (facts.width - 1, after.max()), colour, left=False)
         canvas.axes.set_xlabel("channel, by variance")
         canvas.axes.set_ylabel("variance")
         label = f"Channel variances of {facts.teacher} before and after PHI-S"
@@ -101,36 +101,74 @@ def _say(canvas: Canvas, text: str, at: tuple[float, float], colour: str, *, lef
     )
 
 
-def learning(curves: Sequence[Curve], numbers: Mapping[str, int]) -> str:
-    """One target's curves, a line per run; ``numbers`` are the runs' places in the report."""
-    target = curves[0].target
-    relative = all(curve.relative for curve in curves)
+Series = tuple[int, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+"""A setting's number, steps and values."""
+
+
+def over_steps(name: str, title: str, unit: str, lines: Sequence[Series], *, one: bool) -> str:
+    """A line per setting over the steps; ``one``: 1 is the constant, drawn dashed."""
     with Canvas() as canvas:
         shown = []
-        for curve in curves:
-            colour, dash = run_colour(numbers[curve.run]), run_dash(numbers[curve.run])
-            kept = np.isfinite(curve.values) & (curve.values > 0)
-            steps, values = curve.steps[kept], curve.values[kept]
-            canvas.axes.plot(steps, values, color=colour, linestyle=DASHES[dash], linewidth=1.4)
-            shown.append(values)
-            if relative and curve.checks:
-                steps, values = np.array(curve.checks).T
-                canvas.axes.plot(
-                    steps,
-                    values,
-                    color=colour,
-                    linestyle="none",
-                    marker=MARKERS[dash],
-                    markersize=4,
-                )
-                shown.append(values)
-        if relative:
+        for number, steps, values in lines:
+            colour, dash = run_colour(number), DASHES[run_dash(number)]
+            x, y = np.asarray(steps), np.asarray(values)
+            kept = np.isfinite(y) & (y > 0)
+            canvas.axes.plot(x[kept], y[kept], color=colour, linestyle=dash, linewidth=1.4)
+            shown.append(y[kept])
+        if one:
             canvas.axes.axhline(1.0, color=MUTED, linewidth=0.8, dashes=(4, 3))
             shown.append(np.ones(1))
         canvas.log_axis("y", np.concatenate(shown))
         canvas.axes.set_xlabel("step")
-        canvas.axes.set_ylabel("loss / loss of the mean" if relative else "loss")
-        return canvas.svg(f"learning-{_slug(target)}", f"Learning curves of {target}")
+        canvas.axes.set_ylabel(unit)
+        return canvas.svg(_slug(name), title)
+
+
+Drawing = tuple[str, str, str]
+"""Target, unit, and the picture."""
+
+
+def held_out(settings: Sequence[Setting]) -> list[Drawing]:
+    """Errors on held-out images while they trained, by target: one quantity for all settings."""
+    lines: dict[str, list[Series]] = {}
+    for number, one in enumerate(settings):
+        for curve in one.curves:
+            if len(curve.checks) > 1:
+                steps, errors = zip(*curve.checks, strict=True)
+                lines.setdefault(curve.target, []).append((number, steps, errors))
+    return [
+        (
+            target,
+            "error",
+            over_steps(f"checks-{target}", f"Held-out error of {target}", "error", same, one=True),
+        )
+        for target, same in lines.items()
+    ]
+
+
+def losses(settings: Sequence[Setting]) -> list[Drawing]:
+    """Training losses by target and unit: only what may be compared shares a picture."""
+    lines: dict[tuple[str, str], list[Series]] = {}
+    for number, one in enumerate(settings):
+        for curve in one.curves:
+            same = lines.setdefault((curve.target, curve.unit), [])
+            same.append((number, curve.steps, curve.values))
+    targets = [*dict.fromkeys(target for target, _ in lines)]
+    return [
+        (
+            target,
+            unit,
+            over_steps(
+                f"losses-{target}-{unit}",
+                f"Training loss of {target}, {unit}",
+                unit,
+                same,
+                one=unit.endswith(RELATIVE),
+            ),
+        )
+        for target, unit in sorted(lines, key=lambda key: targets.index(key[0]))
+        for same in [lines[target, unit]]
+    ]
 
 
 def _slug(text: str) -> str:

@@ -25,7 +25,7 @@ from phistill.cache.joined import open_caches
 from phistill.train.evaluation.index import images_of
 
 from .gather import MAP_AXES, PATCHES, PatchFacts
-from .students import RunFacts
+from .settings import Setting
 
 REACH = 2.0
 """Standard deviations of a component between grey and full colour: 95 % of Gaussian features."""
@@ -39,8 +39,8 @@ class Strip:
     """One row of pictures, one per image: the images, a teacher's maps, or a student's."""
 
     label: str
-    run: str
-    """Name of the run; empty for images and teachers."""
+    setting: str
+    """Of a student; empty for images and teachers."""
 
     pictures: tuple[UInt8[np.ndarray, "h w 3"], ...]
 
@@ -72,35 +72,35 @@ def colours(facts: PatchFacts, x: Float[np.ndarray, "n T c"]) -> UInt8[np.ndarra
 def gather_maps(
     cache: Cache,
     patches: Sequence[PatchFacts],
-    runs: Sequence[RunFacts],
+    settings: Sequence[Setting],
     rows: Int[np.ndarray, " n"],
 ) -> tuple[TeacherMaps, ...]:
-    """For every teacher: the images of ``rows``, its own maps, and those of each run."""
+    """By teacher: the images of ``rows``, its own maps, those of each setting's middle seed."""
     if not rows.size or not cache.info.pixel_size:
         return ()
     pixels = cache.reader(PIXELS, PIXELS).read(rows)
-    images = Strip(label="image", run="", pictures=tuple(pixels))
-    predicted = {run.name: run.student.predict(pixels) for run in runs}
+    images = Strip(label="image", setting="", pictures=tuple(pixels))
+    predicted = [(one.name, one.middle.student.predict(pixels)) for one in settings]
     teachers = []
     for facts in patches:
         features = cache.reader(facts.teacher, PATCHES).read(rows)
-        strips = [images, Strip(label="teacher", run="", pictures=tuple(colours(facts, features)))]
-        for run in runs:
-            kinds = predicted[run.name].get(facts.teacher, {})
+        own = Strip(label="teacher", setting="", pictures=tuple(colours(facts, features)))
+        strips = [images, own]
+        for name, prediction in predicted:
+            kinds = prediction.get(facts.teacher, {})
             if PATCHES in kinds:
                 maps = colours(facts, kinds[PATCHES].cpu().numpy())
-                strips.append(Strip(label="student", run=run.name, pictures=tuple(maps)))
+                strips.append(Strip(label="student", setting=name, pictures=tuple(maps)))
         teachers.append(TeacherMaps(teacher=facts.teacher, strips=tuple(strips)))
     return tuple(teachers)
 
 
-def worst_rows(cache: Cache, run: RunFacts, teacher: str, num: int) -> Int[np.ndarray, " n"]:
-    """The held-out rows whose patches a run predicts worst, the worst first: by their error over
-    the constant's mean error."""
-    line = run.row(teacher, PATCHES)
+def worst_rows(cache: Cache, one: Setting, teacher: str, num: int) -> Int[np.ndarray, " n"]:
+    """The held-out rows whose patches a setting predicts worst, the worst first."""
+    line = one.row(teacher, PATCHES)
     if line is None or line.columns is None or not num:
         return np.empty(0, np.int64)
-    rows = cache.rows(list(run.student.facts["teachers"]), split="heldout")
+    rows = cache.rows(list(one.middle.student.facts["teachers"]), split="heldout")
     _, first = np.unique(images_of(open_caches(cache), rows), return_index=True)
     if len(first) != len(line.columns):
         return np.empty(0, np.int64)

@@ -20,26 +20,16 @@ from ..extras import require_libraries
 from ..tables import statistics_notes
 from ..terminal import bytes_text
 from . import figures
-from .answers import answers, contrasts, one_per_setting, runs_text
+from .answers import answers, runs_text
+from .bars import error_groups, share_bars
 from .canvas import NUM_SERIES, run_dash
+from .contrasts import contrasts
 from .gather import CacheFacts, gather_cache
 from .maps import TeacherMaps, gather_maps, worst_rows
-from .settings import by_error, settings_of
-from .students import Diverged, RunFacts, by_target, diverged_below, gather_runs, runs_below
-from .wording import (
-    METHOD_WORDS,
-    contrast_line,
-    error_groups,
-    eval_lines,
-    finding_text,
-    made_with_text,
-    method_label,
-    number_text,
-    numeric_columns,
-    percent_text,
-    setting_lines,
-    share_bars,
-)
+from .settings import Setting, ranked, settings_of
+from .students import RELATIVE, Diverged, diverged_below, gather_runs, runs_below
+from .tables import contrast_lines, eval_lines, numeric_columns, setting_lines, trained
+from .wording import explained, finding_text, made_with_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -47,6 +37,7 @@ if TYPE_CHECKING:
 FILE = "report.html"
 TEMPLATE = "page.html.jinja"
 DEFAULT_NORMALIZERS = ("none", "global", "standardize", "phi-s", "hca")
+MAX_MAPPED = 4
 ReportProgress = Callable[[int, int, str], None]
 """Called with the parts done, the parts there are, and what is being worked on."""
 
@@ -99,22 +90,26 @@ def report(
             progress(done, total, text)
         done += 1
 
-    facts = gather_cache(opened, methods=normalizers, max_heldout_rows=max_heldout_rows, note=note)
-    students = gather_runs(
+    heldout = opened.rows(split="heldout")
+    runs_found = gather_runs(
         opened,
         paths,
         evaluations={Path(path): rows for path, rows in (evaluations or {}).items()},
-        can_evaluate=facts.num_heldout > 0,
+        can_evaluate=heldout.size > 0,
         device=device,
         note=note,
     )
+    settings = settings_of(runs_found)
+    learnt = {one.runs[0].student.config.normalizer for one in settings}
+    facts = gather_cache(
+        opened, methods=[*normalizers, *learnt], max_heldout_rows=max_heldout_rows, note=note
+    )
     note("drawing")
-    shown = opened.rows(split="heldout")[:num_images]
     page = render(
         facts,
-        students,
-        gather_maps(opened, facts.patches, one_per_setting(students), shown),
-        _worst_maps(opened, facts, students, num_images),
+        settings,
+        gather_maps(opened, facts.patches, drawn_in_maps(settings), heldout[:num_images]),
+        _worst_maps(opened, facts, settings, num_images),
         extra_tables=[ExtraTable(*table) for table in extra_tables],
         diverged=[name for run in runs for name in diverged_below(Path(run))],
         title=title or f"phistill report: {opened.files.name}",
@@ -127,12 +122,19 @@ def report(
     return target
 
 
+def drawn_in_maps(settings: Sequence[Setting]) -> list[Setting]:
+    """All of a few; of more than MAX_MAPPED the best and the last, between which all others lie."""
+    if len(settings) <= MAX_MAPPED:
+        return list(settings)
+    return [*settings[: MAX_MAPPED - 1], settings[-1]]
+
+
 def _worst_maps(
-    cache: Cache, facts: CacheFacts, runs: Sequence[RunFacts], num: int
+    cache: Cache, facts: CacheFacts, settings: Sequence[Setting], num: int
 ) -> list[TeacherMaps]:
-    """For every teacher the images that the middle seed of the best setting predicts worst."""
+    """For every teacher the images that the best setting predicts worst."""
     found: list[TeacherMaps] = []
-    for best in (one.middle for one in settings_of(runs)[:1]):
+    for best in ranked(settings)[:1]:
         for teacher in facts.patches:
             rows = worst_rows(cache, best, teacher.teacher, num)
             found += gather_maps(cache, [teacher], [best], rows)
@@ -141,7 +143,7 @@ def _worst_maps(
 
 def render(
     cache: CacheFacts,
-    runs: Sequence[RunFacts],
+    settings: Sequence[Setting],
     maps: Sequence[TeacherMaps],
     worst: Sequence[TeacherMaps] = (),
     *,
@@ -156,10 +158,6 @@ def render(
         # Ours: canvas.py wrote it, and what it quotes from outside is escaped there.
         return Markup(svg)
 
-    shown = one_per_setting(runs)
-    curves = [curve for run in shown for curve in run.curves]
-    run_number = _numbers(runs, shown)
-    evaluation = eval_lines(cache.teachers, by_error(runs))
     drawings: dict[str, Any] = {
         "before": drawn(figures.spectra(cache, scaled=False)),
         "after": drawn(figures.spectra(cache, scaled=True)),
@@ -167,11 +165,10 @@ def render(
             name: drawn(figures.channels(cache, number))
             for number, name in enumerate(cache.teachers)
         },
-        "learning": [
-            (target, drawn(figures.learning(same, run_number)))
-            for target, same in by_target(curves).items()
-        ],
+        "checks": [(target, unit, drawn(svg)) for target, unit, svg in figures.held_out(settings)],
+        "losses": [(target, unit, drawn(svg)) for target, unit, svg in figures.losses(settings)],
     }
+    curves = [curve for one in settings for curve in one.curves]
     return (
         _environment()
         .get_template(TEMPLATE)
@@ -179,48 +176,37 @@ def render(
             title=title,
             version=__version__,
             finding=finding_text(cache),
-            answers=answers(runs, diverged),
-            contrasts=[contrast_line(one) for one in contrasts(runs)],
-            settings=setting_lines(settings_of(runs)),
-            runs_text=runs_text(runs, diverged),
-            errors=error_groups(shown),
+            answers=answers(settings, diverged),
+            contrasts=[(one, contrast_lines(one)) for one in contrasts(settings)],
+            ranking=setting_lines(settings, diverged),
+            runs_text=runs_text(settings, diverged),
+            errors=error_groups(settings),
             worst=worst,
             cache=cache,
             bars=share_bars(cache),
-            runs=runs,
-            shown=shown,
+            settings=settings,
+            has_seeds=any(one.runs[1:] for one in settings),
+            trained=trained(settings),
             maps=maps,
             figures=drawings,
-            evaluation=evaluation,
+            evaluation=eval_lines(cache.teachers, settings),
             extra_tables=[
                 {**table._asdict(), "numeric": numeric_columns(table.header, table.rows)}
                 for table in extra_tables
             ],
             teacher_number={name: number for number, name in enumerate(cache.teachers)},
-            run_number=run_number,
+            setting_number={one.name: number for number, one in enumerate(settings)},
             num_series=NUM_SERIES,
             run_dash=run_dash,
-            method_label=method_label,
-            method_words=METHOD_WORDS,
+            explained=explained(settings, cache.methods),
             statistics_notes=statistics_notes([array.stats for array in cache.arrays]),
             has_warnings=any(array.stats.has_outliers for array in cache.arrays),
-            made_with=made_with_text(runs),
+            made_with=made_with_text(settings),
             has_bands=any(facts.chance is not None for facts in cache.patches),
-            has_checks=any(curve.relative and curve.checks for curve in curves),
+            relative=RELATIVE,
             values_per_point=max((curve.values_per_point for curve in curves), default=1.0),
         )
     )
-
-
-def _numbers(runs: Sequence[RunFacts], shown: Sequence[RunFacts]) -> dict[str, int]:
-    """By run, what decides its colour and dash: those that are not drawn have their setting's."""
-    numbers = {run.name: number for number, run in enumerate(shown)}
-    for one in settings_of(runs):
-        for run in one.runs:
-            numbers.setdefault(run.name, numbers.get(one.middle.name, len(numbers)))
-    for run in runs:
-        numbers.setdefault(run.name, len(numbers))
-    return numbers
 
 
 def _environment() -> Environment:

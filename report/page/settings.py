@@ -1,15 +1,19 @@
 """Settings of several seeds: what they are called, how they rank, and what tells them apart.
 
-A setting's error is the mean over its seeds of the mean over targets. Two settings are compared by
+A setting is what a report compares, draws and names: all runs that differ by their seed alone. Its
+error is the mean over its seeds of the mean over targets. Two settings are compared by
 the difference of these means: over images, by paired bootstrap of the errors averaged over seeds,
 and over seeds, by Student's t on the differences of equal seeds, as a sweep's own table does.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import PurePath
 from statistics import fmean
 from typing import Any
@@ -17,15 +21,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from phistill.stats.intervals import Interval, difference
+from phistill.stats.intervals import Interval, difference, interval
 from phistill.train import EvalRow
 from phistill.train.config import SAFE_KEYS
+from phistill.train.curve import CurveEnd, curve_end
 from phistill.train.sweeps.compare import half_interval
 
-from .students import RunFacts
+from .students import Curve, RunFacts
 
 SETTLED = 2.0
 """Without equal seeds, a difference this many times what seeds make is called real."""
+
+NO_CHOICES = SAFE_KEYS | {"seed"}
+"""Fields by which runs of one setting may differ."""
 
 SEED_IN_NAME = re.compile(r"[,_-]?seed[=_-]?\d+")
 MAX_NAMES = 3
@@ -39,9 +47,29 @@ class Setting:
     runs: tuple[RunFacts, ...]
     """Best first."""
 
+    @cached_property
+    def rows(self) -> tuple[EvalRow, ...]:
+        """The evaluation by target, means over seeds; () where no run was evaluated."""
+        return tuple(
+            _over_seeds([row for row in rows if row is not None])
+            for line in self.runs[0].trained
+            for rows in [[run.row(line.teacher, line.kind) for run in self.runs]]
+        )
+
+    def row(self, teacher: str, kind: str) -> EvalRow | None:
+        """Of one target; None where the setting did not learn it."""
+        found = (row for row in self.rows if (row.teacher, row.kind) == (teacher, kind))
+        return next(found, None)
+
     @property
     def mean(self) -> float:
-        return fmean(map(mean_error, self.runs))
+        """Error over targets and seeds; what settings are ranked by."""
+        return fmean(row.error for row in self.rows)
+
+    @property
+    def of_directions(self) -> float:
+        """The same of directions alone: (1 - cosine) over (1 - cosine of the constant)."""
+        return fmean(error_of_direction(row) for row in self.rows)
 
     @property
     def low(self) -> float:
@@ -55,6 +83,33 @@ class Setting:
     def middle(self) -> RunFacts:
         """The run that stands for the setting where one is drawn."""
         return self.runs[len(self.runs) // 2]
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """Means over the seeds that logged the same steps as the middle one."""
+        found = []
+        for curve in self.middle.curves:
+            same = [one for run in self.runs for one in run.curves if one.is_beside(curve)]
+            checks = [one.checks for one in same]
+            found.append(
+                replace(
+                    curve,
+                    values=np.mean([one.values for one in same], axis=0),
+                    checks=tuple(
+                        (step, fmean(errors))
+                        for step, errors in _by_step(checks).items()
+                        if len(errors) == len(checks)
+                    ),
+                )
+            )
+        return tuple(found)
+
+    @cached_property
+    def end(self) -> CurveEnd | None:
+        """Of the loss, a mean over the seeds that logged as much as the middle one."""
+        num = len(self.middle.losses)
+        logged = [run.losses for run in self.runs if len(run.losses) == num]
+        return curve_end(list(np.mean(logged, axis=0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,31 +136,36 @@ class Comparison:
 
 
 def mean_error(run: RunFacts) -> float:
-    """Over teachers and kinds; what runs are ranked by."""
-    return fmean(line.error for line in run.evaluation)
+    """Of one seed, over teachers and kinds."""
+    return fmean(line.error for line in run.trained)
 
 
-def by_error(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """The evaluated runs, best first."""
-    return sorted((run for run in runs if run.evaluation), key=mean_error)
+def error_of_direction(row: EvalRow) -> float:
+    """(1 - cosine) over (1 - cosine of the constant): what is wrong but for the length."""
+    unit = 1 - row.constant_cosine
+    return (1 - row.cosine) / unit if unit > 0 else math.nan
 
 
 def settings_of(runs: Sequence[RunFacts]) -> list[Setting]:
-    """Of the evaluated runs, by mean error, best first."""
+    """Best first by mean error; those without an evaluation come last, in the order of ``runs``."""
     groups: list[list[RunFacts]] = []
-    for run in by_error(runs):
-        for group in groups:
-            if not set(differing(group[0], run)) - {"seed"}:
-                group.append(run)
-                break
-        else:
+    for run in sorted(runs, key=lambda run: mean_error(run) if run.trained else math.inf):
+        alike = (group for group in groups if not differing(group[0], run))
+        if (group := next(alike, None)) is None:
             groups.append([run])
+        elif run.trained or not group[0].trained:
+            group.append(run)
     names = [_common_name(group) for group in groups]
     found = [
         Setting(name=name if names.count(name) == 1 else _all_names(group), runs=tuple(group))
         for name, group in zip(names, groups, strict=True)
     ]
-    return sorted(found, key=lambda one: one.mean)
+    return sorted(found, key=lambda one: one.mean if one.rows else math.inf)
+
+
+def ranked(settings: Sequence[Setting]) -> list[Setting]:
+    """Those that were evaluated."""
+    return [one for one in settings if one.rows]
 
 
 def ranks(settings: Sequence[Setting]) -> list[str]:
@@ -131,19 +191,22 @@ def compared(one: Setting, other: Setting) -> Comparison:
         spread = max(one.high - one.low, other.high - other.low)
         settled = other.mean - one.mean > SETTLED * spread
     return Comparison(
-        over_images=apart(one.runs, other.runs),
+        over_images=apart(one, other),
         over_seeds=over_seeds,
         is_settled_by_seeds=settled,
         is_separate=one.high < other.low,
     )
 
 
-def apart(one: Sequence[RunFacts], other: Sequence[RunFacts]) -> Interval | None:
-    """Mean error of ``one`` minus ``other``, over seeds and the targets of all; None where no image
-    is common."""
+def apart(one: Setting, other: Setting, *, teacher: str = "") -> Interval | None:
+    """Mean error of ``one`` minus ``other``, over the targets of both, or of one teacher.
+
+    None where no image is common.
+    """
     pairs = []
-    for line in one[0].evaluation:
-        sides = [_over_seeds(runs, line) for runs in (one, other)]
+    for row in (row for row in one.rows if teacher in ("", row.teacher)):
+        against = other.row(row.teacher, row.kind)
+        sides = row.columns, against.columns if against is not None else None
         if sides[0] is not None and sides[1] is not None and len(sides[0]) == len(sides[1]):
             pairs.append((sides[0], sides[1]))
     if not pairs or len({len(first) for first, _ in pairs}) > 1:
@@ -152,35 +215,56 @@ def apart(one: Sequence[RunFacts], other: Sequence[RunFacts]) -> Interval | None
     return difference(left, right, _mean_ratio)
 
 
-def _over_seeds(runs: Sequence[RunFacts], target: EvalRow) -> Float[np.ndarray, "n 2"] | None:
-    """The sums of one target, a mean over runs; None unless all measured as many images."""
-    rows = [run.row(target.teacher, target.kind) for run in runs]
-    columns = [row.columns for row in rows if row is not None and row.columns is not None]
-    if len(columns) < len(runs) or len({len(one) for one in columns}) > 1:
+def _over_seeds(rows: Sequence[EvalRow]) -> EvalRow:
+    """One target's mean over seeds, its interval by the same images of all."""
+    if not rows[1:]:
+        return rows[0]
+    columns = _mean_columns([row.columns for row in rows])
+    found = None if columns is None else interval(columns)
+    raw = [row.mse for row in rows if row.mse is not None]
+    return replace(
+        rows[0],
+        mse=fmean(raw) if len(raw) == len(rows) else None,
+        cosine=fmean(row.cosine for row in rows),
+        error=fmean(row.error for row in rows),
+        error_low=None if found is None else found.low,
+        error_high=None if found is None else found.high,
+        columns=columns,
+        cosines=_mean_columns([row.cosines for row in rows]),
+    )
+
+
+def _mean_columns(
+    columns: Sequence[Float[np.ndarray, "n 2"] | None],
+) -> Float[np.ndarray, "n 2"] | None:
+    """None unless all measured as many images."""
+    known = [one for one in columns if one is not None]
+    if len(known) < len(columns) or len({len(one) for one in known}) > 1:
         return None
-    return np.mean(columns, axis=0)
+    return np.asarray(np.mean(known, axis=0))
+
+
+def _by_step(checks: Sequence[Sequence[tuple[int, float]]]) -> dict[int, list[float]]:
+    steps: dict[int, list[float]] = {}
+    for step, error in itertools.chain(*checks):
+        steps.setdefault(step, []).append(error)
+    return steps
 
 
 def _mean_ratio(sums: Float[np.ndarray, "b 2t"]) -> Float[np.ndarray, " b"]:
     return np.asarray((sums[:, ::2] / sums[:, 1::2]).mean(1))
 
 
-def differing(one: RunFacts, other: RunFacts) -> dict[str, tuple[str, str]]:
-    """Settings that decide the weights and differ; another cache counts as one."""
-    first, second = one.student.config.to_dict(), other.student.config.to_dict()
-    changed: dict[str, tuple[str, str]] = {
-        key: (str(first[key]), str(second[key]))
-        for key in first
-        if key not in SAFE_KEYS and first[key] != second[key]
-    }
-    caches = [_cache_names(run.student.facts) for run in (one, other)]
-    if caches[0] != caches[1]:
-        changed["cache"] = caches[0], caches[1]
-    return changed
+def differing(one: RunFacts, other: RunFacts) -> dict[str, tuple[Any, Any]]:
+    """Settings that decide the weights and differ, seeds aside; another cache counts as one."""
+    first, second = (choices(run) for run in (one, other))
+    return {key: (first[key], second[key]) for key in first if first[key] != second[key]}
 
 
-def _cache_names(facts: Mapping[str, Any]) -> str:
-    return ", ".join(PurePath(one["path"]).name for one in facts["caches"])
+def choices(run: RunFacts) -> dict[str, Any]:
+    """What decides the weights, seeds aside, by the config's keys."""
+    chosen = {k: v for k, v in run.student.config.to_dict().items() if k not in NO_CHOICES}
+    return {**chosen, "cache": [PurePath(one["path"]).name for one in run.student.facts["caches"]]}
 
 
 def without_seed(name: str) -> str:

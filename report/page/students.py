@@ -1,9 +1,11 @@
-"""The numbers a report says about runs: settings, learning curves, evaluations.
+"""The numbers a report says about runs: learning curves, evaluations, what diverged.
 
 A patch loss in one normalizer's coordinates says nothing beside one in another's. Where it is an
 MSE it is divided by the error of the mean in the same coordinates (see gather.py): 1 is a student
 that predicts the training mean. For none, global, isotropic and phi-s, which change all channels
-by one scale, that quotient is the unexplained variance itself.
+by one scale, that quotient is the unexplained variance itself; the others weigh directions anew.
+Other losses keep their own unit, and ``Curve.unit`` says which curves share one. Errors on held-out
+images are one quantity for all runs.
 """
 
 from __future__ import annotations
@@ -22,12 +24,22 @@ from phistill.errors import MissingMoments, StaleMoments, UsageError
 from phistill.stats import load_moments
 from phistill.train import EvalRow, TrainedStudent, evaluate, load_run
 from phistill.train.checkpoint import FOLDER
-from phistill.train.curve import CurveEnd, curve_end
+from phistill.train.curve import unweighted
 from phistill.train.metrics import read_metrics
 from phistill.train.run_folder import DIVERGED, is_diverged, stored_facts
 from phistill.train.sweeps.results import CELL, read_result
 
+from .gather import BEFORE as NO_NORMALIZER
 from .gather import PATCHES, Note, channel_variances
+
+RELATIVE = "mse / mse of the mean"
+"""The unit of a mean squared error that is divided by that of the mean: unexplained variance."""
+
+WEIGHED = {
+    "standardize": f"standardized {RELATIVE}",
+    **dict.fromkeys(("pca", "zca", "hca"), f"whitened {RELATIVE}"),
+}
+"""The same under normalizers that give directions other weights: another quantity."""
 
 MAX_POINTS = 120
 """Points of a learning curve; more steps than that are averaged in equal bins."""
@@ -37,12 +49,11 @@ MAX_POINTS = 120
 class Curve:
     """One term of one run over its steps."""
 
-    run: str
     target: str
     """TEACHER/KIND."""
 
-    relative: bool
-    """Divided by the error of the mean."""
+    unit: str
+    """What ``values`` are, see ``unit_of``; curves of one unit may be compared."""
 
     steps: Float[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
@@ -50,7 +61,12 @@ class Curve:
     """Logged values averaged into one point."""
 
     checks: tuple[tuple[int, float], ...]
-    """(step, unexplained variance on held-out rows), where the run measured it."""
+    """(step, error on held-out rows as ``evaluate`` has it), where the run measured it."""
+
+    def is_beside(self, other: Curve) -> bool:
+        """Whether both are of the same target, unit and steps."""
+        same = (self.target, self.unit) == (other.target, other.unit)
+        return same and np.array_equal(self.steps, other.steps)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,14 +77,15 @@ class RunFacts:
     path: Path
     student: TrainedStudent
     curves: tuple[Curve, ...]
-    end: CurveEnd | None
-    """Of the weighted loss; None where too little was logged."""
+    losses: tuple[float, ...]
+    """One per logged line, all terms together and without weights (see train/curve.py)."""
 
     evaluation: tuple[EvalRow, ...]
 
     @property
-    def normalizer(self) -> str:
-        return self.student.config.normalizer
+    def trained(self) -> tuple[EvalRow, ...]:
+        """The evaluation without what an untrained student scores."""
+        return tuple(line for line in self.evaluation if line.student == "trained")
 
     @property
     def num_parameters(self) -> int:
@@ -104,8 +121,8 @@ def gather_runs(
                 name=name,
                 path=path,
                 student=student,
-                curves=tuple(curves_of(cache, name, path, student)),
-                end=curve_end([line["total"] for line in read_metrics(path, "train")]),
+                curves=tuple(curves_of(cache, path, student)),
+                losses=tuple(unweighted(read_metrics(path, "train"))),
                 evaluation=tuple(lines),
             )
         )
@@ -126,8 +143,8 @@ class Diverged:
 
     name: str
     setting: str
-    changes: str
-    """What the setting sets, ``lr=9.0`` first."""
+    changes: Mapping[str, Any]
+    """What the setting sets, the lr first."""
 
     step: int
 
@@ -148,7 +165,7 @@ def _diverged(run: Path) -> Diverged:
     return Diverged(
         name=run.name,
         setting=setting,
-        changes=", ".join(f"{key}={value}" for key, value in changes.items()),
+        changes=changes,
         step=int(json.loads((run / DIVERGED).read_bytes())["step"]),
     )
 
@@ -164,7 +181,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in full]
 
 
-def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> list[Curve]:
+def curves_of(cache: Cache, path: Path, student: TrainedStudent) -> list[Curve]:
     """A curve per target of the run; none when the run has no log."""
     lines = read_metrics(path, "train")
     checks = read_metrics(path, "validate")
@@ -179,9 +196,8 @@ def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> l
         steps, binned = in_bins(steps, values / (unit or 1.0))
         curves.append(
             Curve(
-                run=name,
                 target=target.key,
-                relative=unit is not None,
+                unit=unit_of(student, target.key, is_relative=unit is not None),
                 steps=steps,
                 values=binned,
                 values_per_point=len(logged) / len(steps),
@@ -191,12 +207,14 @@ def curves_of(cache: Cache, name: str, path: Path, student: TrainedStudent) -> l
     return curves
 
 
-def by_target(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """The curves of each target, in the order in which targets appear."""
-    targets: dict[str, list[Curve]] = {}
-    for curve in curves:
-        targets.setdefault(curve.target, []).append(curve)
-    return targets
+def unit_of(student: TrainedStudent, key: str, *, is_relative: bool) -> str:
+    """Of a term: RELATIVE or one of WEIGHED; else ``cosine``, ``cosine of phi-s``."""
+    is_patches = key.rpartition("/")[2] == PATCHES
+    loss = student.config.patch_loss if is_patches else student.config.summary_loss
+    method = student.normalizers[key].method if student.normalizers else NO_NORMALIZER
+    if is_relative:
+        return WEIGHED.get(method, RELATIVE)
+    return loss if method == NO_NORMALIZER else f"{loss} of {method}"
 
 
 def error_of_the_mean(cache: Cache, student: TrainedStudent, key: str) -> float | None:

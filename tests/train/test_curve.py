@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from phistill.train.curve import CurveEnd, curve_end
+from phistill.train.curve import CurveEnd, curve_end, unweighted
 
 
 def curve(num_lines: int, noise: float, **more: float) -> CurveEnd:
@@ -71,3 +72,23 @@ def test_flat_is_seldom_said_of_a_curve_that_falls_by_more() -> None:
 def test_a_short_curve_says_nothing() -> None:
     assert curve_end([1.0] * 9) is None
     assert curve_end([math.nan] * 20) is None
+
+
+def test_a_loss_that_adaloss_holds_level_is_seen_to_fall_by_its_terms() -> None:
+    terms = [{"a": 0.99**n, "b": 50 * 0.99**n} for n in range(100)]
+    lines = [{"losses": one} for one in terms]
+    level = curve_end([sum(one[k] / before[k] for k in one) for before, one in pairwise(terms)])
+    assert level is not None
+    assert not level.is_falling, "the weighted sum does not show it"
+    found = unweighted(lines)
+    assert found == pytest.approx([math.sqrt(50) * 0.99**n for n in range(100)])
+    end = curve_end(found)
+    assert end is not None
+    assert end.is_falling
+
+
+def test_terms_that_some_lines_lack_or_that_reach_nothing_are_left_out() -> None:
+    lines = [{"losses": {"a": 2.0, "b": 1.0, "c": 0.0}}, {"losses": {"a": 3.0, "c": 1.0}}]
+    assert unweighted(lines) == pytest.approx([2.0, 3.0])
+    assert unweighted([{"losses": {"c": 0.0}}]) == []
+    assert unweighted([]) == []

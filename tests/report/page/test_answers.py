@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,11 @@ import pytest
 
 from phistill.cache import Cache
 from phistill.report import report
-from phistill.report.page.answers import (
-    MAX_DRAWN,
-    answers,
-    contrasts,
-    difference_text,
-    one_per_setting,
-)
-from phistill.report.page.settings import apart, by_error, mean_error, ranks, settings_of
+from phistill.report.page.answers import answers, neglected
+from phistill.report.page.bars import error_groups
+from phistill.report.page.contrasts import contrasts, difference_text, own_words
+from phistill.report.page.page import MAX_MAPPED, drawn_in_maps
+from phistill.report.page.settings import Setting, apart, ranks, settings_of
 from phistill.report.page.students import (
     Diverged,
     RunFacts,
@@ -27,10 +24,9 @@ from phistill.report.page.students import (
     gather_runs,
     runs_below,
 )
-from phistill.report.page.wording import error_groups
+from phistill.report.page.tables import eval_lines, setting_lines, trained
 from phistill.stats.intervals import interval, ratio
-from phistill.train import EvalRow, TrainConfig, train
-from phistill.train.curve import CurveEnd
+from phistill.train import EvalRow, TrainConfig, evaluate, train
 
 Config = Callable[..., TrainConfig]
 Runs = tuple[Path, Path]
@@ -60,53 +56,120 @@ def with_errors(run: RunFacts, name: str, *shares: float, **more: Any) -> RunFac
     return replace(run, name=name, evaluation=tuple(lines), **more)
 
 
+def told(runs: Sequence[RunFacts], diverged: Sequence[Diverged] = ()) -> dict[str, str]:
+    """The answers by question."""
+    return {one.question: one.text for one in answers(settings_of(runs), diverged)}
+
+
 def test_the_answers_name_the_best_run_the_worst_teacher_and_what_to_try(
     facts: tuple[RunFacts, ...],
 ) -> None:
     balanced, raw = facts
-    falling = CurveEnd(fall=0.2, low=0.1, high=0.3, num_lines=50)
-    good = with_errors(balanced, "good", 0.2, 0.2, 0.5, end=falling)
+    falling = tuple(1 - 0.005 * n for n in range(100))
+    good = with_errors(balanced, "good", 0.2, 0.2, 0.5, losses=falling)
     poor = with_errors(raw, "poor", 0.4, 0.4, 1.2)
-    told = {one.question: one.text for one in answers([poor, good])}
-    assert [*told] == [
+    text = told([poor, good])
+    assert [*text] == [
         *("Is the student good?", "Which run is best?", "Which teacher is neglected?"),
         *("Is it still learning?", "What next?"),
     ]
-    assert "Run good is on its way" in told["Is the student good?"]
-    assert "The difference is real" in told["Which run is best?"]
-    worst = max(good.evaluation, key=lambda line: line.error)
-    assert told["Which teacher is neglected?"].startswith(f"{worst.teacher} ({worst.kind})")
-    assert "still falling" in told["Is it still learning?"]
-    assert "Train longer" in told["What next?"]
-    assert "balance=fixed" in told["What next?"]
-    alone = {one.question: one.text for one in answers([poor])}
-    assert "No better than the constant" in alone["Is the student good?"]
+    assert "Run good is on its way" in text["Is the student good?"]
+    assert "The difference is real" in text["Which run is best?"]
+    assert "They differ in normalizer (phi-s against none) alone." in text["Which run is best?"]
+    assert text["Which teacher is neglected?"] == (
+        "Error by teacher in good, the worst first: quiet 0.50 (patches 0.50); loud 0.20 (patches "
+        "0.20, summary 0.20). quiet: 2.5 times the error of loud. No setting learns one of them "
+        "much better: harder to learn, as far as these settings tell, rather than neglected."
+    )
+    assert "still falling" in text["Is it still learning?"]
+    assert "Train longer" in text["What next?"]
+    alone = told([poor])
+    assert (
+        "No better than the constant for quiet patches (in direction"
+        in (alone["Is the student good?"])
+    )
+    assert "one setting alone does not tell" in alone["Which teacher is neglected?"]
     assert "Which run is best?" not in alone
     assert answers([]) == []
+
+
+def test_a_teacher_that_another_setting_learns_much_better_is_neglected(
+    facts: tuple[RunFacts, ...],
+) -> None:
+    best = with_errors(facts[0], "best", 0.10, 0.10, 0.50)
+    even = with_errors(facts[1], "even", 0.35, 0.35, 0.30)
+    settings = settings_of([best, even])
+    assert {name: one.name for name, (one, _) in neglected(settings).items()} == {"quiet": "even"}
+    text = told([best, even])
+    assert (
+        "another setting learns it much better: quiet (even has 0.30)"
+        in (text["Which teacher is neglected?"])
+    )
+    assert "balance=fixed, weights={quiet = 2}" in text["What next?"]
+
+
+def test_what_an_untrained_student_scores_is_no_part_of_a_runs_error(
+    cache: Cache, runs: Runs
+) -> None:
+    lines = evaluate(runs[0], cache, untrained=True)
+    known = {runs[0]: lines}
+    (one,) = settings_of(
+        gather_runs(cache, runs[:1], evaluations=known, can_evaluate=True, device="cpu")
+    )
+    assert one.mean == pytest.approx(np.mean([x.error for x in lines if x.student == "trained"]))
 
 
 def test_runs_that_do_not_differ_by_images_are_tied(facts: tuple[RunFacts, ...]) -> None:
     one = with_errors(facts[0], "one", 0.3, 0.3, 0.3)
     same = with_errors(facts[1], "same", 0.3, 0.3, 0.3)
-    text = {a.question: a.text for a in answers([one, same])}["Which run is best?"]
+    text = told([one, same])["Which run is best?"]
     assert "They are tied" in text
     assert "at most 0.000 either way" in text
-    measured = apart([one], [same])
+    measured = apart(*settings_of([one, same]))
     assert measured is not None
     assert "no difference" in difference_text(measured)
 
 
-def test_only_runs_that_differ_in_one_setting_are_contrasted(
+def test_what_one_choice_does_is_told_by_settings_that_agree_in_all_others(
     cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
 ) -> None:
     train(cache, tmp_path / "both", make_config(normalizer="none", lr=0.01))
-    found = gather_runs(
-        cache, [*runs, tmp_path / "both"], evaluations={}, can_evaluate=True, device="cpu"
+    settings = settings_of(
+        gather_runs(
+            cache, [*runs, tmp_path / "both"], evaluations={}, can_evaluate=True, device="cpu"
+        )
     )
-    pairs = {(one.setting, *sorted((one.better.name, one.worse.name))) for one in contrasts(found)}
-    assert pairs == {("normalizer", "balanced", "raw"), ("lr", "both", "raw")}
-    ranked = by_error(found)
-    assert [mean_error(run) for run in ranked] == sorted(mean_error(run) for run in found)
+    assert [one.mean for one in settings] == sorted(one.mean for one in settings)
+    found = {
+        (one.key, one.rest, *sorted(other.name for other in one.settings))
+        for one in contrasts(settings)
+    }
+    assert found == {
+        ("normalizer", "lr 0.001", "balanced", "raw"),
+        ("lr", "normalizer none", "both", "raw"),
+    }
+
+
+def test_settings_that_differ_in_several_keys_are_compared_with_the_best_and_say_in_which(
+    cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
+) -> None:
+    config = make_config(normalizer="none", lr=0.01, patch_loss="cosine", num_steps=1)
+    train(cache, tmp_path / "both", config)
+    paths = [runs[0], tmp_path / "both"]
+    balanced, both = gather_runs(cache, paths, evaluations={}, can_evaluate=True, device="cpu")
+    found = [with_errors(balanced, "best", 0.3, 0.3, 0.3), with_errors(both, "far", 0.6, 0.6, 0.6)]
+    best, far = settings_of(found)
+    assert contrasts([best, far]) == []
+    assert own_words(far, best) == "normalizer none, patch loss cosine, num steps 1, lr 0.01"
+    first, second = setting_lines([best, far])
+    assert first.changes == "normalizer phi-s, patch loss mse, num steps 3, lr 0.001"
+    assert second.behind.startswith("0.300 higher, 95 % interval")
+    assert "the difference is that of 4 things together" in told(found)["Which run is best?"]
+    shown = trained([best, far])
+    assert shown.columns == ("normalizer", "patch loss", "lr", "steps")
+    assert dict(shown.lines)["far"] == ("none", "cosine", "0.01", "1")
+    assert {"summary loss": "cosine", "balance": "equal"}.items() <= dict(shown.same).items()
+    assert trained([best]).lines == ()
 
 
 def test_a_sweeps_folder_stands_for_its_runs(
@@ -116,7 +179,7 @@ def test_a_sweeps_folder_stands_for_its_runs(
     assert runs_below(runs[0]) == [runs[0]]
     page = report(cache, [shelf / "runs"], tmp_path / "r.html", device="cpu").read_text("utf-8")
     assert "balanced" in page
-    assert "Settings that differ in one key" in page
+    assert "What one choice alone does" in page
 
 
 def test_lines_without_images_in_common_are_not_compared(facts: tuple[RunFacts, ...]) -> None:
@@ -124,7 +187,7 @@ def test_lines_without_images_in_common_are_not_compared(facts: tuple[RunFacts, 
         return replace(line, columns=None)
 
     without = replace(facts[0], evaluation=tuple(map(bare, facts[0].evaluation)))
-    assert apart([without], [facts[1]]) is None
+    assert apart(*settings_of([without, facts[1]])) is None
 
 
 def test_a_difference_is_held_against_what_seeds_make(
@@ -137,18 +200,18 @@ def test_a_difference_is_held_against_what_seeds_make(
     one = with_errors(balanced, "one", 0.30, 0.30, 0.30)
     other = with_errors(again, "other", 0.32, 0.32, 0.32)
 
-    def told(*found: RunFacts) -> str:
-        return {a.question: a.text for a in answers(found)}["Which run is best?"]
+    def best(*found: RunFacts) -> str:
+        return told(found)["Which run is best?"]
 
     near = with_errors(raw, "raw", 0.33, 0.33, 0.33)
-    assert "not settled" in told(one, other, near)
-    next_step = {a.question: a.text for a in answers([one, other, near])}["What next?"]
+    assert "not settled" in best(one, other, near)
+    next_step = told([one, other, near])["What next?"]
     assert next_step.startswith("More seeds of one / other and raw")
-    far = told(one, other, with_errors(raw, "raw", 0.6, 0.6, 0.6))
+    far = best(one, other, with_errors(raw, "raw", 0.6, 0.6, 0.6))
     assert "one / other with a mean of 0.310 over 2 seeds (0.300 to 0.320); the next setting" in far
     assert "The difference is real" in far
     assert "seeds of one setting lie up to 0.020 apart" in far
-    assert "all are one setting" in told(one, other)
+    assert "all are one setting" in best(one, other)
 
 
 def test_seeds_of_a_setting_that_fails_say_nothing_of_those_that_are_compared(
@@ -169,24 +232,26 @@ def test_seeds_of_a_setting_that_fails_say_nothing_of_those_that_are_compared(
         with_errors(raw, "raw", 0.60, 0.60, 0.60),
         *failing,
     ]
-    lost = Diverged(name="lost,seed=0", setting="lost", changes="lr=9.0", step=46)
-    text = {a.question: a.text for a in answers(found, [lost])}
+    lost = Diverged(name="lost,seed=0", setting="lost", changes={"lr": 9.0}, step=46)
+    text = told(found, [lost])
     assert "not settled" not in text["Which run is best?"]
     assert text["Did every run end?"] == (
         "No: 5 runs of 4 settings, 1 of them diverged and cannot be compared. "
-        "lost (lr=9.0): lost,seed=0 at step 46."
+        "lost (lr 9): lost,seed=0 at step 46."
     )
-    groups = error_groups(found)
+    *_, last = setting_lines(settings_of(found), [lost])
+    assert (last.rank, last.seeds, last.behind) == ("–", "0 of 1", "every run diverged")
+    groups = error_groups(settings_of(found))
     assert all(bar.width <= 100 for group in groups for bar in group.bars)
     assert groups[0].one > 60, "the constant is seen beside an error of 9"
+    assert [bar.is_cut for bar in groups[0].bars] == [False, False, True]
 
 
-def test_of_many_runs_one_per_setting_is_drawn(facts: tuple[RunFacts, ...]) -> None:
-    few = [with_errors(facts[0], f"run {n}", 0.3, 0.3, 0.3) for n in range(MAX_DRAWN)]
-    assert one_per_setting(few) == few
-    many = [with_errors(facts[0], f"run {n}", e, e, e) for n, e in enumerate([0.3] * 7 + [0.5] * 6)]
-    other = with_errors(facts[1], "other", 0.4, 0.4, 0.4)
-    assert [run.name for run in one_per_setting([*many, other])] == ["run 6", "other"]
+def test_of_many_settings_the_best_and_the_last_have_maps(facts: tuple[RunFacts, ...]) -> None:
+    few = settings_of([with_errors(facts[0], "run", 0.3, 0.3, 0.3)]) * MAX_MAPPED
+    assert drawn_in_maps(few) == few
+    many = [Setting(name=str(n), runs=few[0].runs) for n in range(MAX_MAPPED + 2)]
+    assert [one.name for one in drawn_in_maps(many)] == ["0", "1", "2", str(MAX_MAPPED + 1)]
 
 
 def test_settings_are_compared_by_their_means_over_seeds_under_one_name(
@@ -206,14 +271,23 @@ def test_settings_are_compared_by_their_means_over_seeds_under_one_name(
     settings = settings_of(found)
     assert [one.name for one in settings] == ["a", "b", "c"]
     assert ranks(settings) == ["1=", "1=", "3"], "b is behind on images, not beyond what seeds make"
-    text = {a.question: a.text for a in answers(found)}
+    text = told(found)
     best = text["Which run is best?"]
     assert "a with a mean of 0.298 over 3 seeds (0.290 to 0.303)" in best
     assert "0.012 lower" in best, "of means, where the best seeds lie 0.018 apart"
     assert "It is not settled" in best
     assert "Every seed of a lies below every seed of b." in best
     assert "0.30 of the constant" in text["Is the student good?"]
-    assert "a,seed=1" in text["Which teacher is neglected?"], "the middle seed"
+    assert "Error by teacher in a, the worst first" in text["Which teacher is neglected?"]
+    (group, *_) = error_groups(settings)
+    assert [bar.setting for bar in group.bars] == ["a", "b", "c"], "bars carry the settings' names"
+    assert group.bars[0].text.startswith("0.298 ["), "and the mean over seeds, with its interval"
+    assert [line.seeds for line in setting_lines(settings)] == ["3", "3", "3"]
+    assert "seeds leave it open" in setting_lines(settings)[1].behind
+    lost = Diverged(name="b,seed=3", setting="b", changes={}, step=1)
+    assert [line.seeds for line in setting_lines(settings, [lost])] == ["3", "3 of 4", "3"]
+    runs = [line.run for line in eval_lines(["loud"], settings) if line.kind == "patches"]
+    assert runs[:4] == ["a,seed=0", "a,seed=1", "a,seed=2", "b,seed=1"], "in the order of ranks"
 
 
 def test_a_diverged_run_is_told_with_its_step_and_what_it_sets(tmp_path: Path) -> None:
@@ -225,5 +299,7 @@ def test_a_diverged_run_is_told_with_its_step_and_what_it_sets(tmp_path: Path) -
     )
     (run / "diverged.json").write_text('{"step": 57}')
     assert diverged_below(tmp_path) == [
-        Diverged(name="wild,seed=1", setting="wild", changes="lr=9.0, optimizer=sgd", step=57)
+        Diverged(
+            name="wild,seed=1", setting="wild", changes={"lr": 9.0, "optimizer": "sgd"}, step=57
+        )
     ]

@@ -13,6 +13,7 @@ from PIL import Image
 from phistill.cache import Cache
 from phistill.report.page.gather import PatchFacts, gather_cache
 from phistill.report.page.maps import REACH, SIDE, colours, enlarged, gather_maps, png_uri
+from phistill.report.page.settings import settings_of
 from phistill.report.page.students import gather_runs
 
 
@@ -72,16 +73,18 @@ def test_a_picture_survives_its_uri() -> None:
     np.testing.assert_array_equal(found[::factor, ::factor], picture)
 
 
-def test_every_teacher_shows_images_itself_and_every_run(
+def test_every_teacher_shows_images_itself_and_every_setting(
     cache: Cache, runs: tuple[Path, Path]
 ) -> None:
     found = gather_cache(cache, methods=(), max_heldout_rows=8)
-    students = gather_runs(cache, runs, evaluations={}, can_evaluate=False, device="cpu")
+    students = settings_of(
+        gather_runs(cache, runs, evaluations={}, can_evaluate=False, device="cpu")
+    )
     rows = cache.rows(split="heldout")[:3]
     maps = gather_maps(cache, found.patches, students, rows)
     assert [one.teacher for one in maps] == ["loud", "quiet"]
     for one, facts in zip(maps, found.patches, strict=True):
-        assert [(s.label, s.run) for s in one.strips] == [
+        assert [(s.label, s.setting) for s in one.strips] == [
             ("image", ""),
             ("teacher", ""),
             ("student", "balanced"),
@@ -90,7 +93,7 @@ def test_every_teacher_shows_images_itself_and_every_run(
         assert all(picture.shape == (*facts.grid, 3) for picture in one.strips[2].pictures)
         raw = cache.reader(facts.teacher, "patches").read(rows)
         np.testing.assert_array_equal(one.strips[1].pictures, colours(facts, raw))
-        predicted = students[0].student.predict(cache.reader("pixels", "pixels").read(rows))
+        predicted = students[0].middle.student.predict(cache.reader("pixels", "pixels").read(rows))
         expected = colours(facts, predicted[facts.teacher]["patches"].numpy())
         np.testing.assert_array_equal(one.strips[2].pictures, expected)
     assert gather_maps(cache, found.patches, students, rows[:0]) == ()

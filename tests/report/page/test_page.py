@@ -15,9 +15,11 @@ import pytest
 from phistill.cache import Cache, TeacherInfo
 from phistill.errors import UsageError
 from phistill.report import ExtraTable, report
-from phistill.report.page.canvas import DASHES, INKS, MARKERS, NUM_SERIES, run_colour, run_dash
-from phistill.report.page.figures import learning
-from phistill.report.page.students import Curve
+from phistill.report.page.canvas import DASHES, INKS, NUM_SERIES, run_colour, run_dash
+from phistill.report.page.figures import held_out, losses, over_steps
+from phistill.report.page.settings import settings_of
+from phistill.report.page.students import RELATIVE, gather_runs
+from phistill.report.page.wording import BALANCE_WORDS, LOSS_WORDS, METHOD_WORDS
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, evaluate, train
 
@@ -191,22 +193,65 @@ def test_more_runs_than_colours_have_lines_swatches_and_bars_of_their_own(page: 
     num = NUM_SERIES * len(DASHES)
     assert num >= 12
     assert len({(run_colour(n), run_dash(n)) for n in range(num)}) == num
-    assert len(MARKERS) == len(DASHES)
     for place in range(len(DASHES)):
         assert f".dash-{place} {{" in page
     steps = np.arange(1.0, 4.0)
-    curves = [
-        Curve(
-            run=f"run {n}",
-            target="t/summary",
-            relative=False,
-            steps=steps,
-            values=steps,
-            values_per_point=1.0,
-            checks=(),
-        )
-        for n in range(12)
-    ]
-    drawn = learning(curves, {curve.run: n for n, curve in enumerate(curves)})
+    drawn = over_steps("l", "l", "loss", [(n, steps, steps) for n in range(12)], one=False)
     lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*--run[^"]*)"', drawn)
     assert len(lines) == len(set(lines)) == 12
+
+
+def test_only_losses_that_may_be_compared_share_a_picture(
+    cache: Cache, runs: Runs, make_config: Config, tmp_path: Path
+) -> None:
+    changes = {"cosine": {"patch_loss": "cosine", "normalizer": "none"}, "hca": {}, "zca": {}}
+    for name, change in changes.items():
+        config = make_config(**{"normalizer": name, "num_steps": 2, "validate_every": 1, **change})
+        train(cache, tmp_path / name, config)
+    paths = [*runs, *(tmp_path / name for name in changes)]
+    settings = settings_of(
+        gather_runs(cache, paths, evaluations={}, can_evaluate=True, device="cpu")
+    )
+    pictures = {
+        (target, unit): len(re.findall(r"stroke: var\(--run-", svg))
+        for target, unit, svg in losses(settings)
+        if target == "loud/patches"
+    }
+    assert pictures == {
+        ("loud/patches", RELATIVE): 2,
+        ("loud/patches", f"whitened {RELATIVE}"): 2,
+        ("loud/patches", "cosine"): 1,
+    }
+    checked = {
+        target: len(re.findall(r"stroke: var\(--run-", svg))
+        for target, _, svg in held_out(settings)
+    }
+    assert checked == dict.fromkeys(("loud/patches", "loud/summary", "quiet/patches"), 3)
+
+
+def test_every_normalizer_loss_and_balance_that_is_named_is_explained(
+    cache: Cache, make_config: Config, tmp_path: Path
+) -> None:
+    for name, change in (
+        ("one", {"normalizer": "zca", "patch_loss": "hybrid-smooth-l1"}),
+        ("two", {"normalizer": "pca", "balance": "adaloss"}),
+    ):
+        train(cache, tmp_path / name, make_config(num_steps=1, **change))
+    out = report(
+        cache,
+        [tmp_path / "one", tmp_path / "two"],
+        tmp_path / "r.html",
+        device="cpu",
+        normalizers=(),
+    )
+    _, _, foot = Reader(out.read_text("utf-8")).text.partition("How the numbers are made")
+    for words in (METHOD_WORDS["zca"], METHOD_WORDS["pca"], *BALANCE_WORDS.values()):
+        assert words in foot or words == BALANCE_WORDS["fixed"]
+    assert f"hybrid-smooth-l1: {LOSS_WORDS['hybrid-smooth-l1']}" in foot
+    assert METHOD_WORDS["hca"] not in foot
+
+
+def test_a_thing_has_one_name_on_the_page(page: str) -> None:
+    text = Reader(page).text
+    assert "PHI-S" not in text
+    assert "(raw)" not in text

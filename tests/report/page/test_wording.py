@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phistill.report.page.tables import numeric_columns
 from phistill.report.page.wording import (
+    BALANCE_WORDS,
+    LOSS_WORDS,
     METHOD_WORDS,
     PERCENT,
+    in_words,
     number_text,
-    numeric_columns,
     percent_text,
     times_text,
 )
 from phistill.stats import METHODS
+from phistill.train.config import PATCH_LOSSES, SUMMARY_LOSSES, TrainConfig
 
 
 @given(st.floats(1e-9, 1 - 1e-9))
@@ -59,5 +66,13 @@ def test_columns_of_numbers_are_found_whatever_follows_the_number() -> None:
     assert numeric_columns(("task", "x"), []) == [False, False]
 
 
-def test_every_normalizer_has_words() -> None:
+def test_every_normalizer_loss_and_balance_has_words() -> None:
     assert tuple(METHOD_WORDS) == METHODS
+    assert set(LOSS_WORDS) == {*PATCH_LOSSES, *SUMMARY_LOSSES} - {"none"}
+    (balances,) = (f for f in msgspec.structs.fields(TrainConfig) if f.name == "balance")
+    assert set(BALANCE_WORDS) == set(get_args(get_args(balances.type)[0]))
+
+
+def test_settings_are_said_in_words() -> None:
+    values = {"patch_loss": "mse", "lr": 9.0, "weights": {}, "betas": [0.9, 0.5]}
+    assert in_words(values) == "patch loss mse, lr 9, weights none, betas 0.9, 0.5"
