@@ -1,8 +1,8 @@
 """Decoding in processes: a decoder that dies or hangs costs one image, never the run.
 
-A process serves one thread at a time, which leases it for some images. An image that kills its
-decoder, or keeps it longer than ``timeout_s``, gets a second one and is rejected when that fails
-too.
+A process serves one thread at a time, which leases it for some images. When it is lost, the images
+it owes are tried one by one: one that kills its decoder, or keeps it longer than ``timeout_s``,
+gets a second one and is rejected when that fails too.
 """
 
 from __future__ import annotations
@@ -68,15 +68,17 @@ class DecodePool:
 
     def _serve(self, worker: DecodeProcess, requests: Sequence[Request]) -> Iterator[DecodedImage]:
         done = tries = 0
+        together = len(requests)
         while done < len(requests):
             if self._closed:
                 raise SourceError("decoding was stopped.")
             try:
-                for image in worker.decode(requests[done:], self._timeout_s):
+                for image in worker.decode(requests[done : done + together], self._timeout_s):
                     yield image
                     done, tries = done + 1, 0
             except ProcessLost as lost:
-                tries += 1
+                tries += together == 1  # it may have been lost over a later one otherwise
+                together = 1
                 if tries == NUM_TRIES:
                     sha256 = hashlib.sha256(requests[done].data).hexdigest()
                     yield DecodedImage(sha256, reason=str(lost))

@@ -1,8 +1,10 @@
 """The parent's end of one decoding process: images go in, pixels come back in order.
 
-Two images are on their way at a time, so that the process finds its next one waiting. Bytes go in
-through a pipe, pixels come back through anonymous shared memory with a slot for each of the two,
-which the system frees however the processes end.
+Several images are on their way at a time, in one write where they fit, and their answers come back
+together: each time that this process is woken takes the interpreter from the thread that feeds the
+teachers, and at a thousand images a second that is what bounds a GPU. Bytes go in through a pipe,
+pixels come back through anonymous shared memory with a slot for each image on its way, which the
+system frees however the processes end.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ import numpy as np
 from phistill.errors import SourceError
 
 from .image import DecodedImage, DecodeSetup
-from .worker import LENGTH, NUM_SLOTS, frame
+from .worker import LENGTH, frame
 
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 5.0
 """A process that closed its pipe ends within this."""
 MAX_ANSWER_BYTES = 2**24
+MAX_SLOTS, SLOTS_BYTES = 8, 2**25
+"""Images on their way to a process or in it: at most so many, and two or more whose pixels together
+take no more than this."""
+PIPE_BYTES = 2**20
+"""What a pipe holds where the system allows it: as many photographs as are on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +57,36 @@ class DecodeProcess:
 
     def __init__(self, setup: DecodeSetup, command: Sequence[str]) -> None:
         self._setup, self._command = setup, command
+        self._num_slots = max(2, min(MAX_SLOTS, SLOTS_BYTES // max(1, setup.slot_bytes)))
         self._process: subprocess.Popen[bytes] | None = None
         self._memory: mmap.mmap | None = None
+        self._answers: _Answers | None = None
 
     def decode(self, requests: Sequence[Request], timeout_s: float) -> Iterator[DecodedImage]:
         """The images in order. The pixels of one are overwritten when the next is asked for.
 
-        Raises ProcessLost about the first image that was not given out.
+        Raises ProcessLost about the first image that was not given out: the process may have been
+        lost over a later one, unless it is the only one.
         """
-        process = self._process or self._start()
+        process, answers = self._started()
+        all_fit = len(requests) <= self._num_slots
         sent = 0
         for number in range(len(requests)):
             deadline = time.monotonic() + timeout_s
             try:
-                for request in requests[sent : number + NUM_SLOTS]:
+                waiting = bytearray()
+                for request in requests[sent : number + self._num_slots]:
+                    sent += 1
                     header = {
                         "id": request.image_id,
                         "views": list(request.views),
-                        "slot": sent % NUM_SLOTS,
+                        "slot": (sent - 1) % self._num_slots,
+                        "answer_now": not all_fit or sent == len(requests),
                     }
-                    _send(process, frame(header, len(request.data)), deadline)
-                    _send(process, request.data, deadline)
-                    sent += 1
-                answer = _read_answer(process, deadline)
+                    waiting += frame(header, len(request.data))
+                    waiting += request.data
+                _send(process, waiting, deadline)
+                answer = answers.next(deadline)
             except TimeoutError as error:
                 self.stop()
                 raise ProcessLost(f"decoding took longer than {timeout_s:g} s") from error
@@ -88,7 +102,7 @@ class DecodeProcess:
                 answer["sha256"],
                 None if size is None else (size[0], size[1]),
                 tuple((box[0], box[1], box[2], box[3]) for box in answer["boxes"]),
-                self._pixels(len(answer["boxes"]), number % NUM_SLOTS),
+                self._pixels(len(answer["boxes"]), number % self._num_slots),
                 answer["reason"],
             )
 
@@ -106,8 +120,13 @@ class DecodeProcess:
             views.append(tuple(rendered))
         return tuple(views)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        size = max(1, NUM_SLOTS * self._setup.slot_bytes)
+    def _started(self) -> tuple[subprocess.Popen[bytes], _Answers]:
+        if self._process is None or self._answers is None:
+            return self._start()
+        return self._process, self._answers
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], _Answers]:
+        size = max(1, self._num_slots * self._setup.slot_bytes)
         descriptor = _anonymous(size)
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with tempfile.TemporaryFile() as errors:
@@ -127,9 +146,11 @@ class DecodeProcess:
             try:
                 assert process.stdin is not None, "stdin is a pipe"
                 os.set_blocking(process.stdin.fileno(), False)
+                _widen(process.stdin.fileno())
                 deadline = time.monotonic() + START_TIMEOUT_S
                 _send(process, frame(self._setup.to_dict()), deadline)
-                _read_answer(process, deadline)
+                answers = self._answers = _Answers(process)
+                answers.next(deadline)
             except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
                 self.stop()
                 errors.seek(0)
@@ -138,11 +159,11 @@ class DecodeProcess:
                     f"a decoding process could not be started: {''.join(said) or error}. "
                     "Decode in threads with --decode threads."
                 ) from error
-        return process
+        return process, answers
 
     def stop(self) -> None:
         """End the process; what it is decoding is lost."""
-        process, self._process = self._process, None
+        process, self._process, self._answers = self._process, None, None
         if process is None:
             return
         process.kill()
@@ -155,7 +176,7 @@ class DecodeProcess:
                 pass
 
 
-def _send(process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
+def _send(process: subprocess.Popen[bytes], data: bytes | bytearray, deadline: float) -> None:
     """Write everything; TimeoutError when the process does not take it."""
     assert process.stdin is not None, "stdin is a pipe"
     descriptor, left = process.stdin.fileno(), memoryview(data)
@@ -168,29 +189,49 @@ def _send(process: subprocess.Popen[bytes], data: bytes, deadline: float) -> Non
             _await(poll, deadline)
 
 
-def _read_answer(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
-    """The next frame of a process; TimeoutError, or EOFError when it is gone."""
-    assert process.stdout is not None, "stdout is a pipe"
-    descriptor = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+class _Answers:
+    """Frames that a process writes, as many at a time as have come."""
 
-    def read(num_bytes: int) -> bytes:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None, "stdout is a pipe"
+        self._descriptor = process.stdout.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLIN | select.POLLHUP)
+        self._come = bytearray()
+
+    def next(self, deadline: float) -> dict[str, Any]:
+        """The next frame's JSON; TimeoutError, or EOFError when the process is gone."""
+        record: dict[str, Any] = json.loads(self._counted(deadline).decode())
+        self._counted(deadline)
+        return record
+
+    def _counted(self, deadline: float) -> bytes:
+        """So many bytes as the length before them says."""
+        (num_bytes,) = LENGTH.unpack(self._take(LENGTH.size, deadline))
         if num_bytes > MAX_ANSWER_BYTES:
             raise EOFError
-        data = bytearray()
-        while len(data) < num_bytes:
-            _await(poll, deadline)
-            part = os.read(descriptor, num_bytes - len(data))
+        return self._take(num_bytes, deadline)
+
+    def _take(self, num_bytes: int, deadline: float) -> bytes:
+        while len(self._come) < num_bytes:
+            _await(self._poll, deadline)
+            part = os.read(self._descriptor, 2**16)
             if not part:
                 raise EOFError
-            data += part
-        return bytes(data)
+            self._come += part
+        taken = bytes(self._come[:num_bytes])
+        del self._come[:num_bytes]
+        return taken
 
-    text = read(LENGTH.unpack(read(LENGTH.size))[0])
-    read(LENGTH.unpack(read(LENGTH.size))[0])
-    record: dict[str, Any] = json.loads(text)
-    return record
+
+def _widen(descriptor: int) -> None:
+    """Let a pipe hold PIPE_BYTES; where it may not, writing waits more often."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except (ImportError, AttributeError, OSError):  # Linux alone has it, and so much for each user
+        return
 
 
 def _await(poll: select.poll, deadline: float) -> None:

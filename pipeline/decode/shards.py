@@ -36,6 +36,10 @@ MAX_BUNDLE = 8
 MAX_BUNDLE_BYTES = 16 * 2**20
 """Images handed to a worker together: at most so many, and no more once they are this large."""
 
+AHEAD_BUNDLES, AHEAD_BYTES = 2, 2**28
+"""Decoded ahead: bundles for each worker, of rows whose pixels together take no more than this;
+four rows for each worker at least."""
+
 
 def choose_mode(mode: Mode, num_rows: int | None) -> Mode:
     """``auto`` is processes for 1,000 rows and more, where their start is repaid and one bad
@@ -103,6 +107,10 @@ def arriving_shards(
     if mode == "processes":
         decoder = DecodePool(workers, setup, timeout_s=timeout_s)
         num_threads = 2 * workers  # half of them read while the others wait for a process
+    ahead_rows = max(
+        4 * workers,
+        min(AHEAD_BUNDLES * MAX_BUNDLE * workers, AHEAD_BYTES // max(1, setup.row_bytes)),
+    )
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     pending: deque[PendingShard] = deque()
     remaining = iter(jobs)
@@ -110,7 +118,10 @@ def arriving_shards(
     def submit() -> bool:
         for job in islice(remaining, 1):
             shard = PendingShard(job, setup.renderings)
-            for rows in _bundles(_images(job, setup), workers):
+            images = _images(job, setup)
+            # What is ahead is shared by the workers; in threads nothing is handed over.
+            size = (ahead_rows if mode == "processes" else len(images)) // (2 * workers)
+            for rows in _bundles(images, min(max(1, size), MAX_BUNDLE)):
                 work = pool.submit(_read_and_decode, read, job, rows, decoder, shard)
                 shard.expect(rows[0].start, work)
             pending.append(shard)
@@ -120,7 +131,7 @@ def arriving_shards(
     def shards() -> Iterator[PendingShard]:
         while True:
             # One whole shard ahead, or several small ones.
-            while sum(shard.num_rows for shard in islice(pending, 1, None)) < 4 * workers:
+            while sum(shard.num_rows for shard in islice(pending, 1, None)) < ahead_rows:
                 if not submit():
                     break
             if not pending:
@@ -178,10 +189,8 @@ def _images(job: ShardRows, setup: DecodeSetup) -> list[range]:
     return spans
 
 
-def _bundles(images: Sequence[range], workers: int) -> Iterator[Sequence[range]]:
-    """Images that one worker decodes in a row: several save the hand-over between them, few let
-    every worker have a share of a small shard."""
-    size = max(1, min(MAX_BUNDLE, len(images) // (2 * workers)))
+def _bundles(images: Sequence[range], size: int) -> Iterator[Sequence[range]]:
+    """Images that one worker decodes in a row, ``size`` at most."""
     for start in range(0, len(images), size):
         yield images[start : start + size]
 

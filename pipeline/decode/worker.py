@@ -1,10 +1,11 @@
 """A process that decodes images for its parent.
 
 ``python -m phistill.pipeline.decode.worker FD`` reads frames from stdin and answers on what
-was stdout; pixels go through shared memory, the file descriptor FD, in the slot that a request
-names. A frame is a length (u64), JSON of that length, a length, bytes of that length. The first
-frame is the setup; then one image at a time. It ends when stdin does, so it never outlives its
-parent, and whatever libraries print cannot be taken for an answer.
+was stdout, together where the request allows it; pixels go through shared memory, the file
+descriptor FD, in the slot that a request names. A frame is a length (u64), JSON of that length, a
+length, bytes of that length. The first frame is the setup; then one image at a time. It ends when
+stdin does, so it never outlives its parent, and whatever libraries print cannot be taken for an
+answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -25,8 +27,8 @@ from .image import DecodedImage, DecodeSetup, decode_image
 from .rgb import prepare_decoder
 
 LENGTH = struct.Struct("<Q")
-NUM_SLOTS = 2
-"""Images that may be on their way to a process or in it."""
+ANSWER_S = 0.05
+"""No answer is kept back longer than this."""
 MEMORY_CAP = 4 * 2**30
 """Address space of a worker: an image of the largest allowed size fits several times."""
 
@@ -51,9 +53,15 @@ def main(decode: Decode = decode_image) -> None:
     setup = DecodeSetup.from_dict(first[0])
     with mmap.mmap(fd, 0) as arena:
         memory = np.frombuffer(arena, np.uint8)
-        write_frame(answers, {"ready": os.getpid()})
+        answers.write(frame({"ready": os.getpid()}))
+        answers.flush()
+        answered = time.monotonic()
         while (request := read_frame(requests)) is not None:
-            write_frame(answers, _answer(decode, *request, setup, memory))
+            answers.write(frame(_answer(decode, *request, setup, memory)))
+            now = time.monotonic()
+            if request[0]["answer_now"] or now - answered > ANSWER_S:
+                answers.flush()
+                answered = now
         del memory
 
 
@@ -70,11 +78,6 @@ def frame(record: dict[str, Any], num_bytes: int = 0) -> bytes:
     """What is sent before the ``num_bytes`` of a frame."""
     text = json.dumps(record).encode()
     return LENGTH.pack(len(text)) + text + LENGTH.pack(num_bytes)
-
-
-def write_frame(stream: BinaryIO, record: dict[str, Any]) -> None:
-    stream.write(frame(record))
-    stream.flush()
 
 
 def _answer(

@@ -19,9 +19,11 @@ import pytest
 from PIL import Image
 
 from phistill.errors import SourceError, UsageError
+from phistill.pipeline.decode import process
 from phistill.pipeline.decode.image import DecodeSetup
 from phistill.pipeline.decode.pending import DecodedShard, ShardRows
 from phistill.pipeline.decode.pool import DecodePool
+from phistill.pipeline.decode.process import Request
 from phistill.pipeline.decode.rgb import DecodeRules
 from phistill.pipeline.decode.shards import choose_mode, decode_shards
 from phistill.pipeline.decode.views import Rendering, View
@@ -162,6 +164,26 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(
     if image_id == "hangs":
         one._timeout_s = 60.0  # an honest image on a busy machine
     assert one.decode(IMAGES[2], "id-2", [0]).reason is None
+
+
+@pytest.mark.parametrize("slots_bytes", [2**25, 0])
+def test_of_images_handed_over_together_the_bad_one_alone_is_rejected(
+    pool: Any, slots_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SLOTS_BYTES", slots_bytes)
+    ids = ["id-0", "talks", "id-2", "crashes", "id-4", "id-5"]
+    one = pool()
+    images = IMAGES[4:10]
+    alone = [one.decode(data, "id", [0]) for data in images]
+    requests = [Request(data, name, [0]) for data, name in zip(images, ids, strict=True)]
+    reasons = []
+    for number, image in enumerate(one.decode_many(requests)):
+        reasons.append(image.reason)
+        if image.reason is None:
+            assert image.sha256 == alone[number].sha256
+            for found, expected in zip(image.pixels[0], alone[number].pixels[0], strict=True):
+                np.testing.assert_array_equal(found, expected)
+    assert reasons == [None, None, None, "the decoder died of SIGSEGV", None, None]
 
 
 def test_a_read_error_stops_the_run_and_is_no_reject() -> None:
