@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from phistill.pipeline import ExtractProgress
     from phistill.pipeline.settings import CodeSettings, WorkerShards
+    from phistill.stats import FitProgress
 
 from .arguments import (
     COUNT_OR_AUTO,
@@ -153,6 +154,11 @@ from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
     help="Tars from afar whose images are mixed in a new cache; twice as many are on the disk.",
 )
 @source_options
+@click.option(
+    "--fit",
+    is_flag=True,
+    help="Take the statistics in passing: fit-stats then has nothing to read, or to do.",
+)
 @click.option("--append", is_flag=True, help="Add images that the cache does not have.")
 @click.option(
     "--add-views", is_flag=True, help="Add what the cache lacks of the list of every --view."
@@ -194,6 +200,7 @@ def extract(
     from phistill.pipeline.decode.views import View
     from phistill.pipeline.images.source import SourceOptions
     from phistill.report.extraction import summary_text
+    from phistill.report.tables import statistics_text
     from phistill.report.terminal import progress_bar
 
     decode = None
@@ -240,7 +247,11 @@ def extract(
     if report.out_of_time:
         click.echo("The time limit is reached; run the same command again to go on.", err=True)
         sys.exit(143)
-    click.echo(f"Next: phistill fit-stats {cache}")
+    if report.statistics is None:
+        click.echo(f"Next: phistill fit-stats {cache}")
+        return
+    click.echo(statistics_text(report.statistics))
+    click.echo(f"Next: phistill train {cache} --out runs/phi-s")
 
 
 def _codes(
@@ -292,15 +303,21 @@ def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
     A killed run goes on where it stopped, and a cache that grew costs its new shards only.
     """
     from phistill import cache as store
-    from phistill.report.tables import statistics_notes, statistics_table
+    from phistill.report.tables import statistics_text
     from phistill.report.terminal import progress_bar
     from phistill.stats import fit_stats as run
 
+    done: list[FitProgress] = []
     with progress_bar("fit-stats") as bar:
-        rows = run(store.open(cache), teachers=teachers, progress=bar.event, **options)
-    click.echo(statistics_table(rows))
-    for note in statistics_notes(rows):
-        click.echo(note)
+
+        def show(at: FitProgress) -> None:
+            done[:] = [at]
+            bar.event(at)
+
+        rows = run(store.open(cache), teachers=teachers, progress=show, **options)
+    if not done:
+        click.echo(f"{cache}: the statistics are those of its rows: nothing to do.")
+    click.echo(statistics_text(rows))
     click.echo(f"Next: phistill train {cache} --out runs/phi-s")
 
 

@@ -16,6 +16,9 @@ from typing import Protocol
 from phistill.cache import Cache
 from phistill.cache.storage.files import Files
 from phistill.cache.upkeep.pack import pack, pack_what_is_free
+from phistill.display import Table
+from phistill.errors import LockHeld
+from phistill.stats import Description, fit_stats
 from phistill.stats.coarse import CoarseArray, coarse_arrays
 from phistill.stats.compacting import unlike_pilot
 
@@ -25,7 +28,7 @@ from .images.source import ImageSource
 from .prepare import Prepared, PrepareReport, first_runners, holding, prepare, prepare_once
 from .progress import ExtractProgress
 from .rejects import rejects
-from .request import Request, make_request
+from .request import Request, make_request, silent
 from .settings import CacheSettings, ExtractOptions
 from .shard_pass import ShardPass, extract_shards, missing_shards
 
@@ -55,9 +58,12 @@ class ExtractReport:
     missing_shards: tuple[int, ...]
     """Shards that somebody still has to extract, for whatever teacher."""
     coarse: tuple[CoarseArray, ...]
-    """What float16 holds badly of the teachers that were extracted."""
+    """What float16 holds badly of the teachers that were extracted, by a sample of their rows;
+    ``statistics``, where there are some, say so of all."""
     unlike_pilot: tuple[str, ...]
     """A sentence for each coded teacher with shards that lose much more than its pilot."""
+    statistics: Table[Description] | None
+    """Of every array, where they were asked for and all shards are there."""
 
 
 def extract(
@@ -82,22 +88,22 @@ def extract(
     """
     started = time.monotonic()
     options, settings = options or ExtractOptions(), settings or CacheSettings()
+    say = on_notice or silent
     if options.scheduler is not None:
         from .cluster import extract_on_cluster  # dask is optional
 
-        return _report(
-            *extract_on_cluster(
-                images,
-                cache_path,
-                teachers,
-                settings=settings,
-                options=options,
-                on_progress=on_progress,
-                on_notice=on_notice,
-                started=started,
-            ),
-            started,
+        cache, prepared_there, done = extract_on_cluster(
+            images,
+            cache_path,
+            teachers,
+            settings=settings,
+            options=options,
+            on_progress=on_progress,
+            on_notice=on_notice,
+            started=started,
         )
+        statistics = _fit(cache, options, done, say)
+        return _report(cache, prepared_there, done, started, statistics)
     request = make_request(images, cache_path, teachers, settings, options, on_notice)
     with ExitStack() as stack:
         if request.source is not images:
@@ -105,7 +111,25 @@ def extract(
         prepared, work = _extract(request, on_progress, started)
     if options.add_views:
         require_same_images(prepared.cache)
-    return _report(prepared.cache, prepared.report, work, started)
+    statistics = _fit(prepared.cache, options, work, say)
+    return _report(prepared.cache, prepared.report, work, started, statistics)
+
+
+def _fit(
+    cache: Cache, options: ExtractOptions, work: Work, say: Callable[[str], None]
+) -> Table[Description] | None:
+    """Finish the statistics that were taken in passing, if they were, and all shards are there."""
+    if not options.fit or work.out_of_time:
+        return None
+    cache.refresh()
+    if missing := missing_shards(cache):
+        say(f"statistics: whoever extracts the last of {len(missing):,} shards finishes them.")
+        return None
+    try:
+        return fit_stats(cache, scheduler=options.scheduler)
+    except LockHeld as error:  # of several workers who end at once one does it
+        say(f"statistics: {error}")
+        return None
 
 
 def _extract(
@@ -139,7 +163,13 @@ class Work(Protocol):
     out_of_time: bool
 
 
-def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -> ExtractReport:
+def _report(
+    cache: Cache,
+    prepared: PrepareReport,
+    work: Work,
+    started: float,
+    statistics: Table[Description] | None,
+) -> ExtractReport:
     """What the run that ``started`` (a monotonic time) did, and how it leaves the cache."""
     return ExtractReport(
         cache=cache,
@@ -152,6 +182,9 @@ def _report(cache: Cache, prepared: PrepareReport, work: Work, started: float) -
         left_out=prepared.left_out or last_listing(cache).get("left_out", {}),
         out_of_time=work.out_of_time,
         missing_shards=tuple(missing_shards(cache)),
-        coarse=coarse_arrays(cache, cache.teachers) if work.num_shards else (),
+        coarse=coarse_arrays(cache, cache.teachers)
+        if work.num_shards and statistics is None
+        else (),
         unlike_pilot=tuple(unlike_pilot(cache)) if work.num_shards else (),
+        statistics=statistics,
     )

@@ -235,6 +235,9 @@ class ExtractOptions:
     """Which image, folder or class number is which class; for images that are new to the cache."""
     codes: CodeSettings | None = None
     """Store the patches of new teachers as codes."""
+    fit: bool = False
+    """Take the statistics in passing, while features are in memory: once every shard is there they
+    are those of ``fit_stats``, and no token was read again."""
     source: SourceOptions = DEFAULTS
     """What of the images is taken; what nothing is said of is as the cache remembers it."""
     repair: bool = False

@@ -242,7 +242,7 @@ class ShardPass:
                 Output(
                     unit,
                     self._cache.shard_writer(name, unit.shard),
-                    ShardSums(self._cache, name, unit.shard),
+                    ShardSums(self._cache, name, unit.shard, fit=self._options.fit),
                 )
                 for name in group
             ]
@@ -294,7 +294,7 @@ class ShardPass:
         sha256: Sequence[str | None],
         rejected: Set[int],
     ) -> None:
-        """Have moments summed of features whose codes alone are stored."""
+        """Have the moments summed that are taken in passing."""
         assert output.sums is not None, "a teacher's output"
         calls = output.sums.add(start, values, sha256=sha256, rejected=rejected)
         if output.writer.is_full:
@@ -308,15 +308,16 @@ class ShardPass:
         for file in output.files:
             file.result()
         images, reasons = output.unit.images()
-        if output.sums is not None and output.sums.are_wanted:
-            writer = output.writer
-            output.sums.keep(self._cache.settle_facts(writer.owner, writer.shard, images))
-        return self._cache.commit(
+        record = self._cache.record_of(
             output.writer,
             images=images,
             reasons={**output.reasons, **reasons},
             environment=environment,
         )
+        if output.sums is not None:
+            output.sums.keep(record)
+        self._cache.publish_record(record)
+        return record
 
     def _make_room(self) -> None:
         """Wait until few enough files are being written: a slow disk must not fill the memory."""

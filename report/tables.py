@@ -27,6 +27,11 @@ def statistics_notes(rows: Sequence[Description]) -> list[str]:
     return [note for row in rows for note in _notes(row)]
 
 
+def statistics_text(rows: Sequence[Description]) -> str:
+    """The table and the notes."""
+    return "\n".join([statistics_table(rows), *statistics_notes(rows)])
+
+
 def evaluation_table(lines: Sequence[EvalRow]) -> str:
     """A line per student, teacher and kind; a first column names the cache where there are several.
 

@@ -207,21 +207,16 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @cached_property
     def shard_numbers(self) -> NDArray[np.int64]:
         """Every shard that holds rows, (s,), ascending."""
-        spans = [
-            np.arange(
-                segment.start // self.shard_rows,
-                math.ceil((segment.start + segment.num_rows) / self.shard_rows),
-                dtype=np.int64,
-            )
-            for segment in self.segments
-        ]
-        return np.concatenate([np.empty(0, np.int64), *spans])
+        firsts = np.array(self._starts, np.int64) // self.shard_rows
+        counts = -(-self._num_rows_of_segments // self.shard_rows)
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(firsts, counts) + inside
 
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
         """Rows of each of ``shard_numbers``, (s,)."""
         starts = self.shard_numbers * self.shard_rows
-        ends = np.array([segment.start + segment.num_rows for segment in self.segments], np.int64)
+        ends = np.array(self._starts, np.int64) + self._num_rows_of_segments
         number = np.searchsorted(np.array(self._starts, np.int64), starts, side="right") - 1
         return np.minimum(self.shard_rows, ends[number] - starts)
 
@@ -232,6 +227,10 @@ class CacheInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for segment in self.segments:
             real[segment.start : segment.start + segment.num_rows] = True
         return real
+
+    @cached_property
+    def _num_rows_of_segments(self) -> NDArray[np.int64]:
+        return np.array([segment.num_rows for segment in self.segments], np.int64)
 
     @cached_property
     def _starts(self) -> list[int]:

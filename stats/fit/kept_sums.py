@@ -1,12 +1,15 @@
-"""Sums over features that only their codes are stored of: taken while the features are there.
+"""Sums over features that are taken in passing, while the features are in memory.
 
-Whoever codes a shard leaves the sums of its training rows in a file of its own before the shard is
-committed (``ShardSums``). fit_stats adds those of a group of shards into one file, and makes the
+Whoever extracts a shard leaves the sums of its training rows in a file of its own before the shard
+is committed (``ShardSums``): always of features that only their codes are stored of, and of others
+where a run asks for it. What fit_stats would read of a shard it then takes from there: the
+same bits, under the key of the shard as a piece.
+
+Of a coded array it adds the sums of a group of shards into one file, and makes the
 group's partial of it: the statistics of a coded cache are those of the features. Where the rows of
 a group have changed since (images were taken down), its sums are taken of the decoded rows.
 
-    teachers/NAME/moments/KIND/shard-000123.safetensors    one shard, until it is added
-    teachers/NAME/moments/KIND/floats-000004.safetensors   a group
+    teachers/NAME/moments/KIND/floats-000004.safetensors   a group of a coded array
 """
 
 from __future__ import annotations
@@ -21,18 +24,23 @@ import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from phistill.cache import Cache, ImageFacts
+from phistill.cache import Cache, CommitRecord
+from phistill.cache.format.info import DTYPES
 from phistill.cache.format.split import decide_sides
 from phistill.compute.blas import one_blas_thread
 from phistill.errors import CorruptCache
 
-from ..moments.blocks import BLOCK_VECTORS
 from ..moments.moments import Accumulator
 from ..moments.pass_result import PassResult
-from .partials import Partial, moments_folder, publish_partial, stored_partial
-from .pieces import ArrayPlan, Group
-
-_SHARD, _SUFFIX = "shard-", ".safetensors"
+from .partials import (
+    Partial,
+    publish_in_passing,
+    publish_partial,
+    rows_of_block,
+    stored_partial,
+)
+from .pieces import ArrayPlan, Group, PassOptions, piece_key
+from .places import group_path, shard_path, shards_in_passing
 
 
 class KeptShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,26 +62,26 @@ class KeptFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ShardSums:
-    """Sums over the training rows of one shard of a teacher, of the kinds that become codes; b rows
-    at a time, in their order.
+    """Sums over the training rows of one shard of a teacher; b rows at a time, in their order. Of
+    the kinds that become codes, and with ``fit`` of all that are tokens: a summary, one vector a
+    row, is no larger than its sums, and fit_stats reads it for its angles anyway.
 
     What is to be added comes as calls for another thread to make, each after the one before it.
     """
 
-    def __init__(self, cache: Cache, teacher: str, shard: int) -> None:
+    def __init__(self, cache: Cache, teacher: str, shard: int, *, fit: bool = False) -> None:
         self._cache, self._teacher, self._shard = cache, teacher, shard
         info = cache.teacher(teacher)
         self._codecs = {kind: codec.sha256 for kind, codec in info.codecs.items()}
-        self._sums = {kind: _Sums(info.row_shape(kind)) for kind in self._codecs}
+        tokens = {kind for kind in info.kinds if fit and kind != "summary"}
+        self._sums = {
+            kind: _Sums(info.row_shape(kind), DTYPES[kind].itemsize)
+            for kind in sorted(tokens | self._codecs.keys())
+        }
         start, stop = cache.info.shard_range(shard)
         self._used = ~cache.info.is_removed(np.arange(start, stop))
-        self._facts = cache.facts_of(shard) if self._codecs else None
-        self._split = cache.given_split(shard) if self._codecs else []
-
-    @property
-    def are_wanted(self) -> bool:
-        """Whether the teacher has a kind that becomes codes."""
-        return bool(self._sums)
+        self._facts = cache.facts_of(shard) if self._sums else None
+        self._split = cache.given_split(shard) if self._sums else []
 
     def add(
         self,
@@ -104,28 +112,38 @@ class ShardSums:
         """The rest, when all rows have come."""
         return [work for sums in self._sums.values() for work in sums.finish()]
 
-    def keep(self, images: ImageFacts) -> None:
-        """Store the sums, once every call was made; the shard stands on the facts ``images``, and
-        is not committed yet."""
+    def keep(self, record: CommitRecord) -> None:
+        """Store the sums, once every call was made, for the ``record`` that the shard is about to
+        be committed with."""
+        files, teacher, shard = self._cache.files, self._teacher, self._shard
+        padded = np.zeros(self._cache.info.shard_rows, bool)
+        padded[: len(self._used)] = self._used
+        as_piece = (shard, bytes.fromhex(record.digest), np.packbits(padded))
         for kind, sums in self._sums.items():
+            if kind not in self._codecs:
+                key = piece_key(kind, PassOptions(), [as_piece])
+                publish_in_passing(files, teacher, kind, shard, key, sums.result())
+                continue
             kept = KeptShard(
-                shard=self._shard,
+                shard=shard,
                 codec=self._codecs[kind],
-                images=images.digest,
+                images=record.facts,
                 rows=_hex(self._used),
             )
             data = sums.result().to_bytes(KeptFacts(shards=[kept]))
-            self._cache.files.publish(_shard_path(self._teacher, kind, self._shard), [data])
+            files.publish(shard_path(teacher, kind, shard), [data])
 
 
 class _Sums:
     """Rows of one kind, summed block by block as ``fit_stats`` would."""
 
-    def __init__(self, row_shape: tuple[int, ...]) -> None:
+    def __init__(self, row_shape: tuple[int, ...], item_bytes: int) -> None:
         width = row_shape[-1]
         self._width, self._num_rows = width, 0
         self._accumulator = Accumulator(width)
-        self._block_rows = max(1, BLOCK_VECTORS // max(1, math.prod(row_shape[:-1])))
+        self._block_rows = rows_of_block(
+            math.prod(row_shape[:-1]), math.prod(row_shape) * item_bytes
+        )
         self._waiting: list[NDArray[Any]] = []
 
     def add(
@@ -156,6 +174,14 @@ class _Sums:
         return PassResult(self._num_rows, moments, self._accumulator.squared_norms)
 
 
+def forget_sums_in_passing(cache: Cache, teacher: str, kind: str) -> None:
+    """Delete what was taken in passing of an array whose partials, of all rows, are stored; of a
+    coded one ``take_kept_sums`` does."""
+    if kind not in cache.teacher(teacher).codecs:
+        shards = sorted(shards_in_passing(cache.files, teacher, kind))
+        cache.files.delete_all([shard_path(teacher, kind, shard) for shard in shards])
+
+
 def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
     """Make the partials of a coded array from the sums that were kept; the caller holds the cache.
 
@@ -164,20 +190,18 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
     spec = plan.spec
     if spec.options.tokens_per_image is not None or spec.options.max_images is not None:
         return
-    loose = _loose_shards(cache, spec.teacher, spec.kind)
+    loose = shards_in_passing(cache.files, spec.teacher, spec.kind)
     for group in plan.groups:
         wanted = dict(_wanted(cache, plan, group))
         ours = [shard for shard in wanted if shard in loose]
         whole = stored_partial(cache.files, spec, group).num_pieces == len(group.pieces)
         if whole and not ours:
             continue
-        path = f"{moments_folder(spec.teacher, spec.kind)}/floats-{group.number:06d}{_SUFFIX}"
+        path = group_path(spec.teacher, spec.kind, group.number, of="floats")
         result, known = _read(cache, path, spec.width)
         with one_blas_thread():
             for shard in ours:
-                part, entries = _read(
-                    cache, _shard_path(spec.teacher, spec.kind, shard), spec.width
-                )
+                part, entries = _read(cache, shard_path(spec.teacher, spec.kind, shard), spec.width)
                 if shard not in known and entries == {shard: wanted[shard]}:
                     if group.number == 0 and len(known).bit_count() == 1:
                         result = result.sketched()
@@ -185,7 +209,7 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
         if ours and known:
             data = result.to_bytes(KeptFacts(shards=list(known.values())))
             cache.files.publish(path, [data])
-        cache.files.delete_all([_shard_path(spec.teacher, spec.kind, shard) for shard in ours])
+        cache.files.delete_all([shard_path(spec.teacher, spec.kind, shard) for shard in ours])
         if known == wanted and not whole:
             publish_partial(cache.files, spec, group, Partial(len(group.pieces), result), 0)
 
@@ -213,19 +237,6 @@ def _read(cache: Cache, path: str, width: int) -> tuple[PassResult, dict[int, Ke
     except (FileNotFoundError, CorruptCache):
         return PassResult.zero(width), {}
     return result, {kept.shard: kept for kept in facts.shards}
-
-
-def _shard_path(teacher: str, kind: str, shard: int) -> str:
-    return f"{moments_folder(teacher, kind)}/{_SHARD}{shard:06d}{_SUFFIX}"
-
-
-def _loose_shards(cache: Cache, teacher: str, kind: str) -> set[int]:
-    found = cache.files.names_in(moments_folder(teacher, kind))
-    return {
-        int(name.removeprefix(_SHARD).removesuffix(_SUFFIX))
-        for name in found
-        if name.startswith(_SHARD) and name.endswith(_SUFFIX)
-    }
 
 
 def _hex(used: Bool[np.ndarray, " n"]) -> str:

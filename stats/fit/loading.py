@@ -14,8 +14,8 @@ from ..description import Description
 from ..moments.moments import Moments
 from ..moments.pass_result import PassResult, moments_digest
 from ..normalizer.normalizer import Normalizer
-from .partials import moments_folder
 from .pieces import PassOptions, array_key
+from .places import moments_folder
 
 
 class MergedFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

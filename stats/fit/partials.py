@@ -2,7 +2,9 @@
 
 A partial lists the keys of the pieces it covers. If those are the pieces wanted now, it is used;
 if they are the first ones of them, the rest is added; otherwise it is computed again. Pieces are
-added from left to right, so all three ways give the same bits, wherever the pieces were summed.
+added from left to right, so all three ways give the same bits, wherever the pieces were summed. So
+are the shards of a piece; of one whose sums were taken in passing, while its features were in
+memory, nothing is read.
 """
 
 from __future__ import annotations
@@ -27,19 +29,15 @@ from ..moments.blocks import BLOCK_VECTORS, BlockSummer
 from ..moments.moments import Accumulator
 from ..moments.pass_result import PassResult
 from .pieces import ArraySpec, Group, Piece, sample_tokens
+from .places import group_path, shard_path
 
 READ_BYTES = 64 * 2**20
 """Most that a thread reads at once, or --tokens-per-image 1 would read thousands of whole rows."""
 
 
-def moments_folder(teacher: str, kind: str) -> str:
-    """Where an array's partials and merged moments lie, relative to the cache."""
-    return f"teachers/{teacher}/moments/{kind}"
-
-
 def partial_path(spec: ArraySpec, group: Group) -> str:
     """The file of one partial, relative to the cache."""
-    return f"{moments_folder(spec.teacher, spec.kind)}/part-{group.number:06d}.safetensors"
+    return group_path(spec.teacher, spec.kind, group.number)
 
 
 class PartialFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,15 +57,20 @@ class Partial:
 
 def stored_partial(files: Files, spec: ArraySpec, group: Group) -> Partial:
     """What needs no computing: the stored sum over a group's first pieces, or of none."""
-    nothing = Partial(0, PassResult.zero(spec.width))
-    path = partial_path(spec, group)
+    result, keys = _read(files, partial_path(spec, group))
+    if result is None or keys != _keys(group)[: len(keys)]:
+        return Partial(0, PassResult.zero(spec.width))
+    return Partial(len(keys), result)
+
+
+def _read(files: Files, path: str) -> tuple[PassResult | None, list[str]]:
+    """Sums and the keys of what they are of; None where there is no whole file: they are computed
+    again, because they are never the only copy of anything."""
     try:
         result, facts = PassResult.from_bytes(files.read(path), files.where(path), PartialFacts)
     except (FileNotFoundError, CorruptCache):
-        return nothing  # computed again: a partial is never the only copy of anything
-    if facts.pieces != _keys(group)[: len(facts.pieces)]:
-        return nothing
-    return Partial(len(facts.pieces), result)
+        return None, []
+    return result, facts.pieces
 
 
 def piece_result(
@@ -79,9 +82,18 @@ def piece_result(
     """
     if position < num_stored:
         return None
-    reader = _reader(files, spec.teacher, spec.kind, spec.key)
+    total = PassResult.zero(spec.width)
+    shards, starts = np.unique(piece.rows // spec.shard_rows, return_index=True)
     with one_blas_thread():
-        return _sum_piece(reader, spec, piece)
+        for shard, rows in zip(shards.tolist(), np.split(piece.rows, starts[1:]), strict=True):
+            result = None
+            if shard in piece.in_passing:
+                result, keys = _read(files, shard_path(spec.teacher, spec.kind, shard))
+                result = result if keys == [piece.in_passing[shard]] else None
+            if result is None:
+                result = _sum_rows(_reader(files, spec.teacher, spec.kind, spec.key), spec, rows)
+            total = total + result
+    return total
 
 
 def extended(group_number: int, partial: Partial, piece: PassResult | None) -> Partial:
@@ -103,6 +115,13 @@ def publish_partial(
         data = partial.result.to_bytes(PartialFacts(_keys(group)))
         files.publish(partial_path(spec, group), [data])
     return partial.result
+
+
+def publish_in_passing(
+    files: Files, teacher: str, kind: str, shard: int, key: str, result: PassResult
+) -> None:
+    """Store the sums over a shard, which as a piece has this key."""
+    files.publish(shard_path(teacher, kind, shard), [result.to_bytes(PartialFacts([key]))])
 
 
 def _keys(group: Group) -> list[str]:
@@ -140,17 +159,22 @@ def _reader(files: Files, teacher: str, kind: str, key: str) -> RowReader:
         return _opened(files, teacher, kind, key)
 
 
-def _sum_piece(reader: RowReader, spec: ArraySpec, piece: Piece) -> PassResult:
-    """Read the rows of a piece block by block; memory does not depend on the piece."""
+def rows_of_block(tokens: int, row_bytes: int) -> int:
+    """Rows that are summed together, ``tokens`` being taken of each."""
+    return max(1, min(BLOCK_VECTORS // max(1, tokens), READ_BYTES // row_bytes))
+
+
+def _sum_rows(reader: RowReader, spec: ArraySpec, wanted: Int[np.ndarray, " n"]) -> PassResult:
+    """Read rows of a shard block by block; memory does not depend on the shard."""
     accumulator = Accumulator(spec.width, exact=spec.options.exact, summer=_summer(spec.width))
     tokens = int(np.prod(reader.row_shape[:-1]))
     taken = min(tokens, spec.options.tokens_per_image or tokens)
-    per_block = max(1, min(BLOCK_VECTORS // taken, READ_BYTES // reader.row_bytes))
+    per_block = rows_of_block(taken, reader.row_bytes)
     shape = (per_block, *reader.row_shape)
     if (_kept.buffer.shape, _kept.buffer.dtype) != (shape, reader.dtype):
         _kept.buffer = np.empty(shape, reader.dtype)
-    for start in range(0, len(piece.rows), per_block):
-        rows = piece.rows[start : start + per_block]
+    for start in range(0, len(wanted), per_block):
+        rows = wanted[start : start + per_block]
         values = reader.read(rows, out=_kept.buffer[: len(rows)]).reshape(
             len(rows), tokens, spec.width
         )
@@ -162,7 +186,7 @@ def _sum_piece(reader: RowReader, spec: ArraySpec, piece: Piece) -> PassResult:
             accumulator.add(vectors)
         except DegenerateMoments as error:
             raise DegenerateMoments(_blame(spec, rows, values, error)) from error
-    return PassResult(len(piece.rows), accumulator.moments(), accumulator.squared_norms)
+    return PassResult(len(wanted), accumulator.moments(), accumulator.squared_norms)
 
 
 class _Kept(threading.local):

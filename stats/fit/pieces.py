@@ -1,7 +1,8 @@
 """Which rows of a cache make up which partial, decided before anything is read.
 
 An array's shards fall into groups by their number, group = shard // shards_per_group, and inside a
-group into pieces of consecutive shards. A partial holds the moments of one group. Both sizes follow
+group into pieces of consecutive shards. A partial holds the moments of one group, the sum over its
+pieces, and a piece is the sum over its shards, each summed by itself. Both sizes follow
 from the array's shape alone, so a cache that grows keeps the groups it had, and a piece is known by
 a key of everything its moments depend on.
 
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import overload
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
 from phistill.cache import Cache
 from phistill.cache.committed.commits import Commits
@@ -28,6 +29,7 @@ from phistill.cache.order import hashed
 from phistill.errors import UsageError
 
 from ..moments.blocks import BLOCK_VECTORS
+from .places import shards_in_passing
 
 PARTIAL_SHARE = 0.01
 """A partial may take this share of the bytes it summarises; one group at least there must be."""
@@ -105,6 +107,9 @@ class Piece:
 
     key: str
     rows: Int[np.ndarray, " n"]
+    in_passing: Mapping[int, str]
+    """Those of its shards whose sums were taken in passing, and the key that these must have: that
+    of the shard as a piece."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -150,8 +155,9 @@ class Groups(Sequence[Group]):
         layout: Layout,
         rows: Int[np.ndarray, " n"],
         commits: Commits,
+        in_passing: frozenset[int] = frozenset(),
     ) -> None:
-        self._spec, self._layout = spec, layout
+        self._spec, self._layout, self._in_passing = spec, layout, in_passing
         shard_of, first = np.divmod(rows, spec.shard_rows)
         self._shards, starts = np.unique(shard_of, return_index=True)
         self._counts = np.diff(np.append(starts, len(rows)))
@@ -190,19 +196,36 @@ class Groups(Sequence[Group]):
         return Group(int(self._shards[begin]) // self._layout.shards_per_group, tuple(pieces))
 
     def _piece(self, begin: int, end: int) -> Piece:
-        """Of these shards, keyed by number, digest of the commit record and rows of each."""
-        # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
         spec = self._spec
-        seed = spec.options.seed if spec.options.tokens_per_image is not None else 0
-        options = msgspec.structs.replace(spec.options, max_images=None, seed=seed)
-        key = hashlib.sha256(_settings(spec.kind, options))
-        rows = []
-        for place in range(begin, end):
-            shard, mask = int(self._shards[place]), self._masks[place]
-            key.update(f"{shard} ".encode() + self._digests[place].tobytes() + mask.tobytes())
-            slots = np.flatnonzero(np.unpackbits(mask, count=spec.shard_rows))
-            rows.append(shard * spec.shard_rows + slots)
-        return Piece(key.hexdigest(), np.concatenate(rows))
+        shards = [
+            (int(self._shards[place]), self._digests[place].tobytes(), self._masks[place])
+            for place in range(begin, end)
+        ]
+        rows = [
+            shard * spec.shard_rows + np.flatnonzero(np.unpackbits(mask, count=spec.shard_rows))
+            for shard, _, mask in shards
+        ]
+        in_passing = {
+            one[0]: piece_key(spec.kind, spec.options, [one])
+            for one in shards
+            if one[0] in self._in_passing
+        }
+        key = piece_key(spec.kind, spec.options, shards)
+        return Piece(key, np.concatenate(rows), in_passing)
+
+
+def piece_key(
+    kind: str, options: PassOptions, shards: Iterable[tuple[int, bytes, UInt8[np.ndarray, " m"]]]
+) -> str:
+    """The key of the sums over ``shards``: number, digest of the commit record, and a bit for each
+    of its rows that counts, packed, the rows that the shard does not have among them."""
+    # Which rows are taken is in the masks; the seed counts where it chooses tokens too.
+    seed = options.seed if options.tokens_per_image is not None else 0
+    options = msgspec.structs.replace(options, max_images=None, seed=seed)
+    key = hashlib.sha256(_settings(kind, options))
+    for shard, digest, mask in shards:
+        key.update(f"{shard} ".encode() + digest + mask.tobytes())
+    return key.hexdigest()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -239,7 +262,10 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
         item_bytes=item_bytes,
     )
     rows = sampled_rows(cache, teacher, options)
-    return ArrayPlan(spec, Groups(spec, layout, rows, cache.commits(teacher)))
+    in_passing: frozenset[int] = frozenset()
+    if options == PassOptions() and kind not in cache.teacher(teacher).codecs:
+        in_passing = shards_in_passing(cache.files, teacher, kind)
+    return ArrayPlan(spec, Groups(spec, layout, rows, cache.commits(teacher), in_passing))
 
 
 def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> str:
