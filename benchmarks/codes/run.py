@@ -33,13 +33,15 @@ TEACHERS = ("demo:clip", "demo:ssl", "demo:mask", "lite0=module:lite0_teacher:bu
 
 
 def data(options: argparse.Namespace) -> list[str]:
-    """Extract the four teachers."""
+    """Extract the four teachers, and fit their statistics."""
     from phistill.pipeline import CacheSettings, extract
+    from phistill.stats import fit_stats
 
     sys.path.insert(1, str(ROOT / "examples"))
     images = options.images or ROOT / "demo" / "images.parquet"
     settings = CacheSettings(pixel_size=64)
     cache = extract(images, options.cache, TEACHERS, settings=settings).cache
+    fit_stats(cache)
     return [f"{cache.num_rows:,} rows, teachers {', '.join(cache.teachers)}."]
 
 

@@ -1,6 +1,6 @@
 """Students from float16 and from codes, same seeds: what the codes cost in the end.
 
-    python benchmarks/codes/run.py data --cache FLOAT
+    python benchmarks/codes/run.py data --cache FLOAT   extracts and fits
     python benchmarks/codes/students.py sources --cache FLOAT --work DIR [--sources 2,1,mvq-8]
     python benchmarks/codes/students.py train --cache FLOAT --work DIR [--until HH:MM]
         [--device cuda] [--part 0/8 ...]   one of several processes that share the cells
@@ -124,7 +124,6 @@ def part(text: str) -> tuple[int, int]:
 def train_cells(options: argparse.Namespace) -> None:
     """Every cell that is missing."""
     floats = store.open(options.cache)
-    fit_stats(floats)
     judge = Judge(floats, BUNDLED)
     done = options.work / "cells"
     done.mkdir(parents=True, exist_ok=True)
@@ -174,7 +173,6 @@ def scores(
 def make_sources(options: argparse.Namespace) -> None:
     """The caches that are missing, before several processes train from them."""
     floats = store.open(options.cache)
-    fit_stats(floats)
     options.work.mkdir(parents=True, exist_ok=True)
     for source in options.sources:
         source_cache(floats, source, options)
