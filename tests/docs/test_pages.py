@@ -104,7 +104,7 @@ def test_what_extend_says(photos: Path) -> None:
         "../phistill/examples": str(ROOT / "examples"),
         "depth = 2": "patch_size = 20, embed_dim = 24, depth = 1, num_heads = 1",
         "head_width = 64\nnum_steps = 20": "head_width = 16\nnum_steps = 2",
-        "phistill extract photos": "phistill extract photos --holdout 0.3 --pixel-size 40",
+        "--pixel-size 64": "--holdout 0.3 --pixel-size 40",
     }
     _, first, *_, last = follow(DOCS / "extend.md", photos, cuts)
     assert "Ready to be used." in first
