@@ -39,8 +39,19 @@ class FullFile:
         return self.layout.path(self.number)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class StoredBlock:
+    """Rows as they are stored: arrays (b, *row_shape), features coded where codes are."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    lost: Mapping[str, tuple[float, float]]
+    """Squares that codes lose and that there were, by array."""
+    rejected: Collection[int]
+
+
 class ShardWriter:
-    """Takes the rows of a shard in their order; ``add`` in one thread, ``write`` in any."""
+    """Takes the rows of a shard in their order; ``add`` in one thread, ``code`` and ``write`` in
+    any."""
 
     def __init__(
         self,
@@ -66,6 +77,11 @@ class ShardWriter:
         return self.stop - self.start
 
     @property
+    def is_coding(self) -> bool:
+        """Whether features are coded here, which is worth a thread of its own."""
+        return bool(self._codecs)
+
+    @property
     def is_full(self) -> bool:
         """Whether every row was added."""
         return self._next == self.stop
@@ -89,7 +105,27 @@ class ShardWriter:
         ``copy`` rows are stored as they are, and a file may be made of the given memory, which then
         nobody may change.
         """
-        arrays = self._coded(arrays, rejected)
+        return self.add_block(self.code(arrays, rejected), copy=copy)
+
+    def code(self, arrays: Mapping[str, NDArray[Any]], rejected: Collection[int]) -> StoredBlock:
+        """What ``add_block`` takes, of what ``add`` takes."""
+        coded, squares = dict(arrays), {}
+        for kind, codec in self._codecs.items():
+            if kind not in coded:
+                continue
+            features, name = coded.pop(kind), names.codes(kind)
+            # A row that was taken down has NaN for what may not be copied.
+            accepted = np.isfinite(features.reshape(len(features), -1)[:, 0])
+            accepted[list(rejected)] = False
+            found = codec.measured(features if accepted.all() else features[accepted])
+            coded[name] = np.zeros((len(features), codec.num_bytes), np.uint8)
+            coded[name][accepted] = found.codes
+            squares[name] = found.lost, found.total
+        return StoredBlock(coded, squares, rejected)
+
+    def add_block(self, block: StoredBlock, *, copy: bool = True) -> list[FullFile]:
+        """As ``add``."""
+        arrays, rejected = block.arrays, block.rejected
         if set(arrays) != set(self._layouts):
             raise ValueError(f"{self.owner} needs {sorted(self._layouts)}, got {sorted(arrays)}.")
         num_rows = len(next(iter(arrays.values())))
@@ -98,6 +134,9 @@ class ShardWriter:
                 f"{self.owner}, shard {self.shard}: rows to {self._next + num_rows:,}, "
                 f"must be {self.stop:,}."
             )
+        for name, squares in block.lost.items():
+            lost, total = self._lost.get(name, (0.0, 0.0))
+            self._lost[name] = lost + squares[0], total + squares[1]
         full: list[FullFile] = []
         for kind, values in arrays.items():
             layout = self._layouts[kind]
@@ -121,25 +160,6 @@ class ShardWriter:
             digest = hashing.submit(sha256_of, encoded)
             self._files.publish(file.path, encoded)
         self.written[file.path] = (sum(buffer.nbytes for buffer in encoded), digest.result())
-
-    def _coded(
-        self, arrays: Mapping[str, NDArray[Any]], rejected: Collection[int]
-    ) -> dict[str, NDArray[Any]]:
-        """The arrays with features coded where codes are stored; what that loses is summed."""
-        coded = dict(arrays)
-        for kind, codec in self._codecs.items():
-            if kind not in coded:
-                continue
-            features, name = coded.pop(kind), names.codes(kind)
-            # A row that was taken down has NaN for what may not be copied.
-            accepted = np.isfinite(features.reshape(len(features), -1)[:, 0])
-            accepted[list(rejected)] = False
-            found = codec.measured(features[accepted])
-            coded[name] = np.zeros((len(features), codec.num_bytes), np.uint8)
-            coded[name][accepted] = found.codes
-            lost, total = self._lost.get(name, (0.0, 0.0))
-            self._lost[name] = lost + found.lost, total + found.total
-        return coded
 
     def _fill(self, layout: ArrayLayout, values: NDArray[Any], copy: bool) -> list[FullFile]:
         full, taken = [], 0

@@ -35,6 +35,7 @@ from .rejects import RejectBudget
 from .request import Request
 from .runners import build_runners
 from .settings import ExtractOptions
+from .shards.coding import Coding, num_coders
 from .shards.packing import Packing
 from .shards.stages import Stages, after
 from .shards.work import Output, Unit, Work
@@ -131,7 +132,9 @@ class ShardPass:
         self._budget = RejectBudget(cache, options.max_reject_frac)
         self._watch = Stopwatch()
         self._num_writers = NUM_WRITERS.get(device.type, 2)
+        self._num_coders = num_coders()
         self._landing: deque[Future[None]] = deque()
+        self._coding = Coding()
         self._writing: deque[Future[None]] = deque()
         self._committing: deque[Future[CommitRecord]] = deque()
 
@@ -160,7 +163,7 @@ class ShardPass:
         self._watch = Stopwatch()
         self._source.expect(reads_of_shards(self._cache, shards))
         self._report()
-        stages = Stages(self._num_writers)
+        stages = Stages(self._num_writers, self._num_coders)
         # Decoding ends first: what is decoded, prepared or computed only is given up after a
         # failure; what is being written is finished.
         with stages, decoding as arriving:
@@ -219,6 +222,7 @@ class ShardPass:
                 self._report()
         while ahead:
             step()
+        self._landing.append(stages.landing.submit(self._add_coded, stages, 0))
         while self._landing:
             self._landing.popleft().result()
         while self._writing:
@@ -260,10 +264,18 @@ class ShardPass:
         for batch, output in zip(batches, work.outputs, strict=True):
             values, reasons = batch.result()
             unusable = {*reasons, *rejected}
-            full = output.writer.add(values, rejected=unusable)
             self._sum(stages, output, start, values, sha256, unusable)
             output.reasons |= {start + slot: reason for slot, reason in reasons.items()}
-            self._write(stages, output, full, self._environment)
+            if output.writer.is_coding:
+                self._coding.put(stages.coding, output, values, unusable)
+            else:
+                full = output.writer.add(values, rejected=unusable)
+                self._write(stages, output, full, self._environment)
+        self._add_coded(stages, self._num_coders)
+
+    def _add_coded(self, stages: Stages, num_left: int) -> None:
+        for output, block in self._coding.take(num_left=num_left):
+            self._write(stages, output, output.writer.add_block(block), self._environment)
 
     def _copy(self, stages: Stages, pixels: Output, part: PendingShard) -> None:
         values = part.complete().pixels[self._pixel_rendering()]
@@ -297,7 +309,7 @@ class ShardPass:
         """Have the moments summed that are taken in passing."""
         assert output.sums is not None, "a teacher's output"
         calls = output.sums.add(start, values, sha256=sha256, rejected=rejected)
-        if output.writer.is_full:
+        if start + len(sha256) == output.unit.num_rows:
             calls += output.sums.finish()
         for call in calls:
             output.files.append(stages.writing.submit(after, output.last_sum, call))

@@ -64,6 +64,13 @@ def main() -> None:
     parser.add_argument("--pilot", type=int, default=1500, help="rows that are fitted on")
     parser.add_argument("--heldout", type=int, default=150, help="rows that are measured")
     parser.add_argument("--steps", type=int, default=1000, help="of each phase of mvq's training")
+    parser.add_argument(
+        "--token-bytes",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[8, 16],
+        help="of mvq",
+    )
+    parser.add_argument("--device", default="cpu", help="of mvq's training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="append the section to this file")
     options = parser.parse_args()

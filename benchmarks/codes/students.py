@@ -208,7 +208,7 @@ def reconstructed(
         if codes == "mvq":
             codes_of = mvq_codes(
                 pilot, num_bytes, options.mvq_steps, options.threads, options.device
-            )
+            ).rival
             coder = of_tokens(codes_of)
         else:
             coder = ours(pilot, cache.teacher(teacher).grid, num_bytes)

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32, Int, Shaped, UInt8
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
 from phistill.errors import UsageError
 
@@ -36,8 +36,8 @@ from .packing import lookup
 FORMAT: Literal[1] = 1
 """Version of the stored form and of the bytes of a row."""
 
-_CHUNK_VALUES = 2**21
-"""Coefficients that are worked on at once: 16 MiB of float64 for each step."""
+_CHUNK_VALUES = 2**19
+"""Coefficients that are worked on at once: 4 MiB of float64 for each step."""
 
 _ARRAYS = ("mean_row", "axes", "down", "across", "order", "spread")
 
@@ -169,8 +169,19 @@ class RowCodec:
 
         Raises UsageError for another shape, and for NaN or infinity, naming the row.
         """
+        return self._encoded(rows, measured=False).codes
+
+    def measured(self, rows: Shaped[np.ndarray, "n ..."]) -> Encoded:
+        """Codes of rows, and what they lose. Errors as encode.
+
+        Squares are of the coefficients, which decoding turns and does not stretch.
+        """
+        return self._encoded(rows, measured=True)
+
+    def _encoded(self, rows: Shaped[np.ndarray, "n ..."], *, measured: bool) -> Encoded:
         check_rows(rows.shape, self.row_shape)
         codes = np.empty((len(rows), self.num_bytes), dtype=np.uint8)
+        lost = total = 0.0
         for part in self._chunks(len(rows)):
             with np.errstate(invalid="ignore", over="ignore"):
                 y = coding.transform(self.tables, self.layout, self._tokens(rows[part]))
@@ -179,7 +190,19 @@ class RowCodec:
             if not finite.all():
                 raise UsageError(not_finite_text(part.start + int(np.argmin(finite))))
             codes[part] = coding.encode(self.tables, self.layout, y)
-        return codes
+            if measured:
+                total += float(np.sum(np.square(y + self._mean_coefficients)))
+                y -= coding.decode(self.tables, self.layout, codes[part])
+                lost += float(np.sum(np.square(y, out=y)))
+        square = self.layout.unit**2
+        return Encoded(codes, lost * square, total * square)
+
+    @cached_property
+    def _mean_coefficients(self) -> Float[np.ndarray, " d"]:
+        """Of the mean row about its mean over tokens, in units."""
+        apart = self.mean_row - self.mean_row.mean(axis=0, dtype=np.float64)
+        tables = self.tables._replace(mean_row=np.zeros_like(self.tables.mean_row))
+        return coding.transform(tables, self.layout, apart[None]).reshape(-1)
 
     def decode(self, codes: UInt8[np.ndarray, "n bytes"]) -> Float32[np.ndarray, "n ..."]:
         """Rows of row_shape, float32, the same bits wherever they are decoded.
@@ -192,17 +215,6 @@ class RowCodec:
             y = coding.decode(self.tables, self.layout, np.ascontiguousarray(codes[part]))
             rows[part] = coding.untransform(self.tables, self.layout, y).reshape(rows[part].shape)
         return rows
-
-    def measured(self, rows: Shaped[np.ndarray, "n ..."]) -> Encoded:
-        """Codes of rows, and what they lose: for a decoding more. Errors as encode."""
-        codes = self.encode(rows)
-        mean = self.mean_row.mean(axis=0, dtype=np.float64)
-        lost = total = 0.0
-        for part in self._chunks(len(rows)):
-            x = rows[part].astype(np.float64)
-            lost += float(np.sum(np.square(x - self.decode(codes[part]))))
-            total += float(np.sum(np.square(x - mean)))
-        return Encoded(codes, lost, total)
 
     def lost_share(self, rows: Shaped[np.ndarray, "n ..."]) -> float:
         """What codes of these rows lose; see Encoded.lost_share."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from array_api_compat import device as array_device
 from jaxtyping import Float
 
 from .levels import DIMENSIONS
@@ -47,15 +48,13 @@ def numbers(data: Any, bits: int) -> Any:
     width = bits * at_once(bits)
     if width == 8:
         return xp.astype(data, xp.int32)
-    groups = xp.astype(xp.reshape(data, (data.shape[0], -1, bits)), xp.int32)
-    parts = []
-    for start in range(0, 8 * bits, width):
-        first, shift = divmod(start, 8)
-        number = groups[..., first] >> shift
-        for i in range(1, (shift + width + 7) // 8):
-            number = number | (groups[..., first + i] << (8 * i - shift))
-        parts.append(number & (2**width - 1))
-    return xp.reshape(xp.stack(parts, axis=-1), (data.shape[0], -1))
+    device = array_device(data)
+    groups = xp.astype(xp.reshape(data, (data.shape[0], -1, bits)), xp.int64)
+    octets = 8 * xp.arange(bits, dtype=xp.int64, device=device)
+    word = xp.sum(groups << octets, axis=-1, keepdims=True, dtype=xp.int64)
+    firsts = xp.arange(0, 8 * bits, width, dtype=xp.int64, device=device)
+    found = (word >> firsts) & (2**width - 1)
+    return xp.astype(xp.reshape(found, (data.shape[0], -1)), xp.int32)
 
 
 def lookup(codebook: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "numbers q"]:

@@ -16,10 +16,11 @@ def after(before: Future[None] | None, call: Callable[[], None]) -> None:
 class Stages:
     """The threads beside the teachers'."""
 
-    def __init__(self, num_writers: int) -> None:
+    def __init__(self, num_writers: int, num_coders: int) -> None:
         self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self.landing = ThreadPoolExecutor(1, thread_name_prefix="land")
         self.copying = ThreadPoolExecutor(1, thread_name_prefix="copy")
+        self.coding = ThreadPoolExecutor(num_coders, thread_name_prefix="code")
         self.writing = ThreadPoolExecutor(num_writers, thread_name_prefix="write")
         self.packing = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
@@ -30,5 +31,6 @@ class Stages:
         self.preparing.shutdown(cancel_futures=True)
         self.landing.shutdown(cancel_futures=True)
         self.copying.shutdown(cancel_futures=True)
+        self.coding.shutdown(cancel_futures=True)
         self.writing.shutdown()
         self.packing.shutdown()

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +23,9 @@ from phistill.errors import UsageError
 
 from ..normalizer.normalizer import Normalizer
 
+_CPU_VALUES = 2**20
+"""Coefficients that a CPU decodes at once: 4 MiB for each step."""
+
 
 class CodecModule(nn.Module):
     """Encodes and decodes as `RowCodec` does, to the same bits, where its buffers are.
@@ -35,11 +38,15 @@ class CodecModule(nn.Module):
     turn: Tensor
     """(c, c), axes and normalizer."""
     shift: Tensor
-    """(t, c), the mean row under the normalizer."""
+    """(c,), what is added at the end; 0 where there is a normalizer."""
     down: Tensor
     across: Tensor
+    base: Tensor
+    """(d,), coefficients of the mean row about the normalizer's mean."""
     spread: Tensor
-    order: Tensor
+    """(d,), standard deviations; 0 for coefficients that are not stored."""
+    place: Tensor
+    """(d,), where `_stored` has each; any place for those."""
 
     def __init__(self, codec: RowCodec, normalizer: Normalizer | None = None) -> None:
         super().__init__()
@@ -48,15 +55,19 @@ class CodecModule(nn.Module):
         exact = codec.tables
         self._exact = exact.map(torch.from_numpy)
         """Moved when it is used: float64, which not every device has."""
-        affine = np.eye(exact.axes.shape[0]) if normalizer is None else normalizer.forward
-        mean = 0.0 if normalizer is None else normalizer.mean
-        step = self._layout.unit * LEVEL_STEP
+        width = exact.axes.shape[0]
+        mean = exact.mean_row.mean(axis=0) if normalizer is None else normalizer.mean
+        affine = np.eye(width) if normalizer is None else normalizer.forward
+        grid = (*self._layout.grid, width)
+        base = exact.down @ (exact.mean_row - mean @ np.eye(width)).reshape(grid[0], -1)
+        base = exact.across @ base.reshape(grid) @ exact.axes
         fast = {
             "turn": exact.axes.T @ affine.T,
-            "shift": (exact.mean_row - mean) @ affine.T,
+            "shift": mean if normalizer is None else np.zeros(width),
             "down": exact.down.T,
             "across": exact.across.T,
-            "spread": exact.spread * step,
+            "base": base.reshape(-1),
+            "spread": np.append(exact.spread, 0.0)[exact.place] * self._layout.unit * LEVEL_STEP,
         }
         fast |= {f"lookup{bits}": table for bits, table in exact.lookups.items()}
         fast |= {f"block{size}": table / math.sqrt(size) for size, table in exact.blocks.items()}
@@ -64,7 +75,28 @@ class CodecModule(nn.Module):
             self.register_buffer(
                 name, torch.tensor(np.array(table), dtype=torch.float32), persistent=False
             )
-        self.register_buffer("order", torch.from_numpy(exact.order), persistent=False)
+        self._has_shift = normalizer is None
+        turned = np.append(self._turned_order(), 0)[exact.place]
+        self.register_buffer("place", torch.from_numpy(turned), persistent=False)
+
+    def _turned_order(self) -> Int[np.ndarray, " m"]:
+        """Where `_stored`, which takes blocks of a size together, has each coefficient."""
+        places = np.arange(len(self.codec.order))
+        taken = [places[piece] for _, pieces in self._blocks() for piece in pieces]
+        where = np.empty_like(places)
+        where[np.concatenate(taken)] = places
+        return where
+
+    def _blocks(self) -> list[tuple[int, list[slice]]]:
+        """Sizes of blocks, and the stored places that are rotated by each."""
+        found: dict[int, list[slice]] = {}
+        begin = 0
+        for band in self._layout.bands:
+            for first, number, block in coding.pieces(band.size):
+                start = begin + first
+                found.setdefault(block, []).append(slice(start, start + number * block))
+            begin += band.size
+        return sorted(found.items())
 
     @torch.no_grad()
     def encode(self, rows: Shaped[Tensor, "n ..."]) -> UInt8[Tensor, "n bytes"]:
@@ -99,19 +131,29 @@ class CodecModule(nn.Module):
             return self._normalised(codes)
 
     def _normalised(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
+        rows = codes.new_empty((len(codes), *self.codec.mean_row.shape), dtype=torch.float32)
+        step = len(codes)
+        if codes.device.type == "cpu":
+            step = max(1, _CPU_VALUES // self.codec.num_coefficients)
+        for start in range(0, len(codes), step):
+            some = slice(start, start + step)
+            torch.matmul(self._tokens(codes[some]), self.turn, out=rows[some])
+        if self._has_shift:
+            rows.add_(self.shift)
+        return rows.reshape(len(codes), *self.codec.row_shape)
+
+    def _tokens(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n t c"]:
+        """Principal axes of the tokens."""
         (h, w), n = self._layout.grid, len(codes)
-        y = codes.new_zeros((n, self.codec.num_coefficients), dtype=torch.float32)
-        y.index_copy_(1, self.order, self._stored(codes))
-        y = y.reshape(n, h, w, -1)
+        y = torch.addcmul(self.base, self._stored(codes).index_select(1, self.place), self.spread)
         if w > 1:
-            y = self.across @ y
+            y = self.across @ y.reshape(n, h, w, -1)
         if h > 1:
             y = self.down @ y.reshape(n, h, -1)
-        rows = y.reshape(n, h * w, -1) @ self.turn
-        return rows.add_(self.shift).reshape(n, *self.codec.row_shape)
+        return y.reshape(n, h * w, -1)
 
     def _stored(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n m"]:
-        """Coefficients at their places."""
+        """Stored coefficients over their standard deviations, in the order of `_blocks`."""
         n, start, parts = len(codes), 0, []
         if self._layout.scaled:
             start = SCALE_BYTES * len(self._layout.bands)
@@ -122,10 +164,13 @@ class CodecModule(nn.Module):
             values = F.embedding(which, self.get_buffer(f"lookup{band.bits}")).reshape(n, -1)
             if self._layout.scaled:
                 values *= scales[:, i : i + 1]
-            for first, number, block in coding.pieces(band.size):
-                part = values[:, first : first + number * block].reshape(-1, block)
-                parts.append((part @ self.get_buffer(f"block{block}")).reshape(n, -1))
-        return torch.cat(parts, dim=1).mul_(self.spread)
+            parts.append(values)
+        values = torch.cat(parts, dim=1)
+        parts = []
+        for block, pieces in self._blocks():
+            part = torch.cat([values[:, piece] for piece in pieces], dim=1).reshape(-1, block)
+            parts.append((part @ self.get_buffer(f"block{block}")).reshape(n, -1))
+        return torch.cat(parts, dim=1)
 
     def _tables_on(self, device: torch.device) -> coding.Tables:
         if self._exact.axes.device != device:

@@ -81,6 +81,19 @@ def test_gaussian_features_keep_within_4_5_db_of_the_limit(bits: float) -> None:
     assert limit - 4.5 < decibel(codec.lost_share(x[1000:])) < limit
 
 
+@pytest.mark.parametrize("bits", [0.5, 2, 8])
+def test_what_codes_lose_is_what_decoded_rows_lack(
+    rows: np.ndarray, held: np.ndarray, bits: float
+) -> None:
+    """Measured of coefficients, which the last steps turn and do not stretch."""
+    codec = fitted(rows, (6, 6), bits)
+    found = codec.measured(held)
+    assert np.array_equal(found.codes, codec.encode(held))
+    x, mean = held.astype(np.float64), codec.mean_row.mean(axis=0, dtype=np.float64)
+    assert found.lost == pytest.approx(np.sum(np.square(codec.decode(found.codes) - x)), rel=1e-3)
+    assert found.total == pytest.approx(np.sum(np.square(x - mean)), rel=1e-6)
+
+
 def test_the_bytes_do_not_depend_on_the_batch(rows: np.ndarray) -> None:
     codec = fitted(rows, (6, 6), 2)
     whole = codec.encode(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phistill.cache.codes.coding import search_table
+from phistill.cache.codes.coding import PLANE, PLANE_NEAR, score_table, search_table
 from phistill.cache.codes.levels import (
     DIMENSIONS,
     LEVEL_STEP,
@@ -52,7 +52,7 @@ def test_several_at_once_lose_a_third_of_a_decibel_less_than_one_by_one(bits: in
 
 @pytest.mark.parametrize("bits", DIMENSIONS)
 def test_the_search_is_exact_in_float32_and_finds_the_nearest(bits: int) -> None:
-    table = search_table(codebook(bits))
+    table = score_table(codebook(bits))
     assert np.array_equal(table, np.rint(table))
     assert np.abs(table).max() <= 2**11
     k = DIMENSIONS[bits]
@@ -64,6 +64,18 @@ def test_the_search_is_exact_in_float32_and_finds_the_nearest(bits: int) -> None
     s = table[:k].T / 2
     distance = np.square(r[:, None] - s).sum(-1)
     assert np.array_equal(np.argmax(scores, axis=1), np.argmin(distance, axis=1))
+
+
+@pytest.mark.parametrize("bits", [bits for bits, k in DIMENSIONS.items() if k == 2])
+def test_a_plane_of_nearest_points_loses_what_a_search_loses(bits: int) -> None:
+    book, table = points(bits), search_table(codebook(bits))
+    assert np.abs(book).max() < PLANE / 2 / PLANE_NEAR
+    x = np.random.default_rng(0).standard_normal((20_000, 2))
+    place = np.clip(np.rint(x * PLANE_NEAR), -PLANE // 2, PLANE // 2 - 1) + PLANE // 2
+    number = table[(place[:, 0] * PLANE + place[:, 1]).astype(int)]
+    nearest = np.argmax(x @ book.T - np.square(book).sum(1) / 2, axis=1)
+    lost, least = (np.mean(np.square(x - book[one])) for one in (number, nearest))
+    assert least <= lost < 1.004 * least  # 0.02 dB
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -82,6 +82,19 @@ def test_codes_alone_are_on_the_disk_and_lie_near_the_features(
     assert verify(cache).findings == ()
 
 
+def test_threads_that_code_beside_each_other_change_no_byte(
+    folder: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for number in (1, 5):
+        monkeypatch.setattr("phistill.pipeline.shard_pass.num_coders", lambda number=number: number)
+        cache = coded(folder, tmp_path / str(number), f"t={tiny}")
+        reader = cache.array_reader("t", "patches-codes")
+        found.append((reader.read(cache.rows(["t"], "all")), cache.commits("t").lost(reader.kind)))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert found[0][1].tolist() == pytest.approx(found[1][1].tolist(), rel=1e-9)
+
+
 def test_statistics_fitted_again_with_other_options_come_back_exactly(
     folder: Path, tiny: str, tmp_path: Path
 ) -> None:
