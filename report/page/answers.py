@@ -18,7 +18,7 @@ from phistill.errors import counted
 from .contrasts import apart_words, difference_text, over_seeds_text
 from .settings import Setting, apart, compared, ranked
 from .students import RELATIVE, Diverged
-from .wording import direction_text, in_words
+from .wording import PERCENT, direction_text, in_words
 
 LAGGING = 1.5
 """A teacher whose error is this many times that of the one learnt best is said to lag."""
@@ -209,7 +209,11 @@ def _teacher_text(one: Setting, teacher: str, error: float) -> str:
 
 def _learning(best: Setting) -> str:
     name = f"{best.name}{f', mean of {len(best.runs)} seeds' if best.runs[1:] else ''}"
-    text = f"{name}: {best.end}" if best.end else f"{name}: too few steps were logged to say."
+    text = (
+        f"{name}: {best.end}".replace(" %", PERCENT)
+        if best.end
+        else f"{name}: too few steps were logged to say."
+    )
     checks: dict[int, list[float]] = {}
     for curve in best.curves:
         for step, error in curve.checks:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from phistill.stats.intervals import Interval
 
 from .settings import Comparison, Setting, choices, compared, differing, ranked
-from .wording import in_words, value_text, word_of
+from .wording import PERCENT, in_words, value_text, word_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ def apart_words(one: Setting, other: Setting) -> str:
     )
     if len(changed) == 1:
         return f"They differ in {told} alone."
-    return f"They differ in {told}: the difference is that of {len(changed)} things together."
+    together = "both" if len(changed) == 2 else f"all {len(changed)}"
+    return f"They differ in {told}: the difference is that of {together} together."
 
 
 def difference_text(found: Interval) -> str:
@@ -88,7 +89,7 @@ def difference_text(found: Interval) -> str:
     if found.is_negative or found.is_positive:
         low, high = sorted((abs(found.low), abs(found.high)))
         way = "lower" if found.is_negative else "higher"
-        return f"{abs(found.value):.3f} {way}, 95 % interval {low:.3f} to {high:.3f}"
+        return f"{abs(found.value):.3f} {way}, 95{PERCENT} interval {low:.3f} to {high:.3f}"
     return f"no difference that images show: at most {found.largest:.3f} either way"
 
 

@@ -161,7 +161,7 @@ def losses(settings: Sequence[Setting]) -> list[Drawing]:
             over_steps(
                 f"losses-{target}-{unit}",
                 f"Training loss of {target}, {unit}",
-                unit,
+                f"loss / {unit.rpartition(' / ')[2]}" if unit.endswith(RELATIVE) else "loss",
                 same,
                 one=unit.endswith(RELATIVE),
             ),

@@ -32,7 +32,7 @@ from phistill.train.sweeps.results import CELL, read_result
 from .gather import BEFORE as NO_NORMALIZER
 from .gather import PATCHES, Note, channel_variances
 
-RELATIVE = "mse / mse of the mean"
+RELATIVE = "mse / constant's"
 """The unit of a mean squared error that is divided by that of the mean: unexplained variance."""
 
 WEIGHED = {

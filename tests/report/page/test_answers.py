@@ -163,8 +163,8 @@ def test_settings_that_differ_in_several_keys_are_compared_with_the_best_and_say
     assert own_words(far, best) == "normalizer none, patch loss cosine, num steps 1, lr 0.01"
     first, second = setting_lines([best, far])
     assert first.changes == "normalizer phi-s, patch loss mse, num steps 3, lr 0.001"
-    assert second.behind.startswith("0.300 higher, 95 % interval")
-    assert "the difference is that of 4 things together" in told(found)["Which run is best?"]
+    assert second.behind.startswith("0.300 higher, 95\u00a0% interval")
+    assert "the difference is that of all 4 together" in told(found)["Which run is best?"]
     shown = trained([best, far])
     assert shown.columns == ("normalizer", "patch loss", "lr", "steps")
     assert dict(shown.lines)["far"] == ("none", "cosine", "0.01", "1")
