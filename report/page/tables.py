@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from phistill.train import EvalRow
-
 from .contrasts import Contrast, behind_text, own_words, varying
 from .gather import PATCHES
 from .settings import Setting, choices, error_of_direction, ranked, ranks
 from .students import Diverged
 from .wording import (
     DASH,
-    direction_text,
     error_text,
     in_words,
     number_text,
@@ -58,8 +55,8 @@ class EvalLine:
     untrained: bool
     first: bool
     best: bool
-    loses: str
-    """What is said where it is no better than the constant; empty otherwise."""
+    loses: bool
+    """Whether it is no better than the constant."""
     mse: str
     error: str
     cosine: str
@@ -116,11 +113,17 @@ def setting_lines(
     ]
 
 
-def contrast_lines(found: Contrast) -> list[tuple[str, str, str, str]]:
-    """Value, setting, mean error and the difference to the first, for each setting."""
+def contrast_lines(found: Contrast) -> list[tuple[str, str, str, str, str]]:
+    """Value, setting, mean error, the difference to the first, and the error of directions."""
     first = found.settings[0]
     return [
-        (value, one.name, f"{one.mean:.3f}", DASH if one is first else behind_text(one, first))
+        (
+            value,
+            one.name,
+            f"{one.mean:.3f}",
+            DASH if one is first else behind_text(one, first),
+            f"{one.of_directions:.3f}",
+        )
         for value, one in zip(found.values, found.settings, strict=True)
     ]
 
@@ -148,7 +151,7 @@ def eval_lines(teachers: Sequence[str], settings: Sequence[Setting]) -> list[Eva
                     untrained=label == "untrained",
                     first=bool(lines) and number == 0,
                     best=len(errors) > 1 and row.error == min(errors),
-                    loses=_verdict(row, label),
+                    loses=label == "trained" and row.beats_constant is False,
                     mse=DASH if row.mse is None else number_text(row.mse),
                     error=error_text(row),
                     direction=f"{error_of_direction(row):.3f}",
@@ -158,14 +161,6 @@ def eval_lines(teachers: Sequence[str], settings: Sequence[Setting]) -> list[Eva
                 for number, (name, run, label, row) in enumerate(entries)
             ]
     return lines
-
-
-def _verdict(row: EvalRow, label: str) -> str:
-    if label == "untrained" or row.beats_constant is not False:
-        return ""
-    if row.mse is None:
-        return "no better than the constant"
-    return f"no better than the constant ({direction_text(row)})"
 
 
 @dataclass(frozen=True, kw_only=True)

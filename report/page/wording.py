@@ -29,7 +29,7 @@ METHOD_WORDS = {
 
 LOSS_WORDS = {
     "mse": "mean squared error",
-    "cosine": "1 − cosine: direction alone, the length of a feature is left open",
+    "cosine": "1 minus the cosine, so direction alone: the length of a feature is left open",
     "hybrid-mse": "0.9 cosine + 0.1 mse (unless hybrid beta is set): direction above all",
     "hybrid-smooth-l1": "0.9 cosine + 0.1 smooth-l1, which is quadratic below an error of 1 and "
     "linear above: direction above all",
