@@ -63,11 +63,11 @@ def answers(settings: Sequence[Setting], diverged: Sequence[Diverged] = ()) -> l
 
 
 def runs_text(settings: Sequence[Setting], diverged: Sequence[Diverged] = ()) -> str:
-    """``39 runs of 13 settings, 3 of them diverged``."""
+    """``39 runs of 13 settings, 3 runs diverged``."""
     num = sum(len(one.runs) for one in settings) + len(diverged)
     names = {one.name for one in settings} | {one.setting for one in diverged}
     text = f"{counted(num, 'run')} of {counted(len(names), 'setting')}"
-    return f"{text}, {len(diverged)} of them diverged" if diverged else text
+    return f"{text}, {counted(len(diverged), 'run')} diverged" if diverged else text
 
 
 def _lost(diverged: Sequence[Diverged]) -> str:

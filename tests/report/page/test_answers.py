@@ -236,7 +236,7 @@ def test_seeds_of_a_setting_that_fails_say_nothing_of_those_that_are_compared(
     text = told(found, [lost])
     assert "not settled" not in text["Which run is best?"]
     assert text["Did every run end?"] == (
-        "No: 5 runs of 4 settings, 1 of them diverged and cannot be compared. "
+        "No: 5 runs of 4 settings, 1 run diverged and cannot be compared. "
         "lost (lr 9): lost,seed=0 at step 46."
     )
     *_, last = setting_lines(settings_of(found), [lost])
