@@ -15,11 +15,15 @@ normalizers), ``phistill.pipeline`` (images and teachers), ``phistill.train`` (s
 """
 
 import importlib
+import logging
 from typing import Any
 
 import lazy_loader
 
 __version__ = "0.1.0"
+
+# What the modules log is shown where a program, or phistill's command line, sets logging up.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

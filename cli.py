@@ -18,7 +18,7 @@ import click
 
 from phistill import __version__
 from phistill.cache.storage import limits
-from phistill.commands import change, exchange, learn, look, make
+from phistill.commands import change, exchange, learn, look, make, verbosity
 from phistill.commands.mistakes import setting_advice
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -75,7 +75,8 @@ class _Commands(click.Group):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         warnings.formatwarning = _as_one_line
         try:
-            return super().invoke(ctx)
+            with verbosity.shown_on_stderr():
+                return super().invoke(ctx)
         except click.NoSuchOption as error:
             if (
                 error.ctx
@@ -154,3 +155,4 @@ def main() -> None:
 for commands in GROUPS.values():
     for command in commands:
         main.add_command(command)
+        verbosity.add_options(command)

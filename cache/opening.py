@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pyarrow as pa
 from msgspec.structs import replace
 
-from phistill.errors import UsageError, did_you_mean
+from phistill.errors import UsageError, counted, did_you_mean
 
 from .format import names
 from .format.arrays import array_document, group_document
@@ -18,15 +19,19 @@ from .storage.local_files import LocalFiles
 from .storage.open_files import open_files
 from .store import Cache
 
+log = logging.getLogger(__name__)
+
 
 def open(location: str | Path | Files) -> Cache:
     """Open an existing cache; UsageError when there is none at ``location``."""
     files = open_files(location)
     try:
-        return Cache(files)
+        cache = Cache(files)
     except (FileNotFoundError, NotADirectoryError):
-        pass
-    raise _no_cache(files)
+        raise _no_cache(files) from None
+    rows, shards = counted(cache.info.num_real_rows, "row"), counted(cache.info.num_shards, "shard")
+    log.debug("%s: %s in %s, teachers %s", files.location, rows, shards, ", ".join(cache.teachers))
+    return cache
 
 
 def exists(location: str | Path | Files) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .arguments import LOCATION, TEACHER_BITS, cache_argument, read_lines
+from .verbosity import progress
 
 
 @click.command()
@@ -115,13 +116,13 @@ def compact(
     from phistill import cache as store
     from phistill.errors import UsageError, counted
     from phistill.report.inspection import codes_text
-    from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.report.terminal import bytes_text
     from phistill.stats.compacting import compact_cache
 
     if bits is None and not drop_removed:
         raise UsageError("say what makes it smaller: --bits 2, or --drop-removed.")
     source = store.open(cache)
-    with progress_bar("compact") as bar:
+    with progress("compact") as bar:
         report = compact_cache(
             source, out, bits=bits, drop_removed=drop_removed, progress=bar.bytes
         )

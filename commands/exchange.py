@@ -23,6 +23,7 @@ from .arguments import (
     split_option,
     teachers_option,
 )
+from .verbosity import progress
 
 
 @click.command()
@@ -55,7 +56,7 @@ def stage(
     from phistill.cache.upkeep.stage import Selection
     from phistill.cache.upkeep.stage import stage as run
     from phistill.errors import counted
-    from phistill.report.terminal import bytes_text, progress_bar
+    from phistill.report.terminal import bytes_text
     from phistill.stats.fit.reuse import reuse_statistics
 
     source = store.open(cache)
@@ -65,7 +66,7 @@ def stage(
         num_rows=num_rows or 0,
         max_bytes=max_bytes or 0,
     )
-    with progress_bar("stage") as bar:
+    with progress("stage") as bar:
         report = run(
             source,
             dest,
@@ -169,10 +170,9 @@ def import_features(
     from phistill.pipeline.decode.views import View
     from phistill.pipeline.exchange.import_features import import_features as run
     from phistill.pipeline.images.source import SourceOptions
-    from phistill.report.terminal import progress_bar
 
     parsed = tuple(View.parse(text) for text in views) or None
-    with progress_bar("import") as bar:
+    with progress("import") as bar:
         report = run(
             features,
             cache,
@@ -248,9 +248,8 @@ def export_features(
     from phistill import cache as store
     from phistill.errors import counted
     from phistill.pipeline.exchange.export_features import export_features as run
-    from phistill.report.terminal import progress_bar
 
-    with progress_bar("export") as bar:
+    with progress("export") as bar:
         report = run(
             store.open(cache),
             out,
@@ -288,11 +287,10 @@ def quantize(
     import math
     from dataclasses import asdict
 
-    from phistill.report.terminal import progress_bar
     from phistill.stats.codes.embeddings import codec_path
     from phistill.stats.codes.embeddings import quantize as run
 
-    with progress_bar("quantize") as bar:
+    with progress("quantize") as bar:
         report = run(
             embeddings,
             out,
@@ -328,10 +326,9 @@ def dequantize(codes: Path, out: Path, codec: Path | None) -> None:
     \b
     phistill dequantize codes.npy back.npy
     """
-    from phistill.report.terminal import progress_bar
     from phistill.stats.codes.embeddings import dequantize as run
 
-    with progress_bar("dequantize") as bar:
+    with progress("dequantize") as bar:
         num_vectors, width = run(
             codes, out, codec=codec, progress=lambda done, total: bar(done, total, "vectors")
         )

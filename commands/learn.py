@@ -27,6 +27,7 @@ from .mistakes import (
     refuse_nothing_to_evaluate,
     refuse_train_mistakes,
 )
+from .verbosity import LOG, progress
 
 
 def _show_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -114,7 +115,7 @@ def train(
     phistill train /nfs/my.cache --out runs/phi-s --stage /local/scratch
     """
     from phistill.errors import UsageError, counted
-    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.report.terminal import duration_text
     from phistill.train import TrainConfig
 
     values = config or {}
@@ -131,7 +132,7 @@ def train(
     from phistill.train.curve import curve_end, unweighted
     from phistill.train.metrics import read_metrics
 
-    with progress_bar("train") as bar:
+    with progress("train") as bar:
         result = run(
             caches,
             out,
@@ -239,7 +240,6 @@ def evaluate(
         refuse_nothing_to_evaluate(run, caches, split)
     from phistill.report.evaluation.judging import Judging
     from phistill.report.tables import verdict_text
-    from phistill.report.terminal import progress_bar
 
     judging = Judging(
         run=run,
@@ -251,10 +251,10 @@ def evaluate(
         captions=captions,
         masks=masks,
     )
-    with progress_bar("evaluate") as bar:
+    with progress("evaluate") as bar:
         found, notes = judging.of_images(images, bar) if images else judging.of_cache(caches, bar)
     for note in notes:
-        click.echo(note, err=True)
+        LOG.info(note)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else verdict_text(found))
 
 
@@ -318,7 +318,7 @@ def sweep(
     phistill sweep /nfs/my.cache --config grid.toml --out runs/grid --stage /local/scratch
     """
     from phistill.errors import UsageError, counted
-    from phistill.report.terminal import duration_text, progress_bar
+    from phistill.report.terminal import duration_text
     from phistill.train.sweeps.cells import read_grid
 
     if grid is None and not preset:
@@ -328,7 +328,7 @@ def sweep(
     from phistill.train import Progress
     from phistill.train.sweeps.sweep import sweep as run
 
-    with progress_bar("sweep") as bar:
+    with progress("sweep") as bar:
 
         def show(cell: str, at: Progress) -> None:
             bar(at.step, at.num_steps, at.note(), part=cell)

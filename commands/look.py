@@ -19,6 +19,7 @@ from .arguments import (
     teacher_option,
 )
 from .mistakes import refuse_image_mistakes, refuse_no_run, refuse_teacher_mistakes
+from .verbosity import progress
 
 
 @click.command()
@@ -65,13 +66,12 @@ def verify(
     from phistill import cache as store
     from phistill.cache.upkeep.verify import verify as check
     from phistill.errors import UsageError
-    from phistill.report.terminal import progress_bar
     from phistill.report.verification import render
 
     if live is not None and images is None:
         raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
     opened = store.open(cache)
-    with progress_bar("verify") as bar:
+    with progress("verify") as bar:
         report = check(opened, progress=bar.bytes)
     click.echo(render(report, opened))
     if report.findings:
@@ -117,9 +117,8 @@ def report(cache: str, runs: tuple[Path, ...], out: Path) -> None:
         if not any(run.glob("*/config.json")):
             refuse_no_run(run)
     from phistill.report import report as write
-    from phistill.report.terminal import progress_bar
 
-    with progress_bar("report") as bar:
+    with progress("report") as bar:
         path = write(cache, runs, out, progress=bar)
     click.echo(f"Written: {path}")
 
@@ -182,7 +181,6 @@ def plan(
         num_precision=num_precision or 0,
         picture=picture,
         source_options=SourceOptions(**reading),
-        say=lambda text: click.echo(text, err=True),
     )
     click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else render(planned))
 

@@ -30,6 +30,7 @@ from .arguments import (
     teachers_option,
 )
 from .mistakes import refuse_image_mistakes, refuse_teacher_mistakes
+from .verbosity import LOG, progress
 
 
 @click.command()
@@ -201,7 +202,6 @@ def extract(
     from phistill.pipeline.images.source import SourceOptions
     from phistill.report.extraction import summary_text
     from phistill.report.tables import statistics_text
-    from phistill.report.terminal import progress_bar
 
     decode = None
     if background or min_side is not None:
@@ -225,7 +225,7 @@ def extract(
     )
     title = f"extract, worker {shards}" if shards else "extract"
     last: ExtractProgress | None = None
-    with progress_bar(title, lines=options.get("local_rank") is not None) as bar:
+    with progress(title, lines=options.get("local_rank") is not None) as bar:
 
         def show(at: ExtractProgress) -> None:
             nonlocal last
@@ -239,7 +239,6 @@ def extract(
             settings=settings,
             options=ExtractOptions(**options),
             on_progress=show,
-            on_notice=lambda text: click.echo(text, err=True),
         )
     click.echo(summary_text(report, images, shards, last))
     if shards and report.missing_shards and not report.out_of_time:
@@ -283,7 +282,7 @@ def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards 
         shards = (shards or WorkerShards(0, 1)).split(launch.rank, launch.world)
         options["local_rank"] = launch.local_rank
         options["num_workers"] = options["num_workers"] or max(1, num_cores() // launch.num_local)
-        click.echo(f"{launch}: this is worker {shards}.", err=True)
+        LOG.info("%s: this is worker %s.", launch, shards)
     options["worker"] = shards
     return shards
 
@@ -304,11 +303,10 @@ def fit_stats(cache: str, teachers: list[str] | None, **options: Any) -> None:
     """
     from phistill import cache as store
     from phistill.report.tables import statistics_text
-    from phistill.report.terminal import progress_bar
     from phistill.stats import fit_stats as run
 
     done: list[FitProgress] = []
-    with progress_bar("fit-stats") as bar:
+    with progress("fit-stats") as bar:
 
         def show(at: FitProgress) -> None:
             done[:] = [at]
@@ -330,4 +328,4 @@ def demo(out: Path) -> None:
     require_libraries()
     from phistill.demo.run import demo as run
 
-    run(out, say=click.echo)
+    run(out, say=click.echo, progress=progress)

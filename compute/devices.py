@@ -6,14 +6,17 @@ torch is imported inside the functions: commands that compute nothing load this 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phistill.errors import UsageError
+from phistill.errors import UsageError, counted
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -25,6 +28,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     import torch
 
+    asked = name
     if name == "auto":
         name = "cpu"
         if torch.cuda.is_available():
@@ -46,7 +50,11 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         raise UsageError(
             f"device {name!r} was asked for, but torch sees no such device here. Take auto or cpu."
         )
-    return _indexed_cuda(device, local_rank) if device.type == "cuda" else device
+    if device.type == "cuda":
+        device = _indexed_cuda(device, local_rank)
+    seen = "" if asked != "auto" else f": {counted(torch.cuda.device_count(), 'CUDA device')} here"
+    log.debug("device %s (%s was asked for%s)", device, asked, seen)
+    return device
 
 
 def _indexed_cuda(device: torch.device, local_rank: int | None) -> torch.device:

@@ -7,6 +7,7 @@ TF32 keeps 11 of them, no more than the float16 that features are stored as.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from .devices import current_device
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 FLOAT32_PRODUCTS = "ieee"
 """How float32 is multiplied, in torch's words; recorded beside what was computed."""
@@ -32,7 +35,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     than Ampere) bf16 is refused with UsageError.
     """
     if precision == "auto":
-        return "bf16" if has_bfloat16(device) else "float32"
+        chosen = "bf16" if has_bfloat16(device) else "float32"
+        units = "has" if chosen == "bf16" else "has no"
+        log.debug("precision=auto: %s, because %s %s bfloat16 units", chosen, device, units)
+        return chosen
     if precision == "bf16" and device.type == "cuda" and not has_bfloat16(device):
         raise UsageError(
             f"precision='bf16', but {device} has no bfloat16 units. Take precision='float32'."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
 from phistill.report import report
 from phistill.report.tables import statistics_notes, statistics_table
-from phistill.report.terminal import duration_text, progress_bar
+from phistill.report.terminal import Bar, duration_text
 from phistill.stats import fit_stats
 from phistill.train import EvalRow, Progress, RunResult, TrainConfig, evaluate, train
 
@@ -46,6 +47,7 @@ STUDENT = TrainConfig(
 """A small ViT on 6 x 6 tokens, the grid of `clip` and `ssl`; `mask`'s 12 x 12 are interpolated."""
 
 Say = Callable[[str], None]
+ShowProgress = Callable[[str], AbstractContextManager[Bar]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,23 @@ class DemoResult:
 
 
 def demo(
-    out: Path, *, say: Say = print, config: TrainConfig = STUDENT, images: Path = BUNDLED
+    out: Path,
+    *,
+    say: Say,
+    progress: ShowProgress,
+    config: TrainConfig = STUDENT,
+    images: Path = BUNDLED,
 ) -> DemoResult:
     """Run every stage into the folder ``out``; a second call goes on where the first stopped.
 
+    ``say`` is told what is done and found, line by line; ``progress`` makes a bar of a title.
     ``images`` is a table with the columns of the bundled one.
     """
     if out.exists() and not (out / CACHE).exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder. Choose another with --out.")
     begun = time.monotonic()
     say(f"1. extract: three teachers over {images.name}")
-    with progress_bar("extract") as bar:
+    with progress("extract") as bar:
         cache = extract(
             images,
             out / CACHE,
@@ -89,7 +97,7 @@ def demo(
     for name, method in RUNS.items():
         say(f"3. train and evaluate: {name} targets")
         runs[name] = out / "runs" / name
-        result = _train(cache, runs[name], replace(config, normalizer=method))
+        result = _train(cache, runs[name], replace(config, normalizer=method), progress)
         say(f"   {result.num_steps} steps in {duration_text(result.seconds)}")
         lines[name] = evaluate(runs[name], cache)
     say("4. the teachers' own tasks")
@@ -109,8 +117,8 @@ def demo(
     return DemoResult(cache, runs, lines, scores, page)
 
 
-def _train(cache: Cache, run: Path, config: TrainConfig) -> RunResult:
-    with progress_bar(run.name) as bar:
+def _train(cache: Cache, run: Path, config: TrainConfig, progress: ShowProgress) -> RunResult:
+    with progress(run.name) as bar:
 
         def show(at: Progress) -> None:
             bar(at.step, at.num_steps, f"loss {at.total:.3f}")

@@ -7,6 +7,7 @@ writes is locked, and waited for.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -36,6 +37,8 @@ from .request import make_request
 from .settings import CacheSettings, ExtractOptions
 from .shard_pass import extract_shards
 from .teachers.spec import TeacherSpec
+
+log = logging.getLogger(__name__)
 
 MAX_SHARDS_PER_TASK = 8
 """Inside a task, images of a shard are decoded while the teachers run on the one before."""
@@ -152,7 +155,6 @@ def extract_on_cluster(
     settings: CacheSettings,
     options: ExtractOptions,
     on_progress: Callable[[ExtractProgress], None] | None,
-    on_notice: Callable[[str], None] | None,
     started: float,
 ) -> tuple[Cache, PrepareReport, Meter]:
     """Extract with the work done by the cluster's workers, neither images nor teachers being
@@ -162,15 +164,14 @@ def extract_on_cluster(
     """
     scheduler = options.scheduler
     assert scheduler is not None, "extract sees to it"
-    say = on_notice or (lambda text: None)
     with connected(scheduler) as client:
         workers: dict[str, int] = client.nthreads()
         dashboard = client.dashboard_link or "off"
-        say(f"{counted(len(workers), 'worker')} at {scheduler}, dashboard {dashboard}")
+        log.info("%s at %s, dashboard %s", counted(len(workers), "worker"), scheduler, dashboard)
         if not workers:
-            say("the cluster has no worker yet: waiting for one.")
+            log.info("the cluster has no worker yet: waiting for one.")
         if max(workers.values(), default=1) > 1:
-            say("a worker runs one task at a time, whatever its threads: start it with one.")
+            log.info("a worker runs one task at a time, whatever its threads: start it with one.")
         hosts = Counter(address.rpartition(":")[0] for address in workers)
         job = Job(
             token=uuid.uuid4().hex,
@@ -197,7 +198,7 @@ def extract_on_cluster(
             for future in finished(client, [last]):
                 future.result()
     if meter.out_of_time:
-        say("the workers finish the shards that they are at.")
+        log.info("the workers finish the shards that they are at.")
     return cache, prepared, meter
 
 

@@ -6,6 +6,7 @@ processes may extract one cache, each its own shards (``worker``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,9 +29,11 @@ from .images.source import ImageSource
 from .prepare import Prepared, PrepareReport, first_runners, holding, prepare, prepare_once
 from .progress import ExtractProgress
 from .rejects import rejects
-from .request import Request, make_request, silent
+from .request import Request, make_request
 from .settings import CacheSettings, ExtractOptions
 from .shard_pass import ShardPass, extract_shards, missing_shards
+
+log = logging.getLogger(__name__)
 
 REFUSE_AFTER_S = 1.0
 """Of a worker whose shards another one has."""
@@ -74,21 +77,19 @@ def extract(
     settings: CacheSettings | None = None,
     options: ExtractOptions | None = None,
     on_progress: Callable[[ExtractProgress], None] | None = None,
-    on_notice: Callable[[str], None] | None = None,
 ) -> ExtractReport:
     """Extract ``teachers`` (``[NAME=]SOURCE:MODEL[?options]``) over ``images`` into a cache.
 
     A new cache is made when there is none; otherwise missing shards are added, and new teachers.
     Without ``teachers`` every teacher of the cache is finished. With a ``worker`` in the options
     others may do the same with their shards at once; with a scheduler its workers do the work.
-    ``on_notice`` is told what is waited for. Raises CacheMismatch when the cache holds something
+    Raises CacheMismatch when the cache holds something
     else under a teacher's name, TooManyRejects when more rows are rejected than allowed,
     SourceError when images cannot be read, LockHeld when another process writes here, OutOfTime
     when the time limit comes while another worker prepares the cache.
     """
     started = time.monotonic()
     options, settings = options or ExtractOptions(), settings or CacheSettings()
-    say = on_notice or silent
     if options.scheduler is not None:
         from .cluster import extract_on_cluster  # dask is optional
 
@@ -99,36 +100,33 @@ def extract(
             settings=settings,
             options=options,
             on_progress=on_progress,
-            on_notice=on_notice,
             started=started,
         )
-        statistics = _fit(cache, options, done, say)
+        statistics = _fit(cache, options, done)
         return _report(cache, prepared_there, done, started, statistics)
-    request = make_request(images, cache_path, teachers, settings, options, on_notice)
+    request = make_request(images, cache_path, teachers, settings, options)
     with ExitStack() as stack:
         if request.source is not images:
             stack.callback(request.source.close)
         prepared, work = _extract(request, on_progress, started)
     if options.add_views:
         require_same_images(prepared.cache)
-    statistics = _fit(prepared.cache, options, work, say)
+    statistics = _fit(prepared.cache, options, work)
     return _report(prepared.cache, prepared.report, work, started, statistics)
 
 
-def _fit(
-    cache: Cache, options: ExtractOptions, work: Work, say: Callable[[str], None]
-) -> Table[Description] | None:
+def _fit(cache: Cache, options: ExtractOptions, work: Work) -> Table[Description] | None:
     """Finish the statistics that were taken in passing, if they were, and all shards are there."""
     if not options.fit or work.out_of_time:
         return None
     cache.refresh()
     if missing := missing_shards(cache):
-        say(f"statistics: whoever extracts the last of {len(missing):,} shards finishes them.")
+        log.info(f"statistics: whoever extracts the last of {len(missing):,} shards finishes them.")
         return None
     try:
         return fit_stats(cache, scheduler=options.scheduler)
     except LockHeld as error:  # of several workers who end at once one does it
-        say(f"statistics: {error}")
+        log.info(f"statistics: {error}")
         return None
 
 

@@ -6,6 +6,7 @@ process gets it first when there are several. The others wait and find it done.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,8 @@ from .request import Request
 from .runners import ANOTHER_NAME, requested_runners
 from .teachers.runner import TeacherRunner
 from .teachers.same_teacher import require_equal
+
+log = logging.getLogger(__name__)
 
 PREPARE_LIMIT_S = 7200.0
 """A teacher's weights are downloaded, a large source is listed and pilots are run within this."""
@@ -82,7 +85,7 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         add_views(cache, views, request.records, request.source)
     num_new = 0 if stored is None else _append(cache, request)
     if stored is not None and request.options.labels_file and not request.options.append:
-        request.on_notice("--labels is for images that are added; those of the cache keep theirs.")
+        log.info("--labels is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
         _add_teacher(cache, request, runner)
     return Prepared(
@@ -107,7 +110,6 @@ def _add_teacher(cache: Cache, request: Request, runner: TeacherRunner) -> None:
             codes,
             num_workers=request.options.num_workers,
             mode=request.options.decode,
-            say=request.on_notice,
         )
     if fitted is None:
         cache.add_teacher(info)
@@ -178,7 +180,7 @@ def prepare_once(request: Request, started: float) -> Prepared:
                     f"{request.files.location}; run the same command again to go on."
                 ) from error
             if who and who != waited_for:
-                request.on_notice(f"waiting for {who} to prepare the cache, or to let go of it.")
+                log.info(f"waiting for {who} to prepare the cache, or to let go of it.")
                 waited_for = who
         time.sleep(POLL_S)
     return Prepared(cache, {})

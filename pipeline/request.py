@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def silent(text: str) -> None:
-    """Where nobody wants to be told."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,6 @@ class Request:
     settings: CacheSettings
     options: ExtractOptions
     device: torch.device
-    on_notice: Callable[[str], None] = silent
-    """Told what is waited for, measured or not used."""
 
     @property
     def teachers(self) -> list[str]:
@@ -65,13 +63,13 @@ class Request:
     def records(self) -> pa.Table:
         """The images of the source, some of them held out by name."""
         records = in_a_thread(self.source.records)
-        self.on_notice(listing_text(self.source, records.num_rows))
+        log.info(listing_text(self.source, records.num_rows))
         if self.options.holdout_file is not None:
             records = hold_out(records, self.options.holdout_file)
         if self.options.labels_file is not None:
             records, missing = label(records, self.options.labels_file)
             if missing:
-                self.on_notice(
+                log.info(
                     f"{missing:,} of {records.num_rows:,} images have no label in "
                     f"{self.options.labels_file}."
                 )
@@ -97,7 +95,6 @@ def make_request(
     teachers: Sequence[str] = (),
     settings: CacheSettings | None = None,
     options: ExtractOptions | None = None,
-    on_notice: Callable[[str], None] | None = None,
 ) -> Request:
     """What ``extract`` was asked for, checked before any work."""
     options = options or ExtractOptions()
@@ -122,7 +119,6 @@ def make_request(
         settings=settings or CacheSettings(),
         options=options,
         device=choose_device(options.device, options.local_rank),
-        on_notice=on_notice or silent,
     )
 
 

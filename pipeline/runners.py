@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from phistill.cache import Cache
 from phistill.compute.devices import choose_device
 from phistill.errors import UsageError
 
-from .request import Request, silent
+from .request import Request
 from .settings import AUTO, ExtractOptions
 from .teachers.batch_size import choose_batch_sizes
 from .teachers.runner import TeacherRunner
@@ -19,18 +20,19 @@ from .teachers.spec import TeacherSpec
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 ANOTHER_NAME = "Give this one another name (NAME=SOURCE:MODEL), or extract into another cache."
 
 
 def requested_runners(request: Request, stored: Cache | None) -> dict[str, TeacherRunner]:
     runners = {
-        spec.name: _runner(spec, stored, request.options, request.device, request.on_notice)
-        for spec in request.specs
+        spec.name: _runner(spec, stored, request.options, request.device) for spec in request.specs
     }
     if request.options.rows_per_forward == AUTO:
         known = () if stored is None else stored.teachers
         new_ones = {name: runner for name, runner in runners.items() if name not in known}
-        choose_batch_sizes(new_ones, request.on_notice)
+        choose_batch_sizes(new_ones)
     return runners
 
 
@@ -41,7 +43,6 @@ def build_runners(
     specs: Sequence[TeacherSpec],
     options: ExtractOptions,
     device: torch.device,
-    on_notice: Callable[[str], None] = silent,
 ) -> dict[str, TeacherRunner]:
     """Runners of teachers that the cache has, by ``specs`` or else by what the cache tells.
 
@@ -57,7 +58,7 @@ def build_runners(
                 f"{cache.location}; or name the teachers to extract with --teacher."
             )
         spec = by_name.get(name) or TeacherSpec.parse(f"{name}={cache.teacher(name).spec}")
-        runners[name] = _runner(spec, cache, options, device, on_notice)
+        runners[name] = _runner(spec, cache, options, device)
         require_equal(cache, runners[name].info, ANOTHER_NAME)
     return runners
 
@@ -73,7 +74,6 @@ def _runner(
     cache: Cache | None,
     options: ExtractOptions,
     device: torch.device,
-    on_notice: Callable[[str], None],
 ) -> TeacherRunner:
     """The teacher of a spec; one that the cache has keeps its arithmetic and its batches."""
     autocast = options.autocast
@@ -83,7 +83,7 @@ def _runner(
         stored = cache.teacher(spec.name)
         autocast = autocast or stored.identity.get("autocast")
         if rows not in (None, stored.rows_per_forward):
-            on_notice(
+            log.info(
                 f"{spec.name} keeps the {stored.rows_per_forward} rows per forward pass that it "
                 f"was stored with; --batch-size {rows} is for new teachers."
             )
@@ -97,8 +97,13 @@ def _runner(
         rows_per_forward=rows,
         **options.kernels,
     )
+    info = runner.info
+    log.debug(
+        "%s: %s on %s, %d rows per forward pass",
+        *(info.name, info.identity["autocast"], device, info.rows_per_forward),
+    )
     if runner.unseen:
-        on_notice(f"{spec.name} does not look at the {' and '.join(runner.unseen)} of its input.")
+        log.info(f"{spec.name} does not look at the {' and '.join(runner.unseen)} of its input.")
     if runner.padded_windows:
-        on_notice(f"{spec.name} pads its maps for windows: {runner.padded_windows}.")
+        log.info(f"{spec.name} pads its maps for windows: {runner.padded_windows}.")
     return runner

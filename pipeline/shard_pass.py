@@ -8,6 +8,7 @@ shard only the rows on their way are in memory, and shard boundaries do not show
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 BATCHES_AHEAD = 2
 """Batches made ready before the teacher asks for them, and batches that may be on their way from
 it: more would only take memory."""
@@ -79,14 +82,7 @@ def extract_shards(
     ]
     new = [name for name in wanted if name not in prepared.runners]
     prepared.runners.update(
-        build_runners(
-            cache,
-            new,
-            specs=request.specs,
-            options=options,
-            device=device,
-            on_notice=request.on_notice,
-        )
+        build_runners(cache, new, specs=request.specs, options=options, device=device)
     )
     runners = {name: prepared.runners[name] for name in wanted}
     to_compare = {
@@ -148,6 +144,10 @@ class ShardPass:
         size = {s: stop - start for s in shards for start, stop in [info.shard_range(s)]}
         self._num_images = sum(size.values())
         self._total_rows = sum(size[s] for owner in self._missing.values() for s in owner)
+        for owner, missing in self._missing.items():
+            log.debug("%s: %d of %d shards are to be written", owner, len(missing), info.num_shards)
+        mode = choose_mode(self._options.decode, self._num_images)
+        log.debug("decoding in %s, as --decode %s has it", mode, self._options.decode)
         decoding = arriving_shards(
             self._source.read,
             rows_of_shards(self._cache, shards, self._part_rows()),
@@ -158,7 +158,7 @@ class ShardPass:
                 info.seed,
             ),
             num_workers=self._options.num_workers,
-            mode=choose_mode(self._options.decode, self._num_images),
+            mode=mode,
         )
         self._watch = Stopwatch()
         self._source.expect(reads_of_shards(self._cache, shards))

@@ -7,10 +7,11 @@ s seconds per row: t of a teacher, d of decoding (all inputs together, one core)
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from .codes_picture import check_picture, draw_codes
 from .costs import Plan, TeacherPlan
 from .precision import measure_precision
 
+log = logging.getLogger(__name__)
+
 NUM_SAMPLE = 64
 DISK_BYTES_PER_S = 1e9
 """Assumed speed of the disk that a trainer reads from, where none is given."""
@@ -60,7 +63,6 @@ def plan(
     student_rows_per_s: float = 1000.0,
     disk_bytes_per_s: float = DISK_BYTES_PER_S,
     source_options: SourceOptions = DEFAULTS,
-    say: Callable[[str], None] | None = None,
 ) -> Plan:
     """Measure the teachers on ``num_sample`` images and work out what all of them will cost.
 
@@ -88,10 +90,9 @@ def plan(
             "be positive."
         )
     settings = settings or CacheSettings()
-    say = say or (lambda text: None)
     with opened(images, source_options) as source:
         records = in_a_thread(source.records)
-        say(listing_text(source, records.num_rows))
+        log.info(listing_text(source, records.num_rows))
         views = settings.views or (View(),)
         num_rows = records.num_rows * len(views)
         sample = _Sample(source, records, settings, num_sample)
@@ -100,7 +101,9 @@ def plan(
         measured, renderings, spectra = [], [], {}
         for text in teachers:
             spec = TeacherSpec.parse(text)
-            say(f"{spec.name}: building and running it on {counted(sample.num_images, 'image')}")
+            log.info(
+                f"{spec.name}: building and running it on {counted(sample.num_images, 'image')}"
+            )
             teacher = spec.build()
             runner = TeacherRunner(
                 spec.name, spec.text, teacher, target,
@@ -111,7 +114,7 @@ def plan(
             rows: tuple[PrecisionRow, ...] = ()
             bits: float | None = None
             if wide_sample is not None:
-                say(f"{spec.name}: precision, on {counted(wide_sample.num_images, 'image')}")
+                log.info(f"{spec.name}: precision, on {counted(wide_sample.num_images, 'image')}")
                 rows, bits, spectra[spec.name] = measure_precision(
                     runner, wide_sample.pixels(runner.rendering)
                 )

@@ -84,10 +84,17 @@ def progress_bar(title: str, *, lines: bool = False) -> Iterator[Bar]:
         return
     console = Console(stderr=True)
     if lines or not console.is_terminal:
-        yield LogLines(title, lambda line: print(line, file=sys.stderr, flush=True))
+        yield LogLines(title, lambda line: console.out(line, highlight=False))
         return
     with Progress(*columns, console=console) as progress:
         yield _DrawnBar(progress, title)
+
+
+class NoBar(Bar):
+    """Shows nothing."""
+
+    def __call__(self, done: float, total: float, note: str = "", part: str = "") -> None:
+        pass
 
 
 class _DrawnBar(Bar):

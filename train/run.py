@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 import warnings
@@ -27,6 +28,8 @@ from .run_folder import RunFolder, only_trainer, refuse_another_run
 from .step.state import TrainState
 from .step.values import NotFinite, StepValues
 from .student.predict import TrainedStudent
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -69,6 +72,7 @@ class Run:
             stored = _from_first(ranks, stored)
             self.state = self._restored(stored) if stored else new or TrainState(resolved, ranks)
             self.first_step = self.state.done
+            log.debug("%s: from step %d to %d", path, self.first_step, self.state.num_steps)
             self._saved = self.first_step if stored else -1
             self._saved_at = time.monotonic()
             best = checkpoint.best_score(path) if ranks.is_first else None

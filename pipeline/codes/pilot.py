@@ -6,8 +6,9 @@ pilot is stored but the codec; its shards are extracted again with all others.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float16
@@ -36,6 +37,8 @@ from ..index import rows_of_shards
 from ..settings import CodeSettings
 from ..teachers.runner import TeacherRunner
 
+log = logging.getLogger(__name__)
+
 SPENT_SHARE = 0.8
 """Of its budget, what a codec takes at least where the features fill it."""
 
@@ -54,7 +57,6 @@ def fit_to_pilot(
     *,
     num_workers: int | None = None,
     mode: Mode = "auto",
-    say: Callable[[str], None],
 ) -> FittedCodec | None:
     """The codec of a new teacher's patches; None for one that is to be stored as it is.
 
@@ -67,7 +69,7 @@ def fit_to_pilot(
     shape = runner.info.row_shape(KIND)
     row_bytes = 2 * int(np.prod(shape))
     wanted = min(settings.pilot_images, max(MIN_PILOT, PILOT_BYTES // row_bytes))
-    say(f"{name}: a pilot of up to {counted(wanted, 'image')}, to fit the codec to.")
+    log.info(f"{name}: a pilot of up to {counted(wanted, 'image')}, to fit the codec to.")
     pilot: Float16[np.ndarray, "n t c"] = np.empty((wanted, *shape), np.float16)
     num_rows = 0
     for rows in _training_rows(cache, source, runner, wanted, num_workers, mode):
@@ -91,7 +93,7 @@ def fit_to_pilot(
         budget=budget,
         block=max(1, READ_BYTES // row_bytes),
     )
-    say(
+    log.info(
         f"{name}: {fitted.codec.bits:.3g} bits per channel, {fitted.codec.num_bytes:,} bytes a row "
         f"instead of {row_bytes:,}; they lose {fitted.lost_share:.2%} of the variance of "
         f"{counted(num_rows, 'image')}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import TypeVar
 from phistill.cache.storage.limits import is_out_of_files, out_of_files_text
 from phistill.cache.storage.positional import open_to_read, pread
 from phistill.errors import SourceError
+
+log = logging.getLogger(__name__)
 
 NUM_TRIES = 3
 """A read error may be a hiccup of a network file system; it is tried this often."""
@@ -36,6 +39,7 @@ def retried(action: Callable[[], T], path: Path) -> T:
         except OSError as error:  # pyarrow raises a plain one for damaged tables too
             failure = error
             if attempt + 1 < NUM_TRIES:
+                log.debug("%s not read, trying again: %s", path, error)
                 time.sleep(FIRST_WAIT_S * 4**attempt)
     advice = out_of_files_text() if is_out_of_files(failure) else "Mend the disk."
     raise SourceError(

@@ -6,6 +6,7 @@ change the last bit of a feature.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -15,6 +16,8 @@ from msgspec.structs import replace
 from phistill.compute.devices import release_cached_memory
 
 from .runner import TeacherRunner, sharing
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS = {"cuda": 1024}
 """Larger batches than this gain nothing and fill the memory; 64 on other devices."""
@@ -28,9 +31,7 @@ SLOW_S = 5.0
 FIRST_ROWS = 4
 
 
-def choose_batch_sizes(
-    runners: Mapping[str, TeacherRunner], on_notice: Callable[[str], None]
-) -> None:
+def choose_batch_sizes(runners: Mapping[str, TeacherRunner]) -> None:
     """Measure each teacher and set what its ``info`` says; layers of one model stay together."""
     for group in sharing(runners):
         first = runners[group[0]]
@@ -40,7 +41,7 @@ def choose_batch_sizes(
         for name in group:
             runners[name].info = replace(runners[name].info, rows_per_forward=rows)
         tried = ", ".join(f"{size}: {speed:.3g}/s" for size, speed in speeds.items())
-        on_notice(f"{', '.join(group)}: {rows} rows per forward pass (measured {tried}).")
+        log.info("%s: %d rows per forward pass (measured %s).", ", ".join(group), rows, tried)
 
 
 def measure(seconds: Callable[[int], float | None], limit: int) -> dict[int, float]:

@@ -12,6 +12,7 @@ block, whose sums come back as one.
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from phistill.compute.dask_client import connected, finished
 from ..moments.pass_result import PassResult
 from .partials import Partial, extended, piece_result, publish_partial, stored_partial
 from .pieces import ArrayPlan, ArraySpec, Group
+
+log = logging.getLogger(__name__)
 
 _dask: Any = dask
 """dask without its partial annotations, which stop at every call."""
@@ -126,7 +129,7 @@ def _threads(meter: _Meter) -> Iterator[Compute]:
 def _cluster(address: str, meter: _Meter) -> Iterator[Compute]:
     with connected(address) as client:
         if not client.nthreads():
-            meter.say("no worker yet, waiting for one")
+            log.info("the cluster has no worker yet: waiting for one.")
 
         def compute(tasks: list[Any]) -> list[Any]:
             made = client.compute(tasks)
@@ -222,11 +225,6 @@ class _Meter:
         """Those of this wave."""
         tasks, self._tasks = self._tasks, []
         return tasks
-
-    def say(self, text: str) -> None:
-        """Show a word in the place of an array's name."""
-        if self._progress is not None:
-            self._progress(FitProgress(text, self._done, self._total))
 
     def finished(self, key: str) -> None:
         array, num_bytes = self._open.pop(key, ("", 0))

@@ -6,6 +6,7 @@ with the line a person reads, and the PHI-S normalizer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ from .pieces import (
 )
 from .places import shards_in_passing
 
+log = logging.getLogger(__name__)
+
 
 def fit_stats(
     cache: Cache | Path | str,
@@ -83,6 +86,7 @@ def fit_stats(
     done = {array: _current(cache, *array, options) for array in arrays} if is_whole else {}
     in_passing = any(shards_in_passing(cache.files, *array) for array in arrays)
     if done and all(done.values()) and not in_passing:
+        log.debug("%s: the statistics are up to date", cache.location)
         return Table(description for description in done.values() if description is not None)
     with cache.writing():
         if repair:
@@ -90,6 +94,8 @@ def fit_stats(
                 cache.files.delete(finding.path)
         done = {array: _current(cache, *array, options) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
+        for (name, kind), found in done.items():
+            log.debug("%s/%s: %s", name, kind, "to be fitted" if found is None else "is up to date")
         plans = [_plan(cache, *array, options) for array in missing]
         for teacher, kind in arrays:
             if kind in cache.teacher(teacher).codecs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from phistill.cache.storage.parquet import read_table
 from phistill.demo.pictures import BUNDLED
 from phistill.demo.run import STUDENT, demo, unexplained_table
+from phistill.report.terminal import progress_bar
 
 
 def some_images(path: Path) -> Path:
@@ -23,13 +25,13 @@ def some_images(path: Path) -> Path:
 def test_the_demo_goes_from_images_to_a_report(tmp_path: Path) -> None:
     images = some_images(tmp_path / "images.parquet")
     config = replace(STUDENT, num_steps=30, tensorboard=False, validate_every=0)
-    said: list[str] = []
-    result = demo(tmp_path / "out", say=said.append, config=config, images=images)
+    run = partial(demo, tmp_path / "out", say=print, progress=progress_bar)
+    result = run(config=config, images=images)
     assert result.cache.teachers == ("clip", "ssl", "mask")
     page = result.report.read_text("utf-8")
     assert len(page) > 100_000
-    for run in ("phi-s", "raw"):
-        assert run in page
+    for name in ("phi-s", "raw"):
+        assert name in page
     table = unexplained_table(result.lines)
     assert [line.split()[0] for line in table.splitlines()[1:] if line[0] != "-"] == [
         "teacher",
@@ -50,5 +52,5 @@ def test_the_demo_goes_from_images_to_a_report(tmp_path: Path) -> None:
     matte = {who: scores["matte IoU"].value for who, scores in result.scores.scores.items()}
     assert matte["teacher"] > matte["student, untrained"]
     before = result.cache.digest()
-    again = demo(tmp_path / "out", say=said.append, config=config, images=images)
+    again = run(config=config, images=images)
     assert again.cache.digest() == before

@@ -112,9 +112,9 @@ def test_a_worker_whose_shards_overlap_with_anothers_is_refused_and_nothing_is_l
 
 
 def test_a_worker_waits_until_another_has_prepared_the_cache(
-    folder: Path, tiny: str, tmp_path: Path
+    folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
+    caplog.set_level("INFO", "phistill")
     with lock.writing(tmp_path / "c"):
         waiting = threading.Thread(
             target=extract,
@@ -122,14 +122,13 @@ def test_a_worker_waits_until_another_has_prepared_the_cache(
             kwargs={
                 "settings": SETTINGS,
                 "options": ExtractOptions(worker=WorkerShards(0, 2)),
-                "on_notice": said.append,
             },
         )
         waiting.start()
-        while waiting.is_alive() and not said:
+        while waiting.is_alive() and not caplog.messages:
             time.sleep(0.005)
     waiting.join()
-    assert f"waiting for process {os.getpid()} on " in said[0]
+    assert f"waiting for process {os.getpid()} on " in caplog.messages[0]
     assert missing_shards(store.open(tmp_path / "c")) == [1, 3, 5, 7, 9]
 
 

@@ -9,6 +9,7 @@ holds every cache's share to within one or two rows. Of one cache every position
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from phistill.errors import UsageError, counted
 from ..config import TrainConfig
 from ..targets import chosen_teachers
 from .stream import Rows, RowStream, make_stream
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +155,11 @@ def make_plan(caches: JoinedCaches, config: TrainConfig) -> RowPlan:
                 f"the share {share:.2g} of {cache.location} gives it no row in an epoch of "
                 f"{sum(counts)}. Raise its weight, or leave the cache out."
             )
+        log.debug(
+            "order=%s, order_seed=%d: %s of %s in an epoch, of teachers %s",
+            *(config.order, config.order_seed, counted(rows, "row"), cache.location),
+            ", ".join(teachers),
+        )
     return RowPlan(config, teachers, streams, caches.starts, shares, tuple(drawn))
 
 

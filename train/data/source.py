@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -26,6 +27,8 @@ from phistill.errors import UsageError
 from ..targets import Target
 from .plan import RowPlan
 from .stream import Rows
+
+log = logging.getLogger(__name__)
 
 PIXELS = "pixels"
 
@@ -192,7 +195,13 @@ def open_source(
         for key, transform in (transforms or {}).items()
     }
     memory_bytes = plan.config.memory_bytes // world
-    if plan.num_rows * source.row_bytes <= memory_bytes:
+    num_bytes = plan.num_rows * source.row_bytes
+    log.debug(
+        "%s of rows, memory_bytes=%s: %s",
+        *(f"{num_bytes:,} bytes", f"{memory_bytes:,}"),
+        "read once, into memory" if num_bytes <= memory_bytes else "read again in every epoch",
+    )
+    if num_bytes <= memory_bytes:
         rows, block = plan.rows, max(1, plan.config.batch_size // world)
         chosen = _same_in_any_batch(source, rows[:block], transforms)
         if plan.num_rows * source.normalised_row_bytes(chosen) > memory_bytes:

@@ -8,6 +8,7 @@ is also tried again from here.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 ATTEMPTS = 4
@@ -124,6 +127,7 @@ def attempt(verb: str, where: str, call: Callable[[], T], *, attempts: int = ATT
         except (known.BaseError, TooShort) as error:
             if number == attempts or _is_final(error):
                 raise _explain(verb, where, error, started, number) from error
+            log.debug("%s not %s, trying again: %s", where, verb, _first_line(error))
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait *= 4
     raise AssertionError("the last attempt returns or raises")

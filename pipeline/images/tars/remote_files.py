@@ -8,6 +8,7 @@ image. No credential is part of a message: what stands before ``@`` and after ``
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +20,8 @@ from phistill.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+log = logging.getLogger(__name__)
 
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 HTTP_SCHEMES = ("http", "https")
@@ -164,6 +167,7 @@ class WebFiles:
                     f"{shown(url)} cannot be read ({reason}), tried {NUM_TRIES} times. Nothing was "
                     "recorded for it; run the same command again when the server answers."
                 )
+            log.debug("%s not read, trying again in %g s: %s", shown(url), wait_s, reason)
             if self._stopped.wait(wait_s):
                 raise SourceError("reading was stopped.")
             wait_s = min(2 * wait_s, MAX_WAIT_S)

@@ -79,19 +79,21 @@ def test_a_file_that_is_no_label_map_is_refused_with_the_reason(
         label(ENTRIES, tmp_path / name)
 
 
-def test_labels_are_recorded_in_the_index(folder: Path, tiny: str, tmp_path: Path) -> None:
+def test_labels_are_recorded_in_the_index(
+    folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "phistill")
     (tmp_path / "labels.json").write_text('{"cats": "Felis", "dogs/000.jpg": "Canis"}')
-    said: list[str] = []
     cache = extract(
         folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0, shard_rows=8),
-        options=ExtractOptions(labels_file=tmp_path / "labels.json"), on_notice=said.append,
+        options=ExtractOptions(labels_file=tmp_path / "labels.json"),
     ).cache  # fmt: skip
     index = cache.index().to_pydict()
     found = dict(zip(index["id"], index["label"], strict=True))
     assert {v for k, v in found.items() if k.startswith("cats/")} == {"Felis"}
     assert found["dogs/000.jpg"] == "Canis"
     assert found["dogs/002.png"] is None
-    assert said[1:] == [f"19 of 41 images have no label in {tmp_path / 'labels.json'}."]
+    assert caplog.messages[1:] == [f"19 of 41 images have no label in {tmp_path / 'labels.json'}."]
 
 
 def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path: Path) -> None:
@@ -119,13 +121,15 @@ def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path
 
 
 def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(
-    folder: Path, tiny: str, tmp_path: Path
+    folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "phistill")
     extract(
         folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0, shard_rows=8)
     )
     (tmp_path / "labels.json").write_text('{"cats": "x", "dogs": "y"}')
-    said: list[str] = []
     options = ExtractOptions(labels_file=tmp_path / "labels.json")
-    extract(folder, tmp_path / "c", options=options, on_notice=said.append)
-    assert "--labels is for images that are added; those of the cache keep theirs." in said
+    extract(folder, tmp_path / "c", options=options)
+    assert (
+        "--labels is for images that are added; those of the cache keep theirs." in caplog.messages
+    )

@@ -84,16 +84,15 @@ def test_every_kind_of_thing_that_is_no_image_is_counted(odd: Path) -> None:
 
 
 def test_what_was_left_out_is_told_at_once_and_in_the_end(
-    odd: Path, tiny: str, tmp_path: Path
+    odd: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notices: list[str] = []
+    caplog.set_level("INFO", "phistill")
     report = extract(
         odd, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0),
-        on_notice=notices.append,
     )  # fmt: skip
     assert report.cache.num_rows == 2
     assert report.left_out["broken links"] == 2
-    assert notices[0].startswith(
+    assert caplog.messages[0].startswith(
         "2 images from image files (--kind folder); left out: 3 hidden files and folders, "
     )
     assert left_out_text({}) == ""

@@ -28,17 +28,18 @@ def test_a_size_that_the_patch_does_not_divide_is_refused_with_the_next_ones(spe
         TeacherSpec.parse(spec).build()
 
 
-def test_edges_that_change_nothing_are_named(folder: Path, tmp_path: Path) -> None:
+def test_edges_that_change_nothing_are_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "phistill")
     spec = "t=timm:convnext_atto?random=0&size=66x64"
     notes = " ".join(check_teacher(spec, "cpu").notes)
     assert "lowest rows of an image change nothing: 66 x 64 pixels are no multiple" in notes
     assert "columns" not in notes
-    notices: list[str] = []
     extract(
         folder, tmp_path / "c", [spec], settings=CacheSettings(pixel_size=0),
-        on_notice=notices.append,
     )  # fmt: skip
-    assert "t does not look at the lowest rows of its input." in notices
+    assert "t does not look at the lowest rows of its input." in caplog.messages
     whole = check_teacher("t=timm:convnext_atto?random=0&size=64", "cpu")
     assert whole.notes == ("the weights are random.",)
 
@@ -48,18 +49,21 @@ def test_a_grid_that_does_not_divide_the_input_is_noted() -> None:
     assert "225 x 225 pixels are no multiple of the grid 8 x 8" in " ".join(report.notes)
 
 
-def test_windows_that_are_filled_with_padding_are_named(folder: Path, tmp_path: Path) -> None:
+def test_windows_that_are_filled_with_padding_are_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Swin's windows of 7 divide the maps of 224 pixels and none of those of 256."""
+    caplog.set_level("INFO", "phistill")
     spec = "t=timm:swin_tiny_patch4_window7_224?random=0"
     assert "pad" not in " ".join(check_teacher(spec, "cpu").notes)
     notes = " ".join(check_teacher(f"{spec}&size=256", "cpu").notes)
     assert "64 x 64 to 70 x 70, 32 x 32 to 35 x 35, 16 x 16 to 21 x 21, 8 x 8 to 14 x 14" in notes
-    notices: list[str] = []
     extract(
         folder, tmp_path / "c", [f"{spec}&size=256"], settings=CacheSettings(pixel_size=0),
-        on_notice=notices.append,
     )  # fmt: skip
-    assert any(text.startswith("t pads its maps for windows: 64 x 64 to 70") for text in notices)
+    assert any(
+        text.startswith("t pads its maps for windows: 64 x 64 to 70") for text in caplog.messages
+    )
 
 
 def test_padding_of_a_convolution_is_no_window() -> None:

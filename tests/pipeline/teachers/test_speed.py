@@ -49,48 +49,52 @@ def test_a_slow_teacher_is_not_measured_for_minutes() -> None:
     assert list(measure(lambda rows: rows * 2.0, 1024)) == [4]
 
 
-def test_layers_of_one_model_get_one_batch_size_and_stay_together() -> None:
+def test_layers_of_one_model_get_one_batch_size_and_stay_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "phistill")
     base = "timm:vit_tiny_patch16_224?random=0&size=32"
     cpu = torch.device("cpu")
     runners = {
         name: TeacherRunner(name, text, TeacherSpec.parse(text).build(), cpu)
         for name, text in {"a": base, "b": base + "&layer=-3&summary=none"}.items()
     }
-    said: list[str] = []
-    choose_batch_sizes(runners, said.append)
+    choose_batch_sizes(runners)
     assert len({runner.info.rows_per_forward for runner in runners.values()}) == 1
-    (line,) = said
+    (line,) = caplog.messages
     assert line.startswith(f"a, b: {runners['a'].info.rows_per_forward} rows per forward pass (")
 
 
 def test_the_size_that_was_found_is_stored_and_used_again(
-    folder: Path, tiny: str, tmp_path: Path
+    folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "phistill")
     auto = ExtractOptions(rows_per_forward="auto")
-    said: list[str] = []
     first = extract(
         folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS, options=auto,
-        on_notice=said.append,
     )  # fmt: skip
     rows = first.cache.teacher("t").rows_per_forward
-    assert any(line.startswith(f"t: {rows} rows per forward pass (measured 4: ") for line in said)
-    said.clear()
+    assert any(
+        line.startswith(f"t: {rows} rows per forward pass (measured 4: ")
+        for line in caplog.messages
+    )
+    caplog.clear()
     first.cache.forget_shard("t", 0)
-    again = extract(folder, tmp_path / "c", options=auto, on_notice=said.append)
+    again = extract(folder, tmp_path / "c", options=auto)
     assert again.cache.teacher("t").rows_per_forward == rows
-    assert not said
+    assert not caplog.messages
 
 
 def test_a_batch_size_for_a_teacher_that_has_one_is_not_ignored_silently(
-    folder: Path, tiny: str, tmp_path: Path
+    folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
+    caplog.set_level("INFO", "phistill")
     for rows in (4, 4, 6):
         extract(
             folder, tmp_path / "c", [f"t={tiny}"], settings=SETTINGS,
-            options=ExtractOptions(rows_per_forward=rows), on_notice=said.append,
+            options=ExtractOptions(rows_per_forward=rows),
         )  # fmt: skip
-    assert [line for line in said if "batch-size" in line] == [
+    assert [line for line in caplog.messages if "batch-size" in line] == [
         "t keeps the 4 rows per forward pass that it was stored with; --batch-size 6 is for new "
         "teachers."
     ]
