@@ -19,6 +19,9 @@ ONE = (
 """TINY, as arguments of TrainConfig."""
 
 FOLLOWED_BY = re.compile(r'follow\(\s*(DOCS|ROOT) / "([\w/-]+\.md)"')
+REFERENCE = ("commands", "python", "settings")
+"""Pages to look things up in."""
+
 COMMAND = re.compile(r"^\s*(phistill|torchrun|srun|sbatch|pip|python) ", re.MULTILINE)
 
 
@@ -170,3 +173,13 @@ def test_a_block_is_found_with_its_language_and_title() -> None:
     assert list(blocks(page)) == [Block("toml", "a.toml", "b = 1\n"), Block("bash", "", "ls\n")]
     assert [block.is_run for block in blocks(page)] == [False, True]
     assert COMMAND.search("# now\n  phistill inspect x\n")
+
+
+def test_every_page_has_a_picture_and_every_picture_is_drawn_by_code_and_shown() -> None:
+    without = {p.relative_to(DOCS).as_posix() for p in pages()[1:] if "![" not in p.read_text()}
+    assert without == {"log.md", *(f"reference/{name}.md" for name in REFERENCE)}
+    text = "".join(page.read_text("utf-8") for page in pages())
+    making = "".join(path.read_text("utf-8") for path in (DOCS / "making").glob("*.py"))
+    names = {path.stem for path in (DOCS / "pictures").glob("*.svg")}
+    assert {name for name in names if f"def {name}(figure: Figure)" not in making} == set()
+    assert {name for name in names if f"pictures/{name}.svg" not in text} == set()
