@@ -54,7 +54,9 @@ def _forget_strays(cache: Cache) -> None:
     earlier root, and they are of other rows than those that come now."""
     num_shards = cache.info.num_shards
     for owner in cache.owners:
-        if strays := [s for s in cache.stored_shards(owner) if s >= num_shards]:
-            cache.forget_shards(owner, strays)
-    if strays := [s for s in cache.stored_facts() if s >= num_shards]:
-        cache.forget_facts(strays)
+        stored = cache.stored_shards(owner)
+        if (strays := stored[stored >= num_shards]).size:
+            cache.forget_shards(owner, strays.tolist())
+    stored = cache.stored_facts()
+    if (strays := stored[stored >= num_shards]).size:
+        cache.forget_facts(strays.tolist())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import phistill.cache as store
 from phistill.cache import Cache, CacheInfo, CommitRecord, TeacherInfo
@@ -21,6 +22,9 @@ from phistill.stats.fit.pieces import PassOptions, array_key
 from phistill.stats.moments.pass_result import PassResult, moments_digest
 from phistill.stats.moments.squared_norms import SquaredNorms
 from phistill.train import TrainConfig
+from phistill.train.data.loader import Loader
+from phistill.train.data.plan import make_plan
+from phistill.train.data.source import open_source
 from phistill.train.resolve import resolve_run
 from tests.conftest import small_index
 from tests.object_store import FaultProxy
@@ -41,6 +45,7 @@ def facts_of(rows: int) -> ImageFacts:
 
 def records_of(cache: Cache, owner: str, facts: dict[int, str]) -> Iterator[CommitRecord]:
     paths, name = cache.paths(owner), "ab" * 32
+    sizes = [layout.stored_bytes(SHARD_ROWS) for layout in cache.layouts(owner).values()]
     for shard in cache.info.shards():
         start, stop = cache.info.shard_range(shard)
         yield CommitRecord(
@@ -48,7 +53,7 @@ def records_of(cache: Cache, owner: str, facts: dict[int, str]) -> Iterator[Comm
             shard=shard,
             start=start,
             num_rows=stop - start,
-            files=dict.fromkeys(paths(shard), (1000, name)),
+            files={path: (size, name) for path, size in zip(paths(shard), sizes, strict=True)},
             facts=facts[shard],
             reasons={3: "cannot be decoded"} if shard % 100 == 0 else {},
             environment={"torch": "2.5"},
@@ -103,6 +108,23 @@ def store_statistics(cache: Cache) -> None:
             cache.write_small(normalizer_path(teacher, kind), normalizer.to_bytes())
 
 
+def write_files(cache: Cache, shards: NDArray[np.int64]) -> int:
+    """The files of some shards, all zeros; how many."""
+
+    def write(work: tuple[str, int]) -> None:
+        owner, shard = work
+        arrays = {
+            name: np.zeros((SHARD_ROWS, *layout.row_shape), layout.dtype)
+            for name, layout in cache.layouts(owner).items()
+        }
+        writer = cache.shard_writer(owner, shard)
+        for file in writer.add(arrays):
+            writer.write(file)
+
+    cache.files.each(write, [(owner, shard) for owner in cache.owners for shard in shards.tolist()])
+    return sum(len(cache.layouts(owner)) for owner in cache.owners) * len(shards)
+
+
 def test_a_run_on_a_large_cache_begins_with_a_handful_of_requests(
     large: Cache, proxy: FaultProxy, record_property: Any
 ) -> None:
@@ -122,13 +144,24 @@ def test_a_run_on_a_large_cache_begins_with_a_handful_of_requests(
     np.testing.assert_array_equal(train, again)
     cache.refresh()
     np.testing.assert_array_equal(cache.rows(), train)
+    settings: dict[str, Any] = {"num_steps": 100, "batch_size": 128, "memory_bytes": 0}
+    config = TrainConfig(device="cpu", order="block", **settings)
+    first = make_plan(open_caches(large.location), config).step(0)
+    num_files = write_files(large, np.unique(first // SHARD_ROWS))
     proxy.requests.clear()
-    config = TrainConfig(num_steps=100, batch_size=128, device="cpu", order="block")
     run = resolve_run(open_caches(large.location), config, torch.device("cpu"))
     assert len(run.normalizers) == 2 * NUM_TEACHERS
-    num_of_train = len(proxy.requests)
-    assert num_of_train <= MAX_REQUESTS, "all of the start of `train`, statistics too"
+    source = open_source(run.caches, run.targets, run.plan)
+    with Loader(source, run.plan, run.targets, start=0, stop=1) as loader:
+        (batch,) = loader
+        assert batch.rows.tolist() == first.tolist()
+    of_rows = [path for _, path in proxy.requests if "/c/" in path]
+    assert len(set(of_rows)) == num_files == 17 * 16, "of each array a file for each mixed block"
+    assert len(of_rows) <= 2 * num_files, "for the rows of the batch, and whole for those to come"
+    num_of_train = len(proxy.requests) - len(of_rows)
+    assert num_of_train <= MAX_REQUESTS, "from `train` to its first batch, statistics too"
     record_property(
         "G22",
-        f"{num_requests} requests until rows of 9 owners can be read, {num_of_train} of train",
+        f"{num_requests} requests until rows of 9 owners can be read, {num_of_train} from train to "
+        f"its first batch, and the {num_files} files of that",
     )
