@@ -21,10 +21,11 @@ def merge(cache: str, other: str) -> None:
     from phistill import cache as store
     from phistill.cache.upkeep.merge import merge as run
     from phistill.errors import counted
+    from phistill.stats.fit.kept_sums import merge_kept_sums
 
     opened = store.open(cache)
     with opened.writing():
-        num_shards = run(opened, store.open(other))
+        num_shards = run(opened, store.open(other), reuse=merge_kept_sums)
     click.echo(f"{cache}: {counted(num_shards, 'shard')} copied from {other}.")
     click.echo(f"Next: phistill fit-stats {cache}")
 

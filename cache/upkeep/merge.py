@@ -6,7 +6,7 @@ killed call leaves the cache as it was, or goes on when repeated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,21 @@ from .append import add_segment
 from .pack import pack
 from .shards import copy_shard
 
+Reuse = Callable[[Cache, Cache, Mapping[int, int]], None]
 
-def merge(target: Cache, source: Cache) -> int:
+
+def merge(target: Cache, source: Cache, *, reuse: Reuse | None = None) -> int:
     """Copy into ``target`` what ``source`` has and it lacks. Returns the shards copied.
 
     Two copies of one cache that were extracted by disjoint workers give each other their shards. A
     cache of other images, made with the same settings and teachers, comes in as further segments;
     its split stays as it was. A killed call goes on when repeated, and one after ``source`` grew
-    copies what is new. Raises CacheMismatch naming the first difference, and CorruptCache for a
-    shard of ``source`` that is damaged.
+    copies what is new. ``reuse`` (``stats.fit.kept_sums.merge_kept_sums``) takes over the sums of
+    features that their codes alone are stored of: it gets both caches, and the first rows of the
+    source's segments, to where they are in the target.
+
+    Raises CacheMismatch naming the first difference, and CorruptCache for a shard of ``source``
+    that is damaged.
     """
     if source.files.absolute == target.files.absolute:
         raise UsageError(f"{source.location} is the cache itself. Merge another into it.")
@@ -51,6 +57,8 @@ def merge(target: Cache, source: Cache) -> int:
     num_copied = sum(
         exchange.copy_segment(segment, starts[segment.start]) for segment in source.info.segments
     )
+    if reuse is not None:
+        reuse(target, source, starts)
     pack(target)
     return num_copied
 

@@ -111,8 +111,21 @@ def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> l
             except FileNotFoundError:
                 continue  # replaced in between
             except (ValueError, OSError) as error:
-                findings.append(Finding(name, None, path, str(error), statistics=True))
+                what = str(error) + _what_is_lost(cache, name, path)
+                findings.append(Finding(name, None, path, what, statistics=True))
     return findings
+
+
+def _what_is_lost(cache: Cache, teacher: str, path: str) -> str:
+    """With a file of statistics that cannot be computed again."""
+    kind, file = path.split("/")[-2:]
+    if kind not in cache.teacher(teacher).codecs or not file.startswith(("floats-", "shard-")):
+        return ""
+    return (
+        "; it holds sums of features that their codes alone are stored of. Restore it from a copy; "
+        "without it the statistics that are stored stay as they are, and where images of its "
+        "shards change or are new they are summed as they are decoded"
+    )
 
 
 def discard(cache: Cache, report: VerifyReport) -> int:

@@ -7,6 +7,7 @@ with the line a person reads, and the PHI-S normalizer.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from .pieces import (
     plan_array,
     sampled_rows,
 )
-from .places import shards_in_passing
+from .places import moments_folder, shards_in_passing
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,11 @@ def fit_stats(
     nothing is done where nothing changed. exact takes float64 products. tokens_per_image and
     max_images subsample by seed. It runs in threads of this process, or on the dask.distributed
     cluster whose scheduler has this address. repair reads every stored file first and makes damaged
-    ones again. Raises IncompleteCache while shards are missing, DegenerateMoments naming teacher
-    and shard for NaN or features without spread; what was stored before is then left as it was.
-    Where nothing is to be done nothing is locked or written.
+    ones again. Warns where rows of codes are summed as they are decoded.
+
+    Raises IncompleteCache while shards are missing, DegenerateMoments naming teacher and shard for
+    NaN or features without spread; what was stored before is then left as it was. Where nothing is
+    to be done nothing is locked or written.
     """
     cache = cache if isinstance(cache, Cache) else store.open(cache)
     options = PassOptions(
@@ -99,7 +102,9 @@ def fit_stats(
         plans = [_plan(cache, *array, options) for array in missing]
         for teacher, kind in arrays:
             if kind in cache.teacher(teacher).codecs:
-                take_kept_sums(cache, plan_array(cache, teacher, kind, options))
+                plan = plan_array(cache, teacher, kind, options)
+                if num_decoded := take_kept_sums(cache, plan):
+                    warnings.warn(_decoded_text(cache, plan, num_decoded), stacklevel=2)
         with sharing_readers(cache):
             fits = run_passes(
                 cache.files, plans, finish=finish, scheduler=scheduler, progress=progress
@@ -123,6 +128,18 @@ def _current(cache: Cache, teacher: str, kind: str, options: PassOptions) -> Des
         return None
     same = facts.options == effective_options(cache, teacher, kind, options)
     return facts.description if same else None
+
+
+def _decoded_text(cache: Cache, plan: ArrayPlan, num_decoded: int) -> str:
+    teacher, kind = plan.spec.teacher, plan.spec.kind
+    lost = cache.teacher(teacher).codecs[kind].lost_share
+    return (
+        f"{teacher} {kind}: {num_decoded:,} of {plan.num_rows:,} rows are summed as they are "
+        f"decoded, without the {lost:.2%} of the variance that codes lose. The sums of their "
+        "features were taken when they were coded and are not there: images of their shards were "
+        f"taken down since, or files were lost. Restore {moments_folder(teacher, kind)}/ from a "
+        "copy where there is one; else features must be extracted again for exact statistics."
+    )
 
 
 def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayPlan:

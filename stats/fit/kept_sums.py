@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from jaxtyping import Bool
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from phistill.cache import Cache, CommitRecord
@@ -40,7 +41,7 @@ from .partials import (
     stored_partial,
 )
 from .pieces import ArrayPlan, Group, PassOptions, piece_key
-from .places import group_path, shard_path, shards_in_passing
+from .places import group_path, groups_kept, shard_path, shards_in_passing
 
 
 class KeptShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,14 +183,15 @@ def forget_sums_in_passing(cache: Cache, teacher: str, kind: str) -> None:
         cache.files.delete_all([shard_path(teacher, kind, shard) for shard in shards])
 
 
-def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
+def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
     """Make the partials of a coded array from the sums that were kept; the caller holds the cache.
+    Returns the rows that have none, and which are summed as they are decoded.
 
     Nothing is done for samples of the rows or tokens.
     """
-    spec = plan.spec
+    spec, num_decoded = plan.spec, 0
     if spec.options.tokens_per_image is not None or spec.options.max_images is not None:
-        return
+        return 0
     loose = shards_in_passing(cache.files, spec.teacher, spec.kind)
     for group in plan.groups:
         wanted = dict(_wanted(cache, plan, group))
@@ -212,6 +214,63 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> None:
         cache.files.delete_all([shard_path(spec.teacher, spec.kind, shard) for shard in ours])
         if known == wanted and not whole:
             publish_partial(cache.files, spec, group, Partial(len(group.pieces), result), 0)
+        elif known != wanted and not whole:
+            num_decoded += group.num_rows
+    return num_decoded
+
+
+def keep_sums_of(cache: Cache, plan: ArrayPlan, group: Group, result: PassResult) -> None:
+    """Keep the sums of the features of a whole group of codes, for when its rows change."""
+    kept = [entry for _, entry in _wanted(cache, plan, group)]
+    path = group_path(plan.spec.teacher, plan.spec.kind, group.number, of="floats")
+    cache.files.publish(path, [result.to_bytes(KeptFacts(shards=kept))])
+
+
+def merge_kept_sums(target: Cache, source: Cache, starts: Mapping[int, int]) -> None:
+    """Take over what ``source`` kept for the shards that ``merge`` has copied from it; the caller
+    holds the target. ``starts`` are the first rows of the source's segments, to where they are in
+    the target.
+
+    Sums of a group are added to those that the target kept of other shards of it.
+    """
+    for teacher in target.teachers:
+        for kind in target.teacher(teacher).codecs:
+            move = partial(_moved, source, starts)
+            for shard in shards_in_passing(source.files, teacher, kind):
+                paths = [shard_path(teacher, kind, one) for one in (shard, move(shard))]
+                _merge_file(target, source, teacher, kind, paths, move)
+            for number in groups_kept(source.files, teacher, kind):
+                paths = [
+                    group_path(teacher, kind, one, of="floats") for one in (number, move(number))
+                ]
+                _merge_file(target, source, teacher, kind, paths, move)
+
+
+def _merge_file(
+    target: Cache,
+    source: Cache,
+    teacher: str,
+    kind: str,
+    paths: Sequence[str],
+    move: Callable[[int], int],
+) -> None:
+    width = target.teacher(teacher).row_shape(kind)[-1]
+    theirs, known = _read(source, paths[0], width)
+    ours, there = _read(target, paths[1], width)
+    moved = {move(shard): replace(kept, shard=move(shard)) for shard, kept in known.items()}
+    if not moved or moved.keys() & there.keys():
+        return
+    with one_blas_thread():
+        data = (ours + theirs).to_bytes(KeptFacts(shards=[*there.values(), *moved.values()]))
+    target.files.publish(paths[1], [data])
+
+
+def _moved(source: Cache, starts: Mapping[int, int], shard: int) -> int:
+    """The number of a shard of the source in the target."""
+    number = source.info.segment_of(shard * source.info.shard_rows)
+    assert number is not None, "sums are of shards that there are"
+    start = source.info.segments[number].start
+    return shard + (starts[start] - start) // source.info.shard_rows
 
 
 def _wanted(cache: Cache, plan: ArrayPlan, group: Group) -> Iterator[tuple[int, KeptShard]]:

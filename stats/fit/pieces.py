@@ -1,10 +1,11 @@
 """Which rows of a cache make up which partial, decided before anything is read.
 
-An array's shards fall into groups by their number, group = shard // shards_per_group, and inside a
-group into pieces of consecutive shards. A partial holds the moments of one group, the sum over its
-pieces, and a piece is the sum over its shards, each summed by itself. Both sizes follow
-from the array's shape alone, so a cache that grows keeps the groups it had, and a piece is known by
-a key of everything its moments depend on.
+An array's shards fall into groups of consecutive numbers, and inside a group into pieces of
+consecutive shards. A partial holds the moments of one group, the sum over its pieces, and a piece
+is the sum over its shards, each summed by itself. Both sizes follow from the array's shape alone,
+so a cache that grows keeps the groups it had, and a piece is known by a key of everything its
+moments depend on. Groups of codes are counted from the first shard of their segment: sums that
+cannot be computed again are then still of a group where `merge` has moved the segment.
 
 T tokens of a row, c width.
 """
@@ -114,9 +115,10 @@ class Piece:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Group:
-    """The pieces of one partial, in order. number is the group's place in the array."""
+    """The pieces of one partial, in order."""
 
     number: int
+    """Of the first shard that can be in it."""
     pieces: tuple[Piece, ...]
 
     @property
@@ -155,8 +157,10 @@ class Groups(Sequence[Group]):
         layout: Layout,
         rows: Int[np.ndarray, " n"],
         commits: Commits,
+        begins: Int[np.ndarray, " s"],
         in_passing: frozenset[int] = frozenset(),
     ) -> None:
+        """``begins`` are the shards that groups are counted from, 0 the first of them."""
         self._spec, self._layout, self._in_passing = spec, layout, in_passing
         shard_of, first = np.divmod(rows, spec.shard_rows)
         self._shards, starts = np.unique(shard_of, return_index=True)
@@ -166,8 +170,10 @@ class Groups(Sequence[Group]):
         mask[places, first] = True
         self._masks = np.packbits(mask, axis=1)
         self._digests = commits.digests[np.searchsorted(commits.shards, self._shards)]
-        of = self._shards // layout.shards_per_group
-        self._begins = np.append(np.flatnonzero(np.diff(of, prepend=-1)), len(of))
+        base = begins[np.searchsorted(begins, self._shards, side="right") - 1]
+        inside = (self._shards - base) // layout.shards_per_group
+        self._numbers = base + inside * layout.shards_per_group
+        self._begins = np.append(np.flatnonzero(np.diff(self._numbers, prepend=-1)), len(base))
 
     def __len__(self) -> int:
         return len(self._begins) - 1
@@ -193,7 +199,7 @@ class Groups(Sequence[Group]):
         piece_of = self._shards[begin:end] // self._layout.shards_per_piece
         cuts = begin + np.flatnonzero(np.diff(piece_of, prepend=-1, append=-1))
         pieces = [self._piece(int(one), int(two)) for one, two in pairwise(cuts)]
-        return Group(int(self._shards[begin]) // self._layout.shards_per_group, tuple(pieces))
+        return Group(int(self._numbers[begin]), tuple(pieces))
 
     def _piece(self, begin: int, end: int) -> Piece:
         spec = self._spec
@@ -262,10 +268,13 @@ def plan_array(cache: Cache, teacher: str, kind: str, options: PassOptions) -> A
         item_bytes=item_bytes,
     )
     rows = sampled_rows(cache, teacher, options)
-    in_passing: frozenset[int] = frozenset()
-    if options == PassOptions() and kind not in cache.teacher(teacher).codecs:
+    begins, in_passing = np.zeros(1, np.int64), frozenset[int]()
+    if kind in cache.teacher(teacher).codecs:
+        begins = np.array([one.start // spec.shard_rows for one in cache.info.segments])
+    elif options == PassOptions():
         in_passing = shards_in_passing(cache.files, teacher, kind)
-    return ArrayPlan(spec, Groups(spec, layout, rows, cache.commits(teacher), in_passing))
+    groups = Groups(spec, layout, rows, cache.commits(teacher), begins, in_passing)
+    return ArrayPlan(spec, groups)
 
 
 def array_key(cache: Cache, teacher: str, kind: str, options: PassOptions) -> str:

@@ -2,6 +2,7 @@
 
 teachers/NAME/moments/KIND/part-000004.safetensors    a group of shards
 teachers/NAME/moments/KIND/shard-000123.safetensors   one shard, left by who extracted it
+teachers/NAME/moments/KIND/floats-000004.safetensors  a group of codes, of the features they were
 """
 
 from __future__ import annotations
@@ -28,9 +29,18 @@ def shard_path(teacher: str, kind: str, shard: int) -> str:
 
 def shards_in_passing(files: Files, teacher: str, kind: str) -> frozenset[int]:
     """The shards of an array that have such a file."""
+    return _numbers(files, teacher, kind, _SHARD)
+
+
+def groups_kept(files: Files, teacher: str, kind: str) -> frozenset[int]:
+    """The groups of an array of codes that have sums of the features."""
+    return _numbers(files, teacher, kind, "floats-")
+
+
+def _numbers(files: Files, teacher: str, kind: str, prefix: str) -> frozenset[int]:
     stems = (
-        name.removeprefix(_SHARD).removesuffix(_SUFFIX)
+        name.removeprefix(prefix).removesuffix(_SUFFIX)
         for name in files.names_in(moments_folder(teacher, kind))
-        if name.startswith(_SHARD) and name.endswith(_SUFFIX)
+        if name.startswith(prefix) and name.endswith(_SUFFIX)
     )
     return frozenset(int(stem) for stem in stems if stem.isdigit())

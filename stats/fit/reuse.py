@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from phistill.cache import Cache
 from phistill.errors import CorruptCache, MissingMoments, StaleMoments
 
+from .kept_sums import keep_sums_of
 from .loading import MergedFacts, load_merged, merged_path, normalizer_path, stored_options
-from .partials import partial_path, publish_partial, stored_partial
-from .pieces import ArrayPlan, Group, plan_array
+from .partials import (
+    Partial,
+    extended,
+    partial_path,
+    piece_result,
+    publish_partial,
+    stored_partial,
+)
+from .pieces import ArrayPlan, Group, PassOptions, plan_array
+from .places import group_path, groups_kept, shard_path, shards_in_passing
 
 
 def reuse_statistics(source: Cache, target: Cache) -> int:
@@ -45,6 +54,11 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
         for group in plan.groups
         if stored_partial(source.files, plan.spec, group).num_pieces
     ]
+    if kind in target.teacher(teacher).codecs:  # what cannot be computed again
+        kept = groups_kept(source.files, teacher, kind)
+        paths += [group_path(teacher, kind, number, of="floats") for number in sorted(kept)]
+        loose = shards_in_passing(source.files, teacher, kind)
+        paths += [shard_path(teacher, kind, shard) for shard in sorted(loose)]
     copied = sum(_copy(source, target, path) for path in paths)
     merged = [normalizer_path(teacher, kind), merged_path(teacher, kind)]
     if not all(source.files.exists(path) for path in merged):
@@ -66,15 +80,24 @@ def _of_floats(source: Cache, target: Cache, plan: ArrayPlan) -> int:
     before = plan_array(source, teacher, kind, plan.spec.options)
     theirs = {group.number: group for group in before.groups}
     images = [cache.facts([teacher]).images for cache in (source, target)]
+    all_rows = plan.spec.options == PassOptions()
     num_files = 0
     for group in plan.groups:
-        other = theirs.get(group.number)
-        if other is None or not _same_rows(images, other, group):
-            continue
+        other = theirs.get(group.number, group)
+        if not _same_rows(images, other, group):
+            # Groups of codes begin anew with each segment, those of floats do not.
+            if not _same_rows(images, group, group):
+                continue
+            other = group
         stored = stored_partial(source.files, before.spec, other)
-        if stored.num_pieces == len(group.pieces):
-            publish_partial(target.files, plan.spec, group, stored, num_stored=0)
-            num_files += 1
+        for position in range(stored.num_pieces, len(other.pieces)):
+            piece = piece_result(source.files, before.spec, other.pieces[position], position, 0)
+            stored = extended(other.number, stored, piece)
+        whole = Partial(len(group.pieces), stored.result)
+        publish_partial(target.files, plan.spec, group, whole, num_stored=0)
+        if all_rows and kind in target.teacher(teacher).codecs:
+            keep_sums_of(target, plan, group, whole.result)
+        num_files += 1
     result, facts = load_merged(source, teacher, kind)
     rows = [cache.rows([teacher]) for cache in (source, target)]
     if not np.array_equal(images[0][rows[0]], images[1][rows[1]]):

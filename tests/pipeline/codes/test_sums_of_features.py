@@ -1,0 +1,106 @@
+"""Statistics of codes stay those of the features when caches are merged, copied and grown."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import phistill.cache as store
+from phistill.cache import Cache
+from phistill.cache.upkeep.merge import merge
+from phistill.cache.upkeep.verify import verify
+from phistill.pipeline import ExtractOptions, extract
+from phistill.stats import fit_stats
+from phistill.stats.compacting import compact_cache
+from phistill.stats.fit.kept_sums import merge_kept_sums
+from tests.pipeline.codes.test_coded_extraction import coded, floats, require_same_moments
+
+
+def grown(cache: Cache, folder: Path, number: int, seed: int) -> Cache:
+    """With ``number`` other images, in a segment of their own."""
+    more = folder.with_name(f"more-{seed}")
+    shutil.copytree(folder, more, dirs_exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(number):
+        pixels = random.integers(0, 256, (30, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(more / f"new-{seed}-{i}.png")
+    return extract(more, cache.path, options=ExtractOptions(append=True, num_workers=1)).cache
+
+
+def merged(target: Cache, source: Cache) -> Cache:
+    with target.writing():
+        merge(target, source, reuse=merge_kept_sums)
+    return store.open(target.path)
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_merge_adds_the_sums_of_both_sides(
+    folder: Path, tiny: str, tmp_path: Path, fitted: bool
+) -> None:
+    pairs = []
+    for make, name in ((coded, "c"), (floats, "f")):
+        cache = make(folder, tmp_path / name, f"t={tiny}")
+        other = store.open(shutil.copytree(cache.path, tmp_path / f"{name}2"))
+        pairs.append((grown(cache, folder, 9, seed=1), grown(other, folder, 21, seed=2)))
+    if fitted:  # else the sums are still those of single shards
+        for cache in pairs[0]:
+            fit_stats(cache)
+    ours, theirs = (merged(*pair) for pair in pairs)
+    fit_stats(theirs)
+    fit_stats(ours)
+    require_same_moments(ours, theirs)
+
+
+def test_a_merge_without_them_says_that_rows_are_decoded(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    other = store.open(shutil.copytree(cache.path, tmp_path / "d"))
+    other = grown(other, folder, 9, seed=2)
+    with cache.writing():
+        merge(cache, other)
+    with pytest.warns(UserWarning, match=r"rows are summed as they are decoded, without the \d+"):
+        fit_stats(cache)
+
+
+def test_two_copies_that_give_each_other_their_shards_have_the_sums_of_all(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    whole = coded(folder, tmp_path / "whole", f"t={tiny}")
+    halves = []
+    for number, missing in enumerate((range(6), range(6, 11))):
+        half = store.open(shutil.copytree(whole.path, tmp_path / str(number)))
+        with half.writing():
+            half.forget_shards("t", set(missing))
+        for shard in missing:
+            (half.path / f"teachers/t/moments/patches/shard-{shard:06d}.safetensors").unlink()
+        halves.append(store.open(half.path))
+    both = merged(*halves)
+    fit_stats(whole)
+    fit_stats(both)
+    require_same_moments(both, whole)
+
+
+def test_a_compact_copy_that_grows_stays_exact(folder: Path, tiny: str, tmp_path: Path) -> None:
+    plain = grown(floats(folder, tmp_path / "f", f"t={tiny}"), folder, 9, seed=1)
+    fit_stats(plain)
+    small = compact_cache(plain, tmp_path / "c", bits=2).cache
+    require_same_moments(small, plain)
+    (more,) = folder.parent.glob("more-1")
+    plain, small = grown(plain, more, 5, seed=3), grown(small, more, 5, seed=3)
+    fit_stats(plain)
+    fit_stats(small)
+    require_same_moments(small, plain)
+
+
+def test_damaged_sums_are_named_with_what_is_lost(folder: Path, tiny: str, tmp_path: Path) -> None:
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    fit_stats(cache)
+    path = next((cache.path / "teachers/t/moments/patches").glob("floats-*"))
+    path.write_bytes(path.read_bytes()[:-1])
+    (finding,) = verify(cache).findings
+    assert "sums of features that their codes alone are stored of. Restore it" in str(finding)
