@@ -93,7 +93,7 @@ def _good(best: Setting) -> str:
         f"error is {error:.2f} of the constant's, averaged over {over} (0 is the teacher itself)."
     )
     lost = [
-        f"{row.teacher} {row.kind} ({direction_text(row)})"
+        f"{row.teacher} {row.kind}" + (f" ({direction_text(row)})" if row.mse is not None else "")
         for row in best.rows
         if row.beats_constant is False
     ]
@@ -233,7 +233,7 @@ def _advice(settings: Sequence[Setting]) -> list[str]:
     best = settings[0]
     config, advice = best.middle.student.config, []
     if any(row.beats_constant is False for row in best.rows):
-        advice.append("Before all else, a student that loses to the constant: try a lower lr.")
+        advice.append("No better than the constant somewhere: more steps, or a lower lr.")
     if best.end is not None and best.end.is_falling:
         num_steps = best.middle.student.facts["num_steps"]
         advice.append(f"Train longer: twice the {num_steps:,} steps.")

@@ -118,8 +118,8 @@ class Canvas:
             self.axes.set_ylim(low / pad, high * pad)
         which = self.axes.xaxis if axis == "x" else self.axes.yaxis
         decades = np.log10(high / low)
-        narrow = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0,)
-        which.set_major_locator(LogLocator(subs=narrow, numticks=7))
+        fine = range(1, 10) if decades < 0.6 else (1, 2, 5) if decades < 1.5 else (1,)
+        which.set_major_locator(LogLocator(subs=tuple(map(float, fine)), numticks=7))
         which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         which.set_minor_locator(NullLocator())
         which.set_minor_formatter(NullFormatter())
