@@ -32,7 +32,7 @@ START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 5.0
 """A process that closed its pipe ends within this."""
 MAX_ANSWER_BYTES = 2**24
-MAX_SLOTS, SLOTS_BYTES = 8, 2**25
+MAX_SLOTS, SLOTS_BYTES = 8, 2**24
 """Images on their way to a process or in it: at most so many, and two or more whose pixels together
 take no more than this."""
 PIPE_BYTES = 2**20
