@@ -22,7 +22,7 @@ from .arguments import (
     split_option,
 )
 from .mistakes import (
-    refuse_cache_as_out,
+    refuse_as_out,
     refuse_no_run,
     refuse_nothing_to_evaluate,
     refuse_train_mistakes,
@@ -126,7 +126,7 @@ def train(
     values |= {key: value for key, value in options.items() if value is not None}
     values |= {"loggers": loggers} if loggers else {}
     settings = TrainConfig.from_dict(values)
-    refuse_cache_as_out(out)
+    refuse_as_out(out, settings, extend=extend)
     refuse_train_mistakes(caches, [settings])
     from phistill.train import train as run
     from phistill.train.curve import curve_end, unweighted

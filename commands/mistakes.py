@@ -46,25 +46,32 @@ def refuse_train_mistakes(caches: Sequence[str], configs: Sequence[TrainConfig])
             refuse_missing(one, teacher, "patches")
 
 
-def refuse_cache_as_out(out: Path) -> None:
-    """UsageError for a cache in the place of a run folder to be written."""
+def refuse_as_out(out: Path, config: TrainConfig, *, extend: bool) -> None:
+    """UsageError for what is no run folder, RunMismatch for that of a run with other settings."""
     from phistill import cache as store
     from phistill.errors import UsageError
+    from phistill.train.checkpoint import facts_of_the_run
 
     if store.exists(out):
         raise UsageError(f"{out} is a cache. Choose another --out, such as runs/{out.stem}.")
+    facts_of_the_run(out, config, extend=extend)
 
 
 def refuse_image_mistakes(images: str) -> None:
     """UsageError for images that are not there, an empty folder, and a cache in their place."""
     from phistill import cache as store
     from phistill.pipeline.images.open_source import has_braces, is_plugin, open_source
+    from phistill.pipeline.images.source import SUFFIXES
     from phistill.pipeline.images.tars.fetched_tar import is_remote
+    from phistill.pipeline.images.tree import CONTAINERS
 
     path = Path(images)
     if is_remote(images) or is_plugin(images) or has_braces(images) or path.is_file():
         return  # opening it costs more than a look
-    if store.exists(path) or not any(found.is_file() for found in path.rglob("*")):
+    suffixes = (*SUFFIXES, *CONTAINERS)
+    if store.exists(path) or not any(
+        found.name.lower().endswith(suffixes) for found in path.rglob("*")
+    ):
         source = open_source(images)
         source.records()
         source.close()

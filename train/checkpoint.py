@@ -4,7 +4,8 @@ STEP.safetensors holds every tensor (weights, optimizer, random state, normalize
 STEP.json, written after it, holds the rest, the sha256 of the tensors and a digest of itself. A
 checkpoint without its JSON does not exist.
 
-torch is imported where tensors are written or read: a run that is none is refused without it.
+What a run folder's config.json says is here too. torch is imported where tensors are written or
+read: a run that is none, or another one, is refused without it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phistill import cache as store
+from phistill.cache.format import names
 from phistill.cache.format.json_document import decode, parse, with_digest
 from phistill.cache.storage import publish
-from phistill.errors import CorruptCache, CorruptCheckpoint, UsageError
+from phistill.errors import CorruptCache, CorruptCheckpoint, RunMismatch, UsageError
+
+from .config import SAFE_KEYS, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,3 +208,74 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _as_json(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, indent=1, allow_nan=False).encode()
+
+
+def stored_facts(path: Path) -> dict[str, Any] | None:
+    """What a run folder's config.json says; None where there is none yet."""
+    stored = path / "config.json"
+    try:
+        facts = json.loads(stored.read_bytes())
+        if not isinstance(facts["config"], dict):
+            raise TypeError("config is not a table")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
+    return dict(facts)
+
+
+def facts_of_the_run(
+    path: Path, config: TrainConfig, *, extend: bool = False
+) -> dict[str, Any] | None:
+    """What the run folder says that is begun or goes on with ``config``; None for a new one.
+
+    RunMismatch when it has other settings, UsageError for what is no run folder.
+    """
+    if path.is_file():
+        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
+    facts = stored_facts(path)
+    if facts is not None:
+        refuse_changes(path, facts["config"], config, extend=extend)
+    elif path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
+        raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
+    return facts
+
+
+LENGTH = frozenset({"num_steps", "epochs"})
+"""Settings that say how long a run is."""
+
+
+def gets_more(stored: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether a config asks for another length than the stored one."""
+    before, wanted = TrainConfig().to_dict() | dict(stored), config.to_dict()
+    return any(before[key] != wanted[key] for key in LENGTH)
+
+
+def refuse_changes(
+    path: Path, stored: Mapping[str, Any], config: TrainConfig, *, extend: bool = False
+) -> None:
+    """RunMismatch with one line per setting that differs from the run folder's own.
+
+    Settings of ``SAFE_KEYS`` may differ, and with ``extend`` the length; one that the folder does
+    not name had its default.
+    """
+    before = TrainConfig().to_dict() | dict(stored)
+    wanted = config.to_dict()
+    free = SAFE_KEYS | LENGTH if extend else SAFE_KEYS
+    differing = [
+        key for key in sorted({*before, *wanted} - free) if before.get(key) != wanted.get(key)
+    ]
+    if differing:
+        lines = "".join(
+            f"\n  {key}: {before.get(key)!r} -> {wanted.get(key)!r}" for key in differing
+        )
+        longer = " --extend gives it more steps." if LENGTH.issuperset(differing) else ""
+        raise RunMismatch(
+            f"{path} was begun with other settings:{lines}\n"
+            f"Give the same settings to go on, or another --out for a new run.{longer}"
+        )
+
+
+def _is_leftover(entry: Path) -> bool:
+    """What a run that was killed before it published its settings may have written."""
+    return entry.name == names.LOCK or entry.name.endswith(publish.TEMPORARY_SUFFIX)

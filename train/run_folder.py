@@ -18,15 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
-from phistill.cache.format import names
 from phistill.cache.storage import lock, publish
 from phistill.compute.copies import host_copies
 from phistill.errors import LockHeld, RunMismatch, UsageError
 
 from . import checkpoint
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, facts_of_the_run, stored_facts
 from .checkpoint_writer import CheckpointWriter
-from .config import SAFE_KEYS, TrainConfig
 from .evaluation import refuse_other_teachers
 from .metrics import Logger, Values, open_loggers
 from .resolve import ResolvedRun, codecs_of
@@ -83,20 +81,6 @@ class RunFolder:
             self._loggers = []
 
 
-def stored_facts(path: Path) -> dict[str, Any] | None:
-    """What a run folder's config.json says; None where there is none yet."""
-    stored = path / "config.json"
-    try:
-        facts = json.loads(stored.read_bytes())
-        if not isinstance(facts["config"], dict):
-            raise TypeError("config is not a table")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunMismatch(f"{stored} cannot be read ({error}). Choose another --out.") from error
-    return dict(facts)
-
-
 def is_finished(path: Path) -> bool:
     """Whether the run folder has its last checkpoint, so that nothing will be read."""
     try:
@@ -111,51 +95,11 @@ def is_diverged(path: Path) -> bool:
     return (path / DIVERGED).exists()
 
 
-LENGTH = frozenset({"num_steps", "epochs"})
-"""Settings that say how long a run is."""
-
-
-def gets_more(stored: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether a config asks for another length than the stored one."""
-    before, wanted = TrainConfig().to_dict() | dict(stored), config.to_dict()
-    return any(before[key] != wanted[key] for key in LENGTH)
-
-
-def refuse_changes(
-    path: Path, stored: Mapping[str, Any], config: TrainConfig, *, extend: bool = False
-) -> None:
-    """RunMismatch with one line per setting that differs from the run folder's own.
-
-    Settings of ``SAFE_KEYS`` may differ, and with ``extend`` the length; one that the folder does
-    not name had its default.
-    """
-    before = TrainConfig().to_dict() | dict(stored)
-    wanted = config.to_dict()
-    free = SAFE_KEYS | LENGTH if extend else SAFE_KEYS
-    differing = [
-        key for key in sorted({*before, *wanted} - free) if before.get(key) != wanted.get(key)
-    ]
-    if differing:
-        lines = "".join(
-            f"\n  {key}: {before.get(key)!r} -> {wanted.get(key)!r}" for key in differing
-        )
-        longer = " --extend gives it more steps." if LENGTH.issuperset(differing) else ""
-        raise RunMismatch(
-            f"{path} was begun with other settings:{lines}\n"
-            f"Give the same settings to go on, or another --out for a new run.{longer}"
-        )
-
-
 def refuse_another_run(path: Path, run: ResolvedRun, *, extend: bool = False) -> None:
     """RunMismatch when the folder is that of another run, UsageError for what is no run folder."""
-    if path.is_file():
-        raise UsageError(f"{path} is a file, not a run folder. Choose another --out.")
-    facts = stored_facts(path)
+    facts = facts_of_the_run(path, run.config, extend=extend)
     if facts is None:
-        if path.exists() and any(not _is_leftover(entry) for entry in path.iterdir()):
-            raise UsageError(f"{path} is not empty and not a run. Choose another --out.")
         return
-    refuse_changes(path, facts["config"], run.config, extend=extend)
     if run.num_steps < facts["num_steps"]:
         raise UsageError(
             f"{path} is a run of {facts['num_steps']} steps; --extend cannot make it one of "
@@ -194,11 +138,6 @@ def only_trainer(path: Path) -> Iterator[None]:
                 f"{path} is being trained by {holder}. Wait for it, stop it, or take another --out."
             ) from error
         yield
-
-
-def _is_leftover(entry: Path) -> bool:
-    """What a run that was killed before it published its settings may have written."""
-    return entry.name == names.LOCK or entry.name.endswith(publish.TEMPORARY_SUFFIX)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -23,10 +23,10 @@ from phistill.cache import Cache
 from phistill.errors import MissingMoments, StaleMoments, UsageError
 from phistill.stats import load_moments
 from phistill.train import EvalRow, TrainedStudent, evaluate, load_run
-from phistill.train.checkpoint import FOLDER
+from phistill.train.checkpoint import FOLDER, stored_facts
 from phistill.train.curve import unweighted
 from phistill.train.metrics import read_metrics
-from phistill.train.run_folder import DIVERGED, is_diverged, stored_facts
+from phistill.train.run_folder import DIVERGED, is_diverged
 from phistill.train.sweeps.results import CELL, read_result
 
 from .gather import BEFORE as NO_NORMALIZER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from phistill.cache import Cache
 from phistill.stats import fit_stats
 from phistill.train import TrainConfig, train
+from tests.conftest import build_cache
 
 CacheFactory = Callable[..., Cache]
 
@@ -22,6 +24,14 @@ TINY: dict[str, Any] = {
     "num_steps": 1,
     "tensorboard": False,
 }
+SET = {
+    "student_options": "{depth=1,embed_dim=12,num_heads=1,patch_size=8}",
+    "head_width": 8,
+    "num_steps": 1,
+}
+"""The same on the command line."""
+
+PAGE = Path(__file__).parents[2] / "docs/reference/commands.md"
 WITHOUT_TORCH = """
 import sys
 from phistill.__main__ import main
@@ -29,16 +39,13 @@ sys.argv = ["phistill", *{arguments!r}]
 try:
     main()
 finally:
-    print(sorted({{"torch", "timm"}} & set(sys.modules)))
+    print(sorted({{"torch", "timm", "transformers"}} & set(sys.modules)))
 """
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("train CACHES --out NEW", "is not a cache: nothing is there. Did you mean cache?"),
-        ("train CACHE --out NEW --teachers aa", "it has: a, b. Did you mean a?"),
-        ("train CACHE --out NEW --normalizer phis", "Did you mean phi-s?"),
         ("train CACHE --out NEW --set epoch=3", "Did you mean epochs?"),
         ("train CACHE --out NEW --set learning_rate=1", "Did you mean lr or"),
         ("train CACHE --out NEW --set summary_loss=cosin", "Did you mean cosine?"),
@@ -48,7 +55,6 @@ finally:
         ("extract IMAGEZ --cache NEW --teacher demo:clip", "do not exist"),
         ("extract IMAGES --cache NEW --teacher demo:clp", "Did you mean clip?"),
         ("extract IMAGES --cache NEW --teacher tim:vit_small_patch16_224", "Did you mean timm?"),
-        ("extract IMAGES --cache NEW --teacher timm:vit_smal_patch16_224", "vit_small_patch16_224"),
         ("extract IMAGES --cache NEW --teacher demo:clip --view resise", "Did you mean resize?"),
         ("check-teacher timm:vit_smal_patch16_224", "vit_small_patch16_224"),
         ("evaluate RUNS", "no checkpoint: nothing is there. Did you mean run?"),
@@ -60,9 +66,7 @@ finally:
         ("extract IMAGES --cache NEW --teacher open_clip:ViT-B-33/x", "Did you mean ViT-B-32"),
         ("export RUNS NEW", "no checkpoint: nothing is there"),
         ("report CACHE RUNS", "no checkpoint: nothing is there"),
-        ("fit-stats CACHES", "Did you mean cache?"),
         ("trian CACHE", "Did you mean 'train'?"),
-        ("extract IMAGEZ --cache NEW --teacher demo:clip", "Did you mean images?"),
         ("extract CACHE --cache NEW --teacher demo:clip", "is a cache, where images are wanted"),
         ("extract EMPTY --cache NEW --teacher demo:clip", "empty holds no image"),
         ("extract IMAGES --cache NEW --teacher clip", "Did you mean demo:clip?"),
@@ -72,11 +76,9 @@ finally:
         ("extract IMAGES --cache NEW --teacher demo:clip?rando=1", "Did you mean random?"),
         ("extract IMAGES --cache NEW --teacher timm:resnet18?siz=64", "Did you mean size?"),
         ("plan IMAGEZ --teacher demo:clip", "Did you mean images?"),
-        ("train CACHE --out NEW --learning-rate 1", "Did you mean --lr or --set warmup=VALUE?"),
         ("train CACHE --out NEW --patch-loss mse", "Did you mean --set patch_loss=VALUE"),
         ("train CACHE --out NEW --student dinov2", "Did you mean vit_base_patch14_dinov2 or"),
         ("train CACHE --out CACHE", "cache is a cache. Choose another --out"),
-        ("train IMAGES --out NEW", "make a cache of them first"),
     ],
 )  # fmt: skip
 def test_what_is_misspelt_is_refused_before_torch_is_loaded(
@@ -94,12 +96,48 @@ def test_what_is_misspelt_is_refused_before_torch_is_loaded(
     assert_refused([str(places.get(word, word)) for word in arguments.split()], 2, words)
 
 
-def assert_refused(typed: list[str], exit_code: int, words: str, missing: str = "") -> None:
-    """The command ends so, with ``words`` on stderr, and neither torch nor timm is loaded."""
+TEN = re.findall(r"^\| `phistill ([^`]+)` \| `([^`]+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page's mistakes are made beside: images, notes, two caches and a run."""
+    desk = tmp_path_factory.mktemp("desk")
+    for name in ("photos/a.png", "notes/a.txt"):
+        (desk / name).parent.mkdir()
+        (desk / name).write_bytes(b"x")
+    build_cache(desk / "unfitted.cache")
+    cache = build_cache(desk / "my.cache")
+    fit_stats(cache)
+    train(cache, desk / "runs/a", TrainConfig(student="vit_tiny_patch16_224", **TINY))
+    return desk
+
+
+def test_the_page_has_ten_mistakes() -> None:
+    assert len(TEN) == 10
+
+
+@pytest.mark.parametrize(("typed", "words"), TEN)
+def test_the_commonest_mistakes_are_answered_with_the_next_step_and_without_torch(
+    desk: Path, typed: str, words: str
+) -> None:
+    before = sorted(desk.rglob("*"))
+    set_so = " ".join(f"--set {key}={value}" for key, value in SET.items())
+    of_the_run = f" --student vit_tiny_patch16_224 {set_so}" if "runs/a" in typed else ""
+    codes = {"unfitted.cache": 1, "runs/a": 1}
+    code = next((code for word, code in codes.items() if word in typed), 2)
+    assert_refused((typed + of_the_run).split(), code, words, folder=desk)
+    assert sorted(desk.rglob("*")) == before
+
+
+def assert_refused(
+    typed: list[str], exit_code: int, words: str, missing: str = "", folder: Path | None = None
+) -> None:
+    """The command ends so, with ``words`` on stderr, and none of the large libraries is loaded."""
     hidden = f"import sys; sys.modules.update(dict.fromkeys({missing.split()!r}))\n"
     ended = subprocess.run(
         [sys.executable, "-c", hidden + WITHOUT_TORCH.format(arguments=typed)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, cwd=folder,
     )  # fmt: skip
     assert ended.returncode == exit_code, ended.stderr
     assert words in ended.stderr

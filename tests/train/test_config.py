@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from phistill.errors import RunMismatch, UsageError
+from phistill.train.checkpoint import refuse_changes
 from phistill.train.config import SAFE_KEYS, TrainConfig, settings, settings_text
-from phistill.train.run_folder import refuse_changes
 
 
 def test_a_config_survives_json() -> None:

@@ -30,6 +30,7 @@ from phistill.compute.ranks import Ranks
 from phistill.display import Table
 from phistill.errors import Diverged, UsageError, counted
 
+from ..checkpoint import gets_more, refuse_changes, stored_facts
 from ..data.near import stage_caches
 from ..data.source import parts_of
 from ..data.stream import Rows
@@ -38,7 +39,6 @@ from ..evaluation.index import column, images_of
 from ..progress import Progress
 from ..resolve import resolve_run
 from ..run import Run
-from ..run_folder import gets_more, refuse_changes, stored_facts
 from ..trainer import source_of, train_runs
 from .cells import Cell
 from .results import (
