@@ -8,6 +8,7 @@
   litdata on the same rows where they are installed, with the label entropy of each order
 * writing to tmpfs: against a plain copy and write of the same bytes; and to the disk with fsync
 * anonymous memory after many batches
+* with zarr 3.4 or newer, its codec pipelines on the same files (``--only "zarr's pipelines"``)
 
 Rows are 256 x 768 float16, the patches of a ViT-B/16 at 256 pixels. Run on a quiet machine.
 ``--out FILE`` appends the sections there.
@@ -32,6 +33,7 @@ from measuring import tell
 from rows import ROW_BYTES, TOKENS, WIDTH, make_cache
 from shuffled import memory, shuffled_reads
 from writes import writes
+from zarr_pipelines import zarr_pipelines
 
 from phistill.cache import Cache
 
@@ -40,6 +42,7 @@ SECTIONS: dict[str, Callable[[Cache, Path], Iterator[str]]] = {
     "Memory": lambda cache, _: memory(cache),
     "Cold page cache": cold_reads,
     "Writing a 101 MB shard": lambda _, folder: writes(folder),
+    "zarr's pipelines": zarr_pipelines,
 }
 
 
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the cache is made (default: temporary)")
     parser.add_argument("--rows", type=int, default=5632)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=SECTIONS, help="one section (default: all)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="phistill-", dir=options.folder))
     line = machine_line(
@@ -59,8 +63,8 @@ def main() -> None:
     tell([line], options.out)
     try:
         cache = make_cache(folder / "c", options.rows)
-        for title, section in SECTIONS.items():
-            tell(["", f"## {title}", "", *section(cache, folder)], options.out)
+        for title in [options.only] if options.only else SECTIONS:
+            tell(["", f"## {title}", "", *SECTIONS[title](cache, folder)], options.out)
     finally:
         shutil.rmtree(folder)
 
