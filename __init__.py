@@ -14,20 +14,32 @@ normalizers), ``phistill.pipeline`` (images and teachers), ``phistill.train`` (s
 ``phistill.report`` (what a person looks at), ``phistill.errors`` and ``phistill.demo``.
 """
 
-import importlib
-import logging
-from typing import Any
-
-import lazy_loader
-
+# Nothing is imported here: until __main__ runs, nobody has an answer to Ctrl-C.
 __version__ = "0.1.0"
 
-# What the modules log is shown where a program, or phistill's command line, sets logging up.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+def _front_door() -> tuple[object, ...]:
+    """The stub's ``__getattr__``, ``__dir__`` and ``__all__``."""
+    import logging
+
+    import lazy_loader
+
+    # Shown where a program, or phistill's command line, sets logging up; modules log notes and
+    # facts, no warnings, so that nothing is shown to one that took a room by itself either.
+    logging.getLogger(__name__).addHandler(logging.NullHandler())
+    return lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    # The room of the same name is callable, so that the function need not hide it.
-    return importlib.import_module("phistill.train") if name == "train" else _load(name)
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name == "train":  # the room of the same name is callable: the function need not hide it
+        return importlib.import_module("phistill.train")
+    if "_opened" not in globals():
+        globals()["_opened"] = _front_door()
+    load, _, public = globals()["_opened"]
+    return public if name == "__all__" else load(name)
+
+
+def __dir__() -> object:
+    return __getattr__("__all__")

@@ -57,6 +57,17 @@ def test_ctrl_c_is_answered_while_libraries_are_loaded(
     assert "Traceback" not in ended.stderr
 
 
+def test_nothing_is_loaded_before_ctrl_c_has_an_answer() -> None:
+    code = (
+        "import sys; before = {*sys.modules, 'signal', 'types', 'enum'}; import phistill.__main__; "
+        "print(sorted(set(sys.modules) - before))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = ended.stdout.strip()
+    assert "phistill.__main__" in loaded
+    assert not [name for name in ("logging", "importlib.util", "lazy_loader") if name in loaded]
+
+
 def test_ctrl_c_during_a_long_step_is_answered_before_the_step_ends(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
