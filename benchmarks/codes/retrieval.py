@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from rivals import OPQ_ROUNDS
 
 from phistill import cache as store
 from phistill.stats import Moments
@@ -53,6 +54,9 @@ def of_faiss(fit: np.ndarray, factory: str) -> tuple[int, Coder]:
     import faiss
 
     index = faiss.index_factory(WIDTH, factory)
+    if factory.startswith("OPQ"):
+        turn = faiss.downcast_VectorTransform(index.chain.at(0))
+        turn.niter, turn.niter_pq, turn.niter_pq_0 = OPQ_ROUNDS, 2, 8
     index.train(fit)
 
     def through(x: np.ndarray) -> np.ndarray:

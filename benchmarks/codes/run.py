@@ -4,6 +4,7 @@
     python benchmarks/codes/run.py losses --cache DIR [--teachers clip,ssl,mask,lite0] [--fresh DIR]
     python benchmarks/codes/run.py mvq --cache DIR    multi-quantization, minutes of training each
     python benchmarks/codes/run.py cost               encoding and decoding, of synthetic rows
+    python benchmarks/codes/run.py loading            rows and steps from codes, warm and slow disk
     python benchmarks/codes/run.py retrieval --cache DIR
 
 Each prints a Markdown section; `--out FILE` appends it there. Losses are of held-out rows. The
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).parent.parent))  # what all benchmarks share
 
 import cost
+import loading
 import losses
 import numpy as np
 import retrieval
@@ -50,6 +52,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "losses": losses.losses,
     "mvq": losses.mvq,
     "cost": cost.cost,
+    "loading": loading.loading,
     "retrieval": retrieval.retrieval,
 }
 
