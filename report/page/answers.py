@@ -15,7 +15,7 @@ import numpy as np
 
 from phistill.errors import counted
 
-from .contrasts import apart_words, difference_text, over_seeds_text
+from .contrasts import apart_words, difference_text, over_seeds_text, traded_text
 from .settings import Setting, apart, compared, ranked
 from .students import RELATIVE, Diverged
 from .wording import PERCENT, direction_text, in_words
@@ -29,7 +29,7 @@ BEATEN = 0.9
 OVERFITTED = 1.25
 """Error on held-out images over the loss that was learnt, both as shares of the constant's."""
 
-UNSETTLED = "It is not settled"
+UNSETTLED = "Seeds leave it open"
 
 GOOD, FAIR = 0.25, 0.6
 """Mean errors below which a student is called close to its teachers, or on its way."""
@@ -51,14 +51,40 @@ def answers(settings: Sequence[Setting], diverged: Sequence[Diverged] = ()) -> l
         return []
     best = found[0]
     several = len(found) > 1 or len(best.runs) > 1
-    lost = f"No: {runs_text(settings, diverged)} and cannot be compared. {_lost(diverged)}"
     return [
         Answer(question="Is the student good?", text=_good(best)),
         *([Answer(question="Which run is best?", text=_best(found))] if several else []),
-        *([Answer(question="Did every run end?", text=lost)] if diverged else []),
+        *_ended(settings, found, diverged),
         Answer(question="Which teacher is neglected?", text=_neglected(found)),
         Answer(question="Is it still learning?", text=_learning(best)),
         Answer(question="What next?", text=" ".join([*_more_seeds(found), *_advice(found)])),
+    ]
+
+
+def _ended(
+    settings: Sequence[Setting], found: Sequence[Setting], diverged: Sequence[Diverged]
+) -> list[Answer]:
+    """What diverged, and which settings ended without beating the constant."""
+    text = []
+    if diverged:
+        text += [f"No: {runs_text(settings, diverged)} and cannot be compared. {_lost(diverged)}"]
+    beaten = {one.name: not_learnt(one) for one in found[1:] if not_learnt(one)}
+    if beaten:
+        named = "; ".join(f"{name} ({', '.join(rows)})" for name, rows in beaten.items())
+        text += [
+            f"{'These' if diverged else 'Yes, but these'} end no better than the constant "
+            f"somewhere: {named}. Where that of the direction is well below 1, lengths are wrong."
+        ]
+    return [Answer(question="Did every run end well?", text=" ".join(text))] if text else []
+
+
+def not_learnt(one: Setting) -> list[str]:
+    """``clip patches (in direction alone 0.28)``: where a setting is no better than the
+    constant."""
+    return [
+        f"{row.teacher} {row.kind}" + (f" ({direction_text(row)})" if row.mse is not None else "")
+        for row in one.rows
+        if row.beats_constant is False
     ]
 
 
@@ -87,16 +113,14 @@ def _good(best: Setting) -> str:
     error = best.mean
     words = "close to its teachers" if error < GOOD else "on its way" if error < FAIR else "poor"
     seeds = len(best.runs) if len(best.runs) > 1 else 0
-    over = f"teachers, kinds and {seeds} seeds" if seeds else "teachers and kinds"
+    targets = counted(len(best.rows), "target")
+    over = f"a mean over {targets}, each as much" if best.rows[1:] else "of one target"
     text = (
         f"{'Setting' if seeds else 'Run'} {best.name} is {words}: on images it has not seen its "
-        f"error is {error:.2f} of the constant's, averaged over {over} (0 is the teacher itself)."
+        f"error is {error:.2f} of the constant's, which always says the mean of the training "
+        f"images; {over}{f', and {seeds} seeds' if seeds else ''} (0 is the teacher itself)."
     )
-    lost = [
-        f"{row.teacher} {row.kind}" + (f" ({direction_text(row)})" if row.mse is not None else "")
-        for row in best.rows
-        if row.beats_constant is False
-    ]
+    lost = not_learnt(best)
     return f"{text} No better than the constant for {', '.join(lost)}." if lost else text
 
 
@@ -108,6 +132,7 @@ def _best(settings: Sequence[Setting]) -> str:
         return f"{_called(best)}: all are one setting; {lowest} is lowest, by its seed alone."
     second = settings[1]
     text = f"{_called(best)}; the next setting is {_called(second)}. {apart_words(best, second)}"
+    text += traded_text(best, second)
     found = compared(best, second)
     if found.over_images is None:
         return f"{text} They were not measured on the same images."
@@ -129,7 +154,7 @@ def _best(settings: Sequence[Setting]) -> str:
     seeds = f"{way} seed of {best.name} lies below every seed of {second.name}."
     if found.is_settled_by_seeds:
         return f"{text} The difference is real: {told}. {seeds}"
-    return f"{text} {UNSETTLED}: {told}. {seeds}"
+    return f"{text} {UNSETTLED}, though images do not: {told}. {seeds}"
 
 
 def _more_seeds(settings: Sequence[Setting]) -> list[str]:

@@ -68,6 +68,8 @@ class ErrorGroup:
 
     teacher: str
     kind: str
+    measure: str
+    """What the error is of."""
     one: float
     """Where the constant lies."""
     bars: tuple[ErrorBar, ...]
@@ -132,5 +134,15 @@ def error_groups(settings: Sequence[Setting]) -> list[ErrorGroup]:
                     is_cut=row.error > most,
                 )
             )
-        groups.append(ErrorGroup(teacher=teacher, kind=kind, one=100 / most, bars=tuple(bars)))
+        rows = (one.row(teacher, kind) for one in evaluated)
+        squared = any(row.mse is not None for row in rows if row is not None)
+        groups.append(
+            ErrorGroup(
+                teacher=teacher,
+                kind=kind,
+                measure="squared error" if squared else "1 − cosine",
+                one=100 / most,
+                bars=tuple(bars),
+            )
+        )
     return groups

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from phistill.stats.intervals import Interval
 
-from .settings import Comparison, Setting, choices, compared, differing, ranked
+from .settings import Comparison, Setting, apart, choices, compared, differing, ranked
 from .wording import PERCENT, in_words, value_text, word_of
 
 
@@ -80,6 +80,24 @@ def apart_words(one: Setting, other: Setting) -> str:
         return f"They differ in {told} alone."
     together = "both" if len(changed) == 2 else f"all {len(changed)}"
     return f"They differ in {told}: the difference is that of {together} together."
+
+
+def traded_text(one: Setting, other: Setting) -> str:
+    """`` It is better on a (0.1 for 0.2) and worse on b (0.4 for 0.3): a trade.``, as far as images
+    show; "" where nothing is worse."""
+    better, worse = [], []
+    for row in one.rows:
+        against = other.row(row.teacher, row.kind)
+        found = apart(one, other, teacher=row.teacher, kind=row.kind)
+        if against is None or found is None:
+            continue
+        told = f"{row.teacher} {row.kind} ({row.error:.3f} for {against.error:.3f})"
+        better += [told] if found.is_negative else []
+        worse += [told] if found.is_positive else []
+    if not worse:
+        return ""
+    won = f"better on {', '.join(better)} and " if better else ""
+    return f" By images it is {won}worse on {', '.join(worse)}: the mean hides a trade."
 
 
 def difference_text(found: Interval) -> str:

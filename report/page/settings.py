@@ -198,13 +198,16 @@ def compared(one: Setting, other: Setting) -> Comparison:
     )
 
 
-def apart(one: Setting, other: Setting, *, teacher: str = "") -> Interval | None:
-    """Mean error of ``one`` minus ``other``, over the targets of both, or of one teacher.
+def apart(one: Setting, other: Setting, *, teacher: str = "", kind: str = "") -> Interval | None:
+    """Mean error of ``one`` minus ``other``, over the targets of both, or those of one teacher or
+    kind.
 
     None where no image is common.
     """
     pairs = []
-    for row in (row for row in one.rows if teacher in ("", row.teacher)):
+    for row in one.rows:
+        if teacher not in ("", row.teacher) or kind not in ("", row.kind):
+            continue
         against = other.row(row.teacher, row.kind)
         sides = row.columns, against.columns if against is not None else None
         if sides[0] is not None and sides[1] is not None and len(sides[0]) == len(sides[1]):
