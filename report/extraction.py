@@ -35,8 +35,7 @@ def _summary(
     who = f"{location}, worker {worker}" if worker else location
     if report.num_shards:
         yield (
-            f"{who}: {counted(report.num_shards, 'shard')}, "
-            f"{bytes_text(report.written_bytes)} written in "
+            f"{who}: {bytes_text(report.written_bytes)} written in "
             f"{duration_text(report.elapsed_s)}{_speed(last)}."
         )
     elif not report.out_of_time:
