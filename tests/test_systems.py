@@ -100,7 +100,7 @@ def test_the_doctor_answers_and_says_what_the_system_lacks(fitted: Cache, system
 @pytest.mark.parametrize(
     "command",
     [
-        ("fit-stats", "CACHE", "--repair"),
+        ("fit-stats", "CACHE", "--max-images", "8"),
         ("remove-images", "CACHE", "image-00003"),
         ("remove-teacher", "CACHE", "a"),
         ("extract", "IMAGES", "--cache", "NEW", "--teacher", "module:tiny_teacher:build"),
