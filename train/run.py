@@ -178,12 +178,13 @@ class Run:
         self._folder.log("validate", step, {"score": score, **known, **figures})
         return lines
 
-    def save_if_due(self) -> None:
+    def save_if_due(self) -> bool:
         """Save at the end, after the best validation so far, and when steps or minutes ask for it.
 
         The clock, which is the first rank's, is read where the values were looked at anyway.
+        True when the state was copied and is being written.
         """
-        step, config = self.state.done, self.config
+        step, config, saved = self.state.done, self.config, self._saved
         if self.state.is_finished or (
             config.checkpoint_every and step % config.checkpoint_every == 0
         ):
@@ -194,6 +195,7 @@ class Run:
             due |= self._scored[0] == step and self._scored[1] < self._best
             if self.ranks.largest(int(due and self.ranks.is_first)):
                 self.save()
+        return self._saved != saved
 
     def save(self) -> None:
         """Begin to publish a checkpoint of the state after the last step; on all ranks at once."""

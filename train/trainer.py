@@ -152,6 +152,7 @@ def train_runs(runs: Sequence[Run], source: Source) -> float:
     for run in runs:
         run.start_clock()
     with keeping_freed_memory(ranks.device), full_float32(), held, loader, StopRequest() as stop:
+        writing = runs[0]
         for batch in _read(loader, runs):
             batch = replace(batch, shared={}) if len(runs) > 1 else batch
             for run in runs:
@@ -161,7 +162,10 @@ def train_runs(runs: Sequence[Run], source: Source) -> float:
                 run.log_if_due(loader.wait_s)
                 with _saving_when_data_fails(runs):
                     run.validate_if_due(source)
-                run.save_if_due()
+                if run.save_if_due():
+                    if writing is not run:  # copies of two states at once, not of all
+                        writing.wait_until_saved()
+                    writing = run
             if all(run.diverged is not None for run in runs):
                 break
             _stop_if_asked(stop, runs)

@@ -59,10 +59,11 @@ def bare_decode(images: Path) -> Speed:
     """Reading, decoding and resizing one image after another, in this thread alone."""
     source, rules = open_source(images), DecodeRules()
     setup = DecodeSetup(rules, (View(),), (RENDERING,), 0)
-    records = source.records()[:256]
+    records = source.records()[:256].to_pylist()
     started, cpu = time.perf_counter(), cpu_s()
     for record in records:
-        decode_image(source.read(record.uri, record.offset, record.length), record.id, [0], setup)
+        data = source.read(record["uri"], record["offset"], record["length"])
+        decode_image(data, record["id"], [0], setup)
     total = len(records)
     return Speed(wall_s=(time.perf_counter() - started) / total, cpu_s=(cpu_s() - cpu) / total)
 
@@ -73,10 +74,9 @@ def decode_rate(images: Path, mode: Mode, workers: int) -> float:
     records = source.records()
     jobs = []
     for shard, start in enumerate(range(0, len(records), 64)):
-        part = records[start : start + 64]
-        nothing = [-1] * len(part)
-        uris = [record.uri for record in part]
-        jobs.append(ShardRows(shard, uris, nothing, nothing, [0] * len(part)))
+        uris = records["uri"][start : start + 64].to_pylist()
+        nothing = [-1] * len(uris)
+        jobs.append(ShardRows(shard, uris, nothing, nothing, [0] * len(uris)))
     shards = decode_shards(
         source.read, jobs, rules=DecodeRules(), views=[View()], renderings=[RENDERING],
         num_workers=workers, mode=mode,

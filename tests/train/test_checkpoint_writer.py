@@ -146,3 +146,18 @@ def test_copies_are_not_changed_by_what_comes_after() -> None:
     assert list(copies) == ["a", "b"]
     assert torch.equal(copies["a"], torch.ones(3))
     assert torch.equal(copies["b"], torch.zeros(2, dtype=torch.uint8))
+
+
+def test_tensors_of_every_dtype_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    """Also those without elements, without dimensions, and that do not lie in a row."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    whole = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)
+    tensors = {str(t): torch.arange(6).reshape(2, 3).to(t).T for t in floats + whole + unsigned}
+    tensors |= {"none": torch.empty(0, 4), "one": torch.tensor(1.5), "é": torch.ones(3)}
+    checkpoints.save(tmp_path, checkpoints.Checkpoint(3, tensors, {}))
+    loaded = checkpoints.load(tmp_path, 3).tensors
+    assert loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value)
