@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -116,24 +116,10 @@ class Cache(Contents):
         reasons: Mapping[int, str],
         environment: Mapping[str, str],
         lost: Mapping[str, float] | None = None,
+        before: Callable[[CommitRecord], None] | None = None,
     ) -> CommitRecord:
-        """Commit a shard whose files are all written: facts and record as ``commit_shard``."""
-        record = self.record_of(
-            writer, images=images, reasons=reasons, environment=environment, lost=lost
-        )
-        self.publish_record(record)
-        return record
-
-    def record_of(
-        self,
-        writer: ShardWriter,
-        *,
-        images: ImageFacts,
-        reasons: Mapping[int, str],
-        environment: Mapping[str, str],
-        lost: Mapping[str, float] | None = None,
-    ) -> CommitRecord:
-        """The record that ``commit`` publishes; the facts that it stands on are there then."""
+        """Commit a shard whose files are all written: facts and record as ``commit_shard``.
+        ``before`` is called with the record just before it is published."""
         owner, shard = writer.owner, writer.shard
         paths, shares = self.paths(owner)(shard), {**(lost or {}), **writer.lost_shares}
         if not writer.is_full or set(paths) != set(writer.written):
@@ -143,7 +129,7 @@ class Cache(Contents):
         if set(shares) != {n for n in self.shapes(owner) if names.kind_of(n) != n}:
             raise ValueError(f"{owner} needs what its codes lose; got lost={sorted(shares)}.")
         stored = self.settle_facts(owner, shard, images)
-        return CommitRecord(
+        record = CommitRecord(
             owner=owner,
             shard=shard,
             start=writer.start,
@@ -154,6 +140,10 @@ class Cache(Contents):
             environment=dict(environment),
             lost={name: min(round(one / LOST_STEP), MAX_LOST) for name, one in shares.items()},
         )
+        if before is not None:
+            before(record)
+        self.publish_record(record)
+        return record
 
     def publish_record(self, record: CommitRecord) -> None:
         """Commit a shard whose facts and files are there."""

@@ -197,6 +197,7 @@ def extract_on_cluster(
             last = client.submit(pack_task, job, key=f"pack-{job.token}", pure=False)
             for future in finished(client, [last]):
                 future.result()
+    cache.catalogue.look_again()  # at what the tasks wrote
     if meter.out_of_time:
         log.info("the workers finish the shards that they are at.")
     return cache, prepared, meter

@@ -83,17 +83,18 @@ def extract(
     A new cache is made when there is none; otherwise missing shards are added, and new teachers.
     Without ``teachers`` every teacher of the cache is finished. With a ``worker`` in the options
     others may do the same with their shards at once; with a scheduler its workers do the work.
-    Raises CacheMismatch when the cache holds something
-    else under a teacher's name, TooManyRejects when more rows are rejected than allowed,
-    SourceError when images cannot be read, LockHeld when another process writes here, OutOfTime
-    when the time limit comes while another worker prepares the cache.
+    Raises CacheMismatch when the cache holds something else under a teacher's name, TooManyRejects
+    when more rows are rejected than allowed, SourceError when images cannot be read, LockHeld when
+    another process writes here, OutOfTime when the time limit comes while another worker prepares
+    the cache.
     """
     started = time.monotonic()
     options, settings = options or ExtractOptions(), settings or CacheSettings()
+    work: Work
     if options.scheduler is not None:
         from .cluster import extract_on_cluster  # dask is optional
 
-        cache, prepared_there, done = extract_on_cluster(
+        cache, prepared, work = extract_on_cluster(
             images,
             cache_path,
             teachers,
@@ -102,17 +103,17 @@ def extract(
             on_progress=on_progress,
             started=started,
         )
-        statistics = _fit(cache, options, done)
-        return _report(cache, prepared_there, done, started, statistics)
-    request = make_request(images, cache_path, teachers, settings, options)
-    with ExitStack() as stack:
-        if request.source is not images:
-            stack.callback(request.source.close)
-        prepared, work = _extract(request, on_progress, started)
+    else:
+        request = make_request(images, cache_path, teachers, settings, options)
+        with ExitStack() as stack:
+            if request.source is not images:
+                stack.callback(request.source.close)
+            here, work = _extract(request, on_progress, started)
+        cache, prepared = here.cache, here.report
     if options.add_views:
-        require_same_images(prepared.cache)
-    statistics = _fit(prepared.cache, options, work)
-    return _report(prepared.cache, prepared.report, work, started, statistics)
+        require_same_images(cache)
+    statistics = _fit(cache, options, work)
+    return _report(cache, prepared, work, started, statistics)
 
 
 def _fit(cache: Cache, options: ExtractOptions, work: Work) -> Table[Description] | None:

@@ -320,16 +320,13 @@ class ShardPass:
         for file in output.files:
             file.result()
         images, reasons = output.unit.images()
-        record = self._cache.record_of(
+        return self._cache.commit(
             output.writer,
             images=images,
             reasons={**output.reasons, **reasons},
             environment=environment,
+            before=None if output.sums is None else output.sums.keep,
         )
-        if output.sums is not None:
-            output.sums.keep(record)
-        self._cache.publish_record(record)
-        return record
 
     def _make_room(self) -> None:
         """Wait until few enough files are being written: a slow disk must not fill the memory."""

@@ -228,7 +228,7 @@ def order(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 
 def sharing(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """Proportional set sizes of one process and of eight at once."""
+    """What one process and eight at once hold: memory of their own, and their share of files."""
     num_rows, num_teachers = options.shared
     cache, _ = make(folder, num_rows, num_teachers)
     one, eight = _held(cache.path, 1), _held(cache.path, 8)
@@ -243,34 +243,31 @@ def sharing(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 
 def _held(path: Path, count: int) -> tuple[float, float, float]:
-    """Pss, Pss_Anon and Pss_File in MiB, summed over processes, what torch and the libraries had
-    before the cache was opened taken off."""
+    """MiB in all, anonymous and of the cache's files that are mapped, summed over processes: what
+    each holds more than before the cache was opened, of mapped pages its proportional share."""
     command = [sys.executable, str(HERE / "stages.py"), "sharing"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, str(path)], **pipes) for _ in range(count)]  # type: ignore[call-overload]
     try:
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        held = np.array([_cache_memory(process.pid, path) for process in processes]).sum(axis=0)
+        anonymous = sum(float(process.stdout.readline()) for process in processes)
+        mapped = sum(_mapped(process.pid, path) for process in processes)
     finally:
         for process in processes:
             process.communicate("\n")
-    return float(held.sum()), float(held[0]), float(held[1])
+    return anonymous + mapped, anonymous, mapped
 
 
-def _cache_memory(pid: int, path: Path) -> tuple[float, float]:
-    """Anonymous memory of a process, and its share of the cache's files that it maps, in MiB."""
-    anonymous = mapped = 0
+def _mapped(pid: int, path: Path) -> float:
+    """A process's share of the cache's files that it maps, in MiB."""
+    mapped = 0
     inside = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         key, *values = line.split()
         if not key.endswith(":"):
             inside = len(values) > 4 and str(path) in line
-        elif key == "Pss_Anon:":
-            anonymous += int(values[0])
         elif key == "Pss:" and inside:
             mapped += int(values[0])
-    return anonymous / 1024, mapped / 1024
+    return mapped / 1024
 
 
 def formats(options: argparse.Namespace, folder: Path) -> Iterator[str]:

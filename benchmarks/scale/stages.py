@@ -167,16 +167,18 @@ def order(num_rows: str) -> Work:
 
 
 def sharing(path: str) -> Work:
-    """What a rank holds, for as long as somebody looks: it says so and waits for a line."""
+    """What a rank holds, for as long as somebody looks: it says how much anonymous memory that is,
+    in MiB, and waits for a line."""
     import torch
 
     from phistill.cache.joined import open_caches
     from phistill.train.resolve import resolve_run
 
     def work() -> None:
+        before = anonymous_mb()
         run = resolve_run(open_caches(path), small_run(), torch.device("cpu"))
         run.plan.step(0)
-        sys.stdout.write("ready\n")
+        sys.stdout.write(f"{anonymous_mb() - before}\n")
         sys.stdout.flush()
         sys.stdin.readline()
 

@@ -9,14 +9,14 @@ and coded; rows keep their numbers. Nothing is changed in the old cache.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from phistill.errors import CacheMismatch, ReadOnlyPlace, UsageError, remedy
+from phistill.errors import CacheMismatch, LockHeld, ReadOnlyPlace, UsageError, remedy
 
 from ..codes.stored import FittedCodec, coded_teacher
 from ..format.info import CacheInfo
@@ -83,7 +83,7 @@ def compact(
         require_own_place(files, source)
     with ExitStack() as held:
         with suppress(ReadOnlyPlace):  # nobody changes it there
-            held.enter_context(source.writing())
+            held.enter_context(_unchanged(source))
         held.enter_context(files.writing())
         return copy_rows(
             source,
@@ -95,6 +95,21 @@ def compact(
             reuse=reuse,
             coding=coding,
         )
+
+
+@contextmanager
+def _unchanged(source: Cache) -> Iterator[None]:
+    """Keep everybody from writing a cache that is copied."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(source.writing())
+        except LockHeld as error:
+            who = " and ".join(map(str, source.files.holders())) or "another process"
+            raise LockHeld(
+                f"{source.location} must not change while it is copied, and {who} holds it, to "
+                "write it or for another copy. Wait for it, or stop it."
+            ) from error
+        yield
 
 
 def _coding(source: Cache, codecs: Mapping[str, Mapping[str, FittedCodec]]) -> Coding:

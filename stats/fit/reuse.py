@@ -7,6 +7,7 @@ of its rows count. Where the copy has a shard unchanged under the same number, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,23 +44,23 @@ def reuse_statistics(source: Cache, target: Cache) -> int:
 
 
 def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
-    options = stored_options(source, teacher, kind)
-    if options is None or not target.rows([teacher]).size:  # of training rows alone
+    if not target.rows([teacher]).size:  # of training rows alone
         return 0
+    codecs = target.teacher(teacher).codecs
+    same_codecs = codecs == source.teacher(teacher).codecs
+    copied = _kept_sums(source, target, teacher, kind) if same_codecs and kind in codecs else 0
+    options = stored_options(source, teacher, kind)
+    if options is None:
+        return copied
     plan = plan_array(target, teacher, kind, options)
-    if target.teacher(teacher).codecs != source.teacher(teacher).codecs:  # all shards differ
+    if not same_codecs:  # all shards differ
         return _of_floats(source, target, plan)
     paths = [
         partial_path(plan.spec, group)
         for group in plan.groups
         if stored_partial(source.files, plan.spec, group).num_pieces
     ]
-    if kind in target.teacher(teacher).codecs:  # what cannot be computed again
-        kept = groups_kept(source.files, teacher, kind)
-        paths += [group_path(teacher, kind, number, of="floats") for number in sorted(kept)]
-        loose = shards_in_passing(source.files, teacher, kind)
-        paths += [shard_path(teacher, kind, shard) for shard in sorted(loose)]
-    copied = sum(_copy(source, target, path) for path in paths)
+    copied += sum(_copy(source, target, path) for path in paths)
     merged = [normalizer_path(teacher, kind), merged_path(teacher, kind)]
     if not all(source.files.exists(path) for path in merged):
         return copied
@@ -71,6 +72,21 @@ def _reuse_array(source: Cache, target: Cache, teacher: str, kind: str) -> int:
             target.files.delete(path)
         return copied
     return copied + num_merged
+
+
+def _kept_sums(source: Cache, target: Cache, teacher: str, kind: str) -> int:
+    """Copy what cannot be computed again, whatever of it holds.
+
+    fit_stats may be adding the sums of shards to those of groups meanwhile: groups come last, and
+    have what is gone by then.
+    """
+    num_files = 0
+    for shard in sorted(shards_in_passing(source.files, teacher, kind)):
+        with suppress(FileNotFoundError):
+            num_files += _copy(source, target, shard_path(teacher, kind, shard))
+    for number in sorted(groups_kept(source.files, teacher, kind)):
+        num_files += _copy(source, target, group_path(teacher, kind, number, of="floats"))
+    return num_files
 
 
 def _of_floats(source: Cache, target: Cache, plan: ArrayPlan) -> int:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from phistill.cache.storage import lock
 from phistill.cli import main
 from phistill.errors import CacheMismatch, TooManyRejects, UsageError
 from phistill.pipeline import CacheSettings, ExtractOptions, ExtractProgress, extract
-from phistill.pipeline.settings import WorkerShards
+from phistill.pipeline.decode.views import View
+from phistill.pipeline.settings import CodeSettings, WorkerShards
+from tests.object_store import FaultProxy, environment
 
 distributed: Any = pytest.importorskip("distributed")
 
@@ -121,6 +124,42 @@ def test_appending_and_repair_work_on_the_cluster(
     repaired = extract(folder, tmp_path / "there", options=on(cluster, repair=True))
     assert (repaired.num_repaired, repaired.num_shards) == (1, 1)
     assert store.open(tmp_path / "there").digest() == store.open(tmp_path / "here").digest()
+
+
+def test_codes_and_statistics_taken_in_passing_are_those_of_one_process(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    wanted: dict[str, Any] = {"fit": True, "codes": CodeSettings(bits={"t": 2.0})}
+    caches = []
+    for name, options in (("here", ExtractOptions(**wanted)), ("there", on(cluster, **wanted))):
+        teachers = [f"t={tiny}", f"u={tiny}?scale=2"]
+        report = extract(folder, tmp_path / name, teachers, settings=SETTINGS, options=options)
+        assert report.statistics is not None
+        caches.append(store.open(tmp_path / name))
+    assert list(caches[0].teacher("t").codecs) == ["patches"]
+    assert caches[0].digest() == caches[1].digest()
+
+
+def test_an_image_that_changed_since_its_first_view_is_named_on_the_cluster(
+    folder: Path, tiny: str, tmp_path: Path, cluster: Any
+) -> None:
+    one, two = (replace(SETTINGS, views=(View(), View("center-crop"))[:n]) for n in (1, 2))
+    extract(folder, tmp_path / "c", [f"t={tiny}"], settings=one)
+    Image.new("RGB", (24, 21), (9, 0, 0)).save(folder / "cats" / "001.png")
+    with pytest.raises(CacheMismatch, match=r"1 images changed .*cats/001.png"):
+        extract(folder, tmp_path / "c", settings=two, options=on(cluster, add_views=True))
+
+
+def test_what_the_tasks_wrote_to_a_store_is_reported(
+    folder: Path, tiny: str, proxy: FaultProxy, bucket_url: str, cluster: Any
+) -> None:
+    """A store is listed once at the start."""
+    values = environment(proxy.endpoint)
+    with distributed.Client(cluster.scheduler_address) as client:
+        client.run(lambda: os.environ.update(values))
+    report = extract(folder, bucket_url, [f"t={tiny}"], settings=SETTINGS, options=on(cluster))
+    assert report.missing_shards == ()
+    assert [name for name, _ in report.rejects] == ["cats/broken.png"]
 
 
 def test_what_a_task_raises_is_raised_here(

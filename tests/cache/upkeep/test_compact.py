@@ -212,7 +212,8 @@ def test_what_cannot_be_compacted_is_refused(make_cache: CacheFactory, tmp_path:
         compact(cache, str(tmp_path / "things"), drop_removed=True)
     with pytest.raises(UsageError, match="is a file"):
         compact(cache, str(tmp_path / "things" / "thesis.tex"), drop_removed=True)
-    with cache.writing(), pytest.raises(LockHeld):
+    holder = rf"process {os.getpid()} on \S+ holds it, .* for another copy\. Wait for it"
+    with cache.writing(), pytest.raises(LockHeld, match=holder):
         compact(cache, out, drop_removed=True)
     cache.forget_shard("b", 3)
     with pytest.raises(IncompleteCache, match="3 of 4 shards"):

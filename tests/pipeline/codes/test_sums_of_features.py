@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from PIL import Image
 
 import phistill.cache as store
 from phistill.cache import Cache
+from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.upkeep.merge import merge
+from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
 from phistill.pipeline import ExtractOptions, extract
 from phistill.stats import fit_stats
 from phistill.stats.compacting import compact_cache
 from phistill.stats.fit.kept_sums import merge_kept_sums
+from phistill.stats.fit.reuse import reuse_statistics
 from tests.pipeline.codes.test_coded_extraction import coded, floats, require_same_moments
 
 
@@ -104,3 +108,25 @@ def test_damaged_sums_are_named_with_what_is_lost(folder: Path, tiny: str, tmp_p
     path.write_bytes(path.read_bytes()[:-1])
     (finding,) = verify(cache).findings
     assert "sums of features that their codes alone are stored of. Restore it" in str(finding)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside fit-stats"])
+def test_a_copy_of_a_cache_whose_statistics_were_never_taken_has_the_sums(
+    folder: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """Also where fit-stats adds those of shards together just when the first is copied."""
+    plain = floats(folder, tmp_path / "f", f"t={tiny}")
+    fit_stats(plain)
+    cache, read = coded(folder, tmp_path / "c", f"t={tiny}"), LocalFiles.read
+
+    def reading(files: LocalFiles, relative: str, **limits: Any) -> bytes:
+        if "/shard-" in relative:
+            monkeypatch.setattr(LocalFiles, "read", read)
+            fit_stats(store.open(cache.path))
+        return read(files, relative, **limits)
+
+    if beside:
+        monkeypatch.setattr(LocalFiles, "read", reading)
+    copy = stage(cache, tmp_path / "d", reuse=reuse_statistics).cache
+    fit_stats(copy)
+    require_same_moments(copy, plain)
