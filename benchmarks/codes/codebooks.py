@@ -20,6 +20,9 @@ NUM_ROUNDS = 60
 NUM_MEASURED = 2_000_000
 BLOCK = 16_384
 
+STEP = 2.0**-11
+"""Points are rounded to it, a multiple of LEVEL_STEP."""
+
 
 def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
     half = np.square(centres).sum(axis=1) / 2
@@ -43,7 +46,7 @@ def main() -> None:
     books, left = {}, {}
     for bits, dimension in levels.DIMENSIONS.items():
         centres = k_means(dimension, 2 ** (bits * dimension))
-        whole = np.rint(centres / levels.LEVEL_STEP).astype(np.int16)
+        whole = (np.rint(centres / STEP) * (STEP / levels.LEVEL_STEP)).astype(np.int32)
         x = np.random.default_rng(1).standard_normal(
             (NUM_MEASURED // dimension, dimension), dtype=np.float32
         )

@@ -90,7 +90,7 @@ class RowCodec:
     spread: Float32[np.ndarray, " m"]
     """Standard deviation of each in units; 0 where there is none."""
     codebooks: Mapping[int, Int[np.ndarray, "p k"]]
-    """Points (2^(b k), k) of each b in use, whole numbers of 2^-11."""
+    """Points (2^(b k), k) of each b in use, whole numbers of 2^-15."""
 
     def __post_init__(self) -> None:
         t, c = self.mean_row.shape
@@ -107,6 +107,7 @@ class RowCodec:
             "codebooks": all(
                 1 <= b.bits <= MAX_BITS
                 and self.codebooks[b.bits].shape == codebook(b.bits).shape
+                and self.codebooks[b.bits].dtype == np.int32
                 and np.abs(self.codebooks[b.bits]).max() < coding.LARGEST_POINT
                 for b in self.bands
             ),
@@ -147,7 +148,8 @@ class RowCodec:
         place = np.full(self.num_coefficients, m)
         place[self.order[stored]] = np.flatnonzero(stored)
         gain = np.zeros(m)
-        np.divide(coding.FINE, spread, out=gain, where=spread > 0)
+        steps = [np.full(band.size, coding.fine(band.bits)) for band in self.bands]
+        np.divide(np.concatenate(steps), spread, out=gain, where=spread > 0)
         return coding.Tables(
             mean_row=self.mean_row.astype(np.float64),
             axes=self.axes.astype(np.float64),

@@ -26,10 +26,13 @@ from .levels import LEVEL_STEP
 from .packing import numbers, pack
 
 BLOCK = 64
-"""Largest block of a rotation: sums of 256 values are normal enough, and cost little."""
+"""Largest block of a rotation: sums of 64 values are normal enough, and cost little."""
 
-FINE = 2.0**10
-"""Steps per standard deviation that coefficients are rounded to before they are rotated: 71 dB."""
+FINE, FINEST = 2.0**10, 2.0**14
+"""Steps per standard deviation that coefficients are rounded to before they are rotated: 71 dB, and
+95 in bands of more than FINE_BITS."""
+
+FINE_BITS = 8
 
 NEAR = 2.0**7
 """Steps per standard deviation in which the nearest point is looked for."""
@@ -82,7 +85,7 @@ class Tables(NamedTuple):
     spread: Any
     """(m,) standard deviations in units; 0 where nothing is stored."""
     gain: Any
-    """(m,) FINE / spread; 0 where spread is 0."""
+    """(m,) `fine` / spread; 0 where spread is 0."""
     searches: dict[int, Any]
     """What `_nearest` needs of each b: `search_table`."""
     lookups: dict[int, Any]
@@ -102,12 +105,17 @@ class Tables(NamedTuple):
         )
 
 
+def fine(bits: int) -> float:
+    """Steps per standard deviation in a band of so many bits."""
+    return FINE if bits <= FINE_BITS else FINEST
+
+
 def pieces(size: int) -> Iterator[tuple[int, int, int]]:
     """(start, number, B) of the blocks of a band: as many of BLOCK as fit, then the binary digits
     of what is left.
 
     >>> list(pieces(600))
-    [(0, 2, 256), (512, 1, 64), (576, 1, 16), (592, 1, 8)]
+    [(0, 9, 64), (576, 1, 16), (592, 1, 8)]
     """
     start, block = 0, BLOCK
     while block >= GROUP:
@@ -152,10 +160,10 @@ def encode(tables: Tables, layout: Layout, y: Any) -> Any:
         start += band.size
         scale: Any = 1.0
         if layout.scaled:
-            half = _scale(xp, inside)
+            half = _scale(xp, inside, 1 / fine(band.bits))
             scales.append(half)
             scale = xp.astype(half, xp.float64)
-        turned = _rotated(xp, inside, tables.blocks, 1 / FINE, _over, scale)
+        turned = _rotated(xp, inside, tables.blocks, 1 / fine(band.bits), _over, scale)
         planes.append(pack(_nearest(xp, turned, tables.searches[band.bits]), band.bits))
     if scales:
         planes.insert(0, xp.concat(scales, axis=1).view(xp.uint8))
@@ -181,10 +189,10 @@ def decode(tables: Tables, layout: Layout, data: Any) -> Any:
     return xp.take(xp.concat([stored, nothing], axis=1), tables.place, axis=1)
 
 
-def _scale(xp: Any, u: Any) -> Any:
-    """The root mean square of whole numbers of 1 / FINE, (n, 1), to float32 and then float16."""
+def _scale(xp: Any, u: Any, step: float) -> Any:
+    """The root mean square of whole numbers of ``step``, (n, 1), to float32 and then float16."""
     mean = xp.sum(u * u, axis=1, keepdims=True) / u.shape[1]
-    wide = xp.clip(xp.sqrt(mean) * (1 / FINE), max=LARGEST_SCALE)
+    wide = xp.clip(xp.sqrt(mean) * step, max=LARGEST_SCALE)
     return xp.astype(xp.astype(wide, xp.float32), xp.float16)
 
 
@@ -255,12 +263,13 @@ def _plane(codebook: bytes, dtype: str) -> Shaped[np.ndarray, " places"]:
 
 
 def _nearest(xp: Any, values: Any, table: Any) -> Any:
-    """Numbers of the nearest points, uint8 (n, m / k), of values (n, m)."""
+    """Numbers of the nearest points, (n, m / k), of values (n, m): uint8, int16 of over 256."""
     if table.ndim == 2:
         n, k = values.shape[0], table.shape[0] - 2
         return xp.reshape(_best(xp, xp.reshape(values, (-1, k)), table), (n, -1))
     if table.dtype != xp.uint8:
-        return xp.astype(xp.searchsorted(table, values), xp.uint8)
+        number = xp.uint8 if table.shape[0] < 2**8 else xp.int16
+        return xp.astype(xp.searchsorted(table, values), number)
     half = PLANE // 2
     r = xp.clip(xp.round(values * PLANE_NEAR), min=-half, max=half - 1)
     place = xp.astype(r[:, ::2] * PLANE + r[:, 1::2] + (half * PLANE + half), xp.int64)

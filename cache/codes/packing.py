@@ -1,15 +1,16 @@
 """Numbers of points to bytes and back: one after the other in a string of bits, lowest bit first.
 
 A point of k coefficients at b bits each is b k bits; bit i of the string is bit i % 8 of byte
-i // 8.
-Eight coefficients are b bytes. Reading takes several points at once where they have at most
-_LOOKUP_BITS bits together: one table then gives all their values.
+i // 8. Eight coefficients are b bytes: one int64, from 9 bits on two of four coefficients. Reading
+takes several points at once where they have at most _LOOKUP_BITS bits together: one table then
+gives all their values.
 
 n rows, m coefficients of a band, b bits of each, k coefficients of a point.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,24 +22,43 @@ from .levels import DIMENSIONS
 
 _LOOKUP_BITS = 12
 
+_WORD_BITS = 8
+"""Of a coefficient: eight of more do not fit an int64."""
+
 
 def pack(points: Any, bits: int) -> Any:
-    """Numbers of points, uint8 (n, m / k), below 2^(b k), to uint8 (n, b m / 8); 8 divides m."""
+    """Numbers of points, (n, m / k), below 2^(b k), to uint8 (n, b m / 8); 8 divides m."""
     xp = array_namespace(points)
     k = DIMENSIONS.get(bits, 1)
     width = bits * k
     if width == 8:
         return points
     groups = xp.astype(xp.reshape(points, (points.shape[0], -1, 8 // k)), xp.int64)
-    word = groups[..., 0]
-    for i in range(1, 8 // k):
-        word = word | (groups[..., i] << (i * width))
-    octets = xp.reshape(word.view(xp.uint8), (*word.shape, 8))  # little-endian, as every host is
-    return xp.reshape(octets[..., :bits], (points.shape[0], -1))
+    if bits <= _WORD_BITS:
+        octets = _octets(xp, _joined(xp, groups, width), bits)
+    else:
+        low, high = (_joined(xp, half, width) for half in (groups[..., :4], groups[..., 4:]))
+        first, more = divmod(4 * bits, 8)
+        high = (high << more) | (low >> 8 * first)
+        octets = xp.concat([_octets(xp, low, first), _octets(xp, high, bits - first)], axis=-1)
+    return xp.reshape(octets, (points.shape[0], -1))
+
+
+def _joined(xp: Any, parts: Any, width: int) -> Any:
+    """One word (n, g) of int64 (n, g, parts), the first lowest."""
+    word = parts[..., 0]
+    for i in range(1, parts.shape[-1]):
+        word = word | (parts[..., i] << (i * width))
+    return word
+
+
+def _octets(xp: Any, word: Any, count: int) -> Any:
+    """The lowest bytes of words: little-endian, as every host is."""
+    return xp.reshape(word.view(xp.uint8), (*word.shape, 8))[..., :count]
 
 
 def at_once(bits: int) -> int:
-    """Coefficients that one of `numbers` stands for: 8, 4, 4, 2, 2, 2, 1, 1 for 1 to 8 bits."""
+    """Coefficients that one of `numbers` stands for: 8, 4, 4, 2, 2, 2 for 1 to 6 bits, then 1."""
     return max(k for k in (1, 2, 4, 8) if k == 1 or k * bits <= _LOOKUP_BITS)
 
 
@@ -48,13 +68,24 @@ def numbers(data: Any, bits: int) -> Any:
     width = bits * at_once(bits)
     if width == 8:
         return xp.astype(data, xp.int32)
-    device = array_device(data)
     groups = xp.astype(xp.reshape(data, (data.shape[0], -1, bits)), xp.int64)
-    octets = 8 * xp.arange(bits, dtype=xp.int64, device=device)
-    word = xp.sum(groups << octets, axis=-1, keepdims=True, dtype=xp.int64)
-    firsts = xp.arange(0, 8 * bits, width, dtype=xp.int64, device=device)
-    found = (word >> firsts) & (2**width - 1)
+    if bits <= _WORD_BITS:
+        found = _parted(xp, groups, width, range(0, 8 * bits, width))
+    else:
+        first, more = divmod(4 * bits, 8)
+        half = range(0, 4 * bits, bits)
+        low = _parted(xp, groups[..., : bits - first], width, half)
+        high = _parted(xp, groups[..., first:], width, [more + shift for shift in half])
+        found = xp.concat([low, high], axis=-1)
     return xp.astype(xp.reshape(found, (data.shape[0], -1)), xp.int32)
+
+
+def _parted(xp: Any, octets: Any, width: int, firsts: Sequence[int]) -> Any:
+    """The numbers of ``width`` bits that begin at these bits of bytes, int64 (n, g, bytes)."""
+    device = array_device(octets)
+    places = 8 * xp.arange(octets.shape[-1], dtype=xp.int64, device=device)
+    word = xp.sum(octets << places, axis=-1, keepdims=True, dtype=xp.int64)
+    return (word >> xp.asarray(list(firsts), dtype=xp.int64, device=device)) & (2**width - 1)
 
 
 def lookup(codebook: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "numbers q"]:

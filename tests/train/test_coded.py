@@ -124,11 +124,17 @@ def test_many_bits_learn_what_floats_teach_and_few_bits_nearly(
 
 
 def test_coded_and_float_caches_are_learnt_from_together(
-    learnable_cache: Cache, tmp_path: Path, make_config: Config
+    learnable_cache: Cache,
+    tmp_path: Path,
+    make_config: Config,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pair = [learnable_cache, coded(learnable_cache, tmp_path)]
+    caplog.set_level("DEBUG", "phistill.train.data.source")
     result = train(pair, tmp_path / "pair", make_config())
     assert all(map(np.isfinite, result.losses.values()))
+    told = [text.split(":")[0] for text in caplog.messages if "decoded on the host" in text]
+    assert told == ["a/patches", "b/patches"]
     source = Source(open_caches(pair), resolve_run(open_caches(pair), make_config(), CPU).targets)
     assert not source.codecs, "decoded while they are read"
     both = [pair[1], replace_location(pair[1], tmp_path / "other")]

@@ -190,6 +190,12 @@ def open_source(
     in every epoch, unless the bits of a product would depend on the size of the batch.
     """
     source = Source(caches, targets)
+    for target in targets:
+        if target.key not in source.codecs and _is_coded(caches, target):
+            log.debug(
+                "%s: the caches do not store it with one codec, rows are decoded on the host",
+                target.key,
+            )
     transforms = {
         key: transform.of_codes(source.codecs[key]) if key in source.codecs else transform
         for key, transform in (transforms or {}).items()
@@ -210,6 +216,11 @@ def open_source(
     elif text := _advice(source, plan):
         warnings.warn(text, stacklevel=2)
     return source
+
+
+def _is_coded(caches: JoinedCaches, target: Target) -> bool:
+    """Whether a cache stores it as codes."""
+    return any(target.kind in cache.teacher(target.teacher).codecs for cache in caches.caches)
 
 
 def _same_in_any_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_every_further_bit_loses_less_down_to_nearly_nothing(
         decibel(fitted(rows, (6, 6), bits).lost_share(held)) for bits in (0.25, 0.5, 1, 2, 4, 8)
     ]
     assert np.all(np.diff(lost) > 1)
-    assert lost[-1] > 43
+    assert lost[-1] > 50  # eight bits of each coefficient would be 44
 
 
 def test_it_keeps_more_than_quantising_each_channel(rows: np.ndarray, held: np.ndarray) -> None:
@@ -69,8 +70,9 @@ def test_it_keeps_more_than_quantising_each_channel(rows: np.ndarray, held: np.n
     assert decibel(fitted(rows, (6, 6), 2).lost_share(held)) > decibel(share) + 6
 
 
-@pytest.mark.parametrize("bits", [1.0, 2.0])
-def test_gaussian_features_keep_within_4_5_db_of_the_limit(bits: float) -> None:
+@pytest.mark.parametrize(("bits", "apart"), [(1.0, 4.5), (2.0, 4.5), (4.0, 4.5), (8.0, 5.2)])
+def test_gaussian_features_keep_nearly_as_much_as_any_code(bits: float, apart: float) -> None:
+    """Many levels lose 4.35 dB to the limit, whole bits 0.34 more, and the pilot the rest."""
     random = np.random.default_rng(3)
     variance = np.multiply.outer(np.arange(1, 26) ** -1.5, np.arange(1, 65) ** -1.0)
     down = dct(5)
@@ -78,7 +80,7 @@ def test_gaussian_features_keep_within_4_5_db_of_the_limit(bits: float) -> None:
     x = np.einsum("ai,bj,nabc->nijc", down, down, y.reshape(-1, 5, 5, 64)).reshape(-1, 25, 64)
     codec = fitted(x[:1000], (5, 5), bits)
     limit = decibel(gaussian_limit(variance.reshape(-1), bits * 25 * 64))
-    assert limit - 4.5 < decibel(codec.lost_share(x[1000:])) < limit
+    assert limit - apart < decibel(codec.lost_share(x[1000:])) < limit
 
 
 @pytest.mark.parametrize("bits", [0.5, 2, 8])
@@ -221,6 +223,14 @@ def test_a_changed_file_is_refused(rows: np.ndarray) -> None:
         changed[place] ^= 4
         with pytest.raises(UsageError, match="not a codec"):
             RowCodec.from_bytes(bytes(changed))
+
+
+def test_a_codebook_of_another_step_is_refused(rows: np.ndarray) -> None:
+    """As int16 in 2^-11: values would be a sixteenth."""
+    codec = fitted(rows, (6, 6), 2)
+    before = {bits: (book // 16).astype(np.int16) for bits, book in codec.codebooks.items()}
+    with pytest.raises(UsageError, match="codebooks of this codec"):
+        replace(codec, codebooks=before)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data" / "codes"
 """Made by `python tests/data/codes/make.py`."""
 
-NAMES = ["patches", "summary"]
+NAMES = ["patches", "summary", "fine"]
 
 
 def golden(name: str) -> tuple[Path, dict[str, np.ndarray]]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phistill.cache.codes.coding import PLANE, PLANE_NEAR, score_table, search_table
+from phistill.cache.codes.coding import (
+    BLOCK,
+    LARGEST_POINT,
+    PLANE,
+    PLANE_NEAR,
+    score_table,
+    search_table,
+)
 from phistill.cache.codes.levels import (
     DIMENSIONS,
     LEVEL_STEP,
@@ -86,6 +93,21 @@ def test_levels_are_symmetric_and_ascend(bits: int) -> None:
     assert (np.diff(levels) > 0).all()
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_points_are_whole_numbers_whose_sums_over_a_block_float32_holds(bits: int) -> None:
+    book = codebook(bits)
+    assert book.dtype == np.int32
+    assert np.abs(book).max() < LARGEST_POINT <= 2**24 / BLOCK
+
+
+@pytest.mark.parametrize("bits", range(9, MAX_BITS + 1))
+def test_the_step_of_levels_costs_next_to_nothing_at_the_most_bits(bits: int) -> None:
+    """D = sqrt(3) pi / 2 4^-b of many levels (Panter and Dite 1951)."""
+    best = np.sqrt(3) * np.pi / 2 * 4.0**-bits
+    assert 0.98 * best < distortion(bits) < 1.02 * best
+    assert np.diff(lloyd_max(bits)).min() >= 8
+
+
 def test_a_further_bit_takes_away_less_than_the_one_before() -> None:
     left = np.array([distortion(bits) for bits in range(MAX_BITS + 1)])
     assert (np.diff(left, 2) > 0).all()
@@ -93,5 +115,5 @@ def test_a_further_bit_takes_away_less_than_the_one_before() -> None:
 
 @pytest.mark.parametrize("bits", [0, MAX_BITS + 1])
 def test_other_numbers_of_bits_are_refused(bits: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and 8"):
+    with pytest.raises(ValueError, match=f"between 1 and {MAX_BITS}"):
         lloyd_max(bits)

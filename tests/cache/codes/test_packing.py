@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from phistill.cache.codes.levels import DIMENSIONS
+from phistill.cache.codes.levels import DIMENSIONS, MAX_BITS
 from phistill.cache.codes.packing import at_once, lookup, numbers, pack
 
-BITS = range(1, 9)
+BITS = range(1, MAX_BITS + 1)
 
 
 def points(bits: int, n: int = 3, m: int = 48) -> np.ndarray:
     """Numbers of points of m coefficients."""
     k = DIMENSIONS.get(bits, 1)
-    return np.random.default_rng(bits).integers(0, 2 ** (bits * k), (n, m // k)).astype(np.uint8)
+    found = np.random.default_rng(bits).integers(0, 2 ** (bits * k), (n, m // k))
+    return found.astype(np.uint8 if bits <= 8 else np.int16)
 
 
 @pytest.mark.parametrize("bits", BITS)

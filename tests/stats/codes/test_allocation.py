@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from phistill.cache.codes.bands import GROUP, row_bytes
 from phistill.cache.codes.levels import MAX_BITS, distortion
-from phistill.stats.codes.allocation import allocate, gaussian_limit, water_level
+from phistill.stats.codes.allocation import COMMON_BITS, allocate, gaussian_limit, water_level
 
 
-def one_by_one(variances: np.ndarray, num_bytes: int) -> list[int]:
+def one_by_one(variances: np.ndarray, num_bytes: int, most: int) -> list[int]:
     """Bits of each group of eight, a byte at a time."""
     groups = np.sort(variances)[::-1].reshape(-1, GROUP).sum(axis=1)
     bits = [0] * len(groups)
@@ -27,18 +27,28 @@ def one_by_one(variances: np.ndarray, num_bytes: int) -> list[int]:
     for _ in range(num_bytes):
         _, i = heapq.heappop(heap)
         bits[i] += 1
-        if bits[i] < MAX_BITS:
+        if bits[i] < most:
             heapq.heappush(heap, (gain(i), i))
     return bits
 
 
-def test_it_is_the_greedy_choice_of_the_next_byte() -> None:
+@pytest.mark.parametrize(("num_bytes", "most"), [(90, COMMON_BITS), (400, MAX_BITS)])
+def test_it_is_the_greedy_choice_of_the_next_byte(num_bytes: int, most: int) -> None:
     variances = np.exp(np.random.default_rng(0).normal(0, 3, 400))
-    wanted = one_by_one(variances, 90)
-    bands = allocate(variances, 90, scaled=False).bands
+    wanted = one_by_one(variances, num_bytes, most)
+    bands = allocate(variances, num_bytes, scaled=False).bands
     assert {band.bits: band.size // GROUP for band in bands} == {
         bits: wanted.count(bits) for bits in sorted(set(wanted) - {0})
     }
+    assert max(wanted) == most
+
+
+def test_more_than_eight_bits_are_given_where_they_leave_less() -> None:
+    """One strong coefficient in a thousand wants more at few bytes too, and is nothing then."""
+    variances = np.concatenate([np.full(8, 1e4), np.ones(1000)])
+    few, many = (allocate(variances, bits * 126, scaled=True).bands for bits in (2, 8))
+    assert max(few).bits == COMMON_BITS
+    assert max(many).bits == MAX_BITS
 
 
 @given(
