@@ -194,7 +194,7 @@ checkpoint_option = click.option(
 @click.option(
     "--captions",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An image's id, a tab and its caption per line: retrieval both ways.",
+    help="An image's id, a tab and a caption per line, or several lines: retrieval both ways.",
 )
 @click.option(
     "--masks",

@@ -70,6 +70,8 @@ def verify(
 
     if live is not None and images is None:
         raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
+    if live is None and images is not None:
+        raise UsageError(f"{images} is for teachers that run again: add --live 8, or leave it out.")
     opened = store.open(cache)
     with progress("verify") as bar:
         report = check(opened, progress=bar.bytes)

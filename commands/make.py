@@ -72,7 +72,7 @@ from .verbosity import LOG, progress
     type=TEACHER_BITS,
     metavar="B|NAME=B,...",
     help="Store the patches of new teachers as codes of so many bits per channel, 0.25 to 8; of a "
-    "pilot of images the codec is made (docs/codes.md).  [default: float16]",
+    "pilot of images the codec is made (docs/compact.md).  [default: float16]",
 )
 @click.option(
     "--lost",
@@ -265,7 +265,8 @@ def _codes(
         if pilot_images is not None:
             raise UsageError("--pilot is for --bits or --lost: give one of them too.")
         return None
-    return CodeSettings(bits=bits, lost_share=lost_share, pilot_images=pilot_images or PILOT_ROWS)
+    pilot = PILOT_ROWS if pilot_images is None else pilot_images
+    return CodeSettings(bits=bits, lost_share=lost_share, pilot_images=pilot)
 
 
 def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards | None:
@@ -281,7 +282,8 @@ def _worker_shards(worker: str | None, options: dict[str, Any]) -> WorkerShards 
     if launch is not None:
         shards = (shards or WorkerShards(0, 1)).split(launch.rank, launch.world)
         options["local_rank"] = launch.local_rank
-        options["num_workers"] = options["num_workers"] or max(1, num_cores() // launch.num_local)
+        if options["num_workers"] is None:
+            options["num_workers"] = max(1, num_cores() // launch.num_local)
         LOG.info("%s: this is worker %s.", launch, shards)
     options["worker"] = shards
     return shards

@@ -84,8 +84,13 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views, request.records, request.source)
     num_new = 0 if stored is None else _append(cache, request)
-    if stored is not None and request.options.labels_file and not request.options.append:
-        log.info("--labels is for images that are added; those of the cache keep theirs.")
+    if stored is not None and not request.options.append:
+        for option, file in (
+            ("--labels", request.options.labels_file),
+            ("--holdout FILE", request.options.holdout_file),
+        ):
+            if file is not None:
+                log.info(f"{option} is for images that are added; those of the cache keep theirs.")
     for runner in runners.values():
         _add_teacher(cache, request, runner)
     return Prepared(

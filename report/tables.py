@@ -49,6 +49,12 @@ ERROR_WORDS = (
 )
 
 
+NO_LABELS = (
+    "No kNN and no probe: they want labels (extract --labels, into a new cache) of at least two "
+    "classes,\non training images that are not judged themselves."
+)
+
+
 def verdict_text(found: Verdict) -> str:
     """Everything that an evaluation found, for a terminal."""
     parts = [evaluation_table(found.lines)]
@@ -75,7 +81,7 @@ def verdict_text(found: Verdict) -> str:
     if found.tasks:
         parts += ["", "What the features are good for", tasks_table(found.tasks)]
     if not any(one.task == "kNN" for one in found.tasks):
-        parts += ["", "No labels: no kNN and no probe (extract --labels)."]
+        parts += ["", NO_LABELS]
     return "\n".join(parts)
 
 

@@ -57,7 +57,7 @@ def _shards(cache: Cache) -> Iterator[Finding]:
             yield Finding(
                 "cache", "problem",
                 f"{owner}: {len(missing)} of {cache.info.num_shards} shards are missing",
-                f"phistill extract IMAGES --cache {cache.location}",
+                cache.finishing(owner),
             )  # fmt: skip
         if wrong := sorted(_wrong_sizes(cache, commits.values())):
             yield Finding(

@@ -70,7 +70,7 @@ class Judging:
         how: dict[str, Any] = {"which": self.which, "split": split, "device": self.device}
         found = verdict(self.run, caches, **how, taught=taught, progress=progress)
         notes: tuple[str, ...] = ()
-        asked = self.text_classes or self.captions
+        asked = self.text_classes or self.captions or self.templates
         if asked or _num_labels(caches) > 1:
             scores, notes = scores_by_text(
                 self.run,
@@ -81,9 +81,8 @@ class Judging:
                 **how,
             )
             if asked and not scores:
-                raise UsageError(
-                    "--text-classes and --captions: no teacher of this run has a text tower."
-                )
+                refusal = "--text-classes, --text-template and --captions want a text tower; no "
+                raise UsageError(" ".join([f"{refusal}teacher of this run has one.", *notes]))
             found = found.with_tasks(scores)
         if self.masks is not None:
             with label_maps(self.masks, caches.caches[0]) as maps:

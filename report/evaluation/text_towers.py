@@ -82,12 +82,15 @@ def read_classes(path: Path) -> dict[str, str]:
     return words
 
 
-def read_captions(path: Path) -> dict[str, str]:
-    """The caption by image id; UsageError for a file that is no such list."""
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """The captions by image id; UsageError for a file that is no such list."""
     pairs = _pairs(path)
     if not pairs or any(len(pair) < 2 or not pair[1].strip() for pair in pairs):
         raise UsageError(f"{path} must have an image's id, a tab and its caption on every line.")
-    return {pair[0].strip(): pair[1].strip() for pair in pairs}
+    captions: dict[str, list[str]] = {}
+    for name, text in pairs:
+        captions.setdefault(name.strip(), []).append(text.strip())
+    return captions
 
 
 def _pairs(path: Path) -> list[list[str]]:

@@ -218,10 +218,17 @@ def test_the_three_stages_and_what_follows_run_from_the_command_line(
     assert {line["teacher"] for line in json.loads(said)["fidelity"]} == {"a"}
     assert run("export", out, tmp_path / "student")[0] == 0
     assert (tmp_path / "student/model.safetensors").exists()
+    code, _, err = run("evaluate", out, "--text-template", "{}")
+    assert (code, "want a text tower" in err) == (2, True)
     assert run("export-normalizer", cache, "b", tmp_path / "b.safetensors")[0] == 0
     code, said, _ = run("inspect", cache, "--json")
     assert code == 0
     assert json.loads(said)["teachers"]
+    assert run("remove-teacher", cache, "a")[0] == 0
+    code, _, err = run("export", out, tmp_path / "later")
+    assert (code, (tmp_path / "later/model.safetensors").exists()) == (0, True)
+    assert "The model card has no figures" in err
+    assert "has no teacher 'a'" in err
 
 
 def test_the_papers_methods_by_one_command_and_more_steps_by_an_option(
@@ -263,6 +270,8 @@ EXTRACT = ["extract", "IMAGES", "--cache", "NEW", "--teacher", "demo:clip"]
         (["extract", "NOWHERE", "--cache", "NEW", "--teacher", "demo:clip"], 2, "do not exist"),
         (["train", "CACHE", "--out", "NEW", "--config", "IMAGES"], 2, "cannot be read"),
         (["verify", "CACHE", "--live", "3"], 2, "needs the images"),
+        (["verify", "CACHE", "IMAGES"], 2, "add --live"),
+        ([*EXTRACT, "--bits", "2", "--pilot", "0"], 2, "--pilot 0 must be at least"),
         (["train", "CACHE", "--out", "NEW", "--teachers", ""], 2, "names no teacher"),
         (["train", "CACHE", "--out", "NEW", "--config", "GRID"], 2, "phistill sweep"),
         (["sweep", "CACHE", "--out", "NEW", "--config", "GRIDS"], 2, "write [grid], with single"),

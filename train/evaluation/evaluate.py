@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from phistill import cache as store
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.display import Table
-from phistill.errors import IncompleteCache, RunMismatch, UsageError
+from phistill.errors import CorruptCache, IncompleteCache, RunMismatch, UsageError
 
 from ..data.source import Source, parts_of
 from ..student.predict import load_run
 from .fidelity import EvalProgress, EvalRow, measure
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -64,11 +67,12 @@ def evaluate(
 def card_metrics(
     run: Path | str, *, which: str = "latest", device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """Lines for the model card of an export; [] where the run's caches are gone or hold nothing
-    out."""
+    """Lines for the model card of an export; [], which is said, where the run's caches are gone,
+    were changed or hold nothing out: a student needs them no more."""
     try:
         lines = evaluate(run, untrained=False, which=which, device=device)
-    except (UsageError, IncompleteCache):
+    except (UsageError, IncompleteCache, RunMismatch, CorruptCache) as error:
+        log.info(f"The model card has no figures: {str(error).splitlines()[0]}")
         return []
     return [
         {"teacher": line.teacher, "kind": line.kind, **line.interval.to_dict()} for line in lines

@@ -44,7 +44,7 @@ def text_scores(
     *,
     classes: Mapping[str, str] | None = None,
     templates: Sequence[str] = TEMPLATES,
-    captions: Mapping[str, str] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
     which: str = "latest",
     split: Split = "heldout",
     device: str = "auto",
@@ -54,8 +54,8 @@ def text_scores(
 
     ``classes`` gives the words for each label; by default the labels that ``split`` has are their
     own words. Images of other labels, or of none, are left out. ``captions`` are texts by image
-    id: with them images are found by their captions and captions by their images. UsageError where
-    there is neither, or a teacher has no summary in the run.
+    id, one or several: with them images are found by their captions and captions by their images.
+    UsageError where there is neither, or a teacher has no summary in the run.
     """
     student = load_run(run, which=which, device=device)
     untrained = load_run(run, which=which, untrained=True, device=device)
@@ -65,16 +65,17 @@ def text_scores(
     labels = labels_of(caches, rows)
     words = classes or {name: name for name in sorted({str(x) for x in labels if x is not None})}
     named = np.array([label is not None and str(label) in words for label in labels], bool)
-    texts = [(captions or {}).get(name) for name in column(caches, rows, "id")]
-    captioned = np.array([text is not None for text in texts], bool)
+    texts = [(captions or {}).get(name, ()) for name in column(caches, rows, "id")]
+    captioned = np.array([len(own) > 0 for own in texts], bool)
+    if captions and not captioned.any():
+        num = sum(map(len, captions.values()))
+        raise UsageError(f"none of the {num} captions is of a {split} image, by its id.")
     is_named = len(words) > 1 and named.any()
     if not (is_named or captioned.any()) or (classes and not is_named):
         raise UsageError(
             f"{len(words)} classes and {named.sum()} {split} images of theirs: zero-shot needs two "
             "classes at least, named as the cache's labels are."
         )
-    if captions and not captioned.any():
-        raise UsageError(f"none of the {len(captions)} captions is of a {split} image, by its id.")
     images, source = images_of(caches, rows), Source(caches, student.targets)
     scores: list[TaskScore] = []
     for teacher, encode in encoders.items():
@@ -89,7 +90,7 @@ def text_scores(
             )
         if captioned.any():
             asked = {name: values[captioned] for name, values in features.items()}
-            wanted = [text for text in texts if text is not None]
+            wanted = [own for own in texts if own]
             scores += _of_captions(teacher, encode, asked, wanted, images[captioned])
     return scores
 
@@ -126,20 +127,24 @@ def _of_captions(
     teacher: str,
     encode: Encode,
     features: Mapping[str, Tensor],
-    texts: Sequence[str],
+    texts: Sequence[Sequence[str]],
     images: NDArray[Any],
 ) -> list[TaskScore]:
-    """Share of images with an own caption among the FIRST nearest, and the other way round; equal
-    captions are all of an image that has one of them."""
-    vectors = encode(texts).float().cpu()
-    _, number = np.unique(np.asarray(texts), return_inverse=True)
-    same = torch.from_numpy(number[:, None] == number)
+    """Share of images with an own caption among the FIRST nearest, and of captions with an own
+    image; ``texts`` are those of each row, and equal ones are all of an image that has one."""
+    every = [text for own in texts for text in own]
+    row = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+    vectors = encode(every).float().cpu()
+    _, number = np.unique(np.asarray(every), return_inverse=True)
+    has = torch.zeros(len(texts), number.max() + 1, dtype=torch.bool)
+    has[row, number] = True
+    same = has[:, number]  # (n, m)
     return [
-        TaskScore(task=f"{task} R@{FIRST} {teacher}", features=name, score=rate(hits, images))
+        TaskScore(task=f"{task} R@{FIRST} {teacher}", features=name, score=rate(hits, whose))
         for name, x in features.items()
-        for task, hits in (
-            ("image to text", retrieval_hits(x, vectors, same, FIRST)),
-            ("text to image", retrieval_hits(vectors, x, same, FIRST)),
+        for task, hits, whose in (
+            ("image to text", retrieval_hits(x, vectors, same, FIRST), images),
+            ("text to image", retrieval_hits(vectors, x, same.T, FIRST), images[row]),
         )
     ]
 

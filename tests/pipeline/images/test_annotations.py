@@ -120,7 +120,7 @@ def test_train_and_val_at_the_top_of_a_folder_are_splits_and_no_classes(tmp_path
     assert {entry.split for entry in listed(open_source(tmp_path))} == {None}  # val is a class
 
 
-def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(
+def test_labels_and_a_split_for_a_cache_that_has_its_own_are_not_ignored_silently(
     folder: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "phistill")
@@ -128,8 +128,11 @@ def test_labels_for_a_cache_that_has_its_own_are_not_ignored_silently(
         folder, tmp_path / "c", [f"t={tiny}"], settings=CacheSettings(pixel_size=0, shard_rows=8)
     )
     (tmp_path / "labels.json").write_text('{"cats": "x", "dogs": "y"}')
-    options = ExtractOptions(labels_file=tmp_path / "labels.json")
-    extract(folder, tmp_path / "c", options=options)
-    assert (
-        "--labels is for images that are added; those of the cache keep theirs." in caplog.messages
+    (tmp_path / "ids.txt").write_text("cats/\n")
+    options = ExtractOptions(
+        labels_file=tmp_path / "labels.json", holdout_file=tmp_path / "ids.txt"
     )
+    extract(folder, tmp_path / "c", options=options)
+    for option in ("--labels", "--holdout FILE"):
+        told = f"{option} is for images that are added; those of the cache keep theirs."
+        assert told in caplog.messages

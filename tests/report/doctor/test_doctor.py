@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from phistill.cache import TeacherInfo
 from phistill.report.doctor.examination import doctor
 from phistill.report.doctor.findings import Finding, render, to_json
 from phistill.report.doctor.installation import _answer
@@ -56,6 +57,15 @@ def test_missing_shards_and_cut_files_are_found(make_cache: Any) -> None:
     assert "a: gone or cut: 1 file, " in text
     assert "--repair" in text
     assert "b: 1 of 4 shards are missing" in text
+
+
+def test_missing_shards_of_imported_features_are_to_be_imported(make_cache: Any) -> None:
+    identity = {"source": "imported"}
+    a = TeacherInfo(name="a", grid=(2, 2), widths={"patches": 4}, identity=identity)
+    cache = make_cache(teachers=[a])
+    cache.forget_shard("a", 1)
+    (advice,) = (one.advice for one in doctor(cache.path) if "are missing" in one.text)
+    assert advice == f"phistill import-features FEATURES --cache {cache.path}"
 
 
 def test_the_doctor_takes_no_lock_and_writes_nothing_into_a_cache(make_cache: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 from phistill import cache as store
@@ -16,9 +18,9 @@ from phistill.demo.captions import caption
 from phistill.demo.pictures import BUNDLED
 from phistill.errors import UsageError
 from phistill.pipeline import CacheSettings, extract
-from phistill.report.evaluation.text_towers import read_classes
+from phistill.report.evaluation.text_towers import read_captions, read_classes
 from phistill.stats import fit_stats
-from phistill.train import TrainConfig, train
+from phistill.train import TrainConfig, text_scores, train
 
 CLASSES = ("animals", "food", "computer")
 
@@ -111,6 +113,35 @@ def test_captions_find_their_images_and_images_their_captions(run: Path, tmp_pat
         done = CliRunner().invoke(main, ["evaluate", str(run), "--captions", str(file)])
         assert done.exit_code == 2
         assert message in done.output
+
+
+def test_of_several_captions_of_an_image_each_is_asked_for(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a.png\tone\nb.png\tother\na.png\ttwo\n")
+    assert read_captions(tmp_path / "captions.txt") == {"a.png": ["one", "two"], "b.png": ["other"]}
+    cache = store.open(run.parent / "c")
+    rows = cache.rows(split="heldout")
+    names = cache.lines(rows, ["id"])["id"].to_pylist()
+    summaries = torch.from_numpy(cache.reader("clip", "summary").read(rows))
+    known: dict[str, torch.Tensor] = dict(zip(names, summaries, strict=True))
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        """Of ``+ID`` the image's own summary, of ``-ID`` what is farthest from it."""
+        own = (known.get(text[1:], known[names[0]]) for text in texts)
+        signs = (-1.0 if text.startswith("-") else 1.0 for text in texts)
+        return torch.stack([sign * value for sign, value in zip(signs, own, strict=True)])
+
+    captions = {name: [f"-{name}", f"+{name}"] for name in names}
+    scores = text_scores(run, {"clip": encode}, captions=captions, device="cpu")
+    found = {(one.task, one.features): one.score for one in scores}
+    assert found["image to text R@10 clip", "teacher clip"].value == 1.0
+    assert found["text to image R@10 clip", "teacher clip"].value == 0.5
+    assert found["text to image R@10 clip", "teacher clip"].num_images == len(names)
+
+
+def test_where_all_training_images_are_judged_labels_are_not_said_to_be_missing(run: Path) -> None:
+    text = evaluated(run, "--split", "train")
+    assert "training images that are not judged themselves" in " ".join(text.split())
+    assert "zero-shot clip" in text, "which asks for labels alone"
 
 
 def test_lists_of_classes_that_cannot_be_used_are_refused(run: Path, tmp_path: Path) -> None:
