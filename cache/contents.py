@@ -79,7 +79,7 @@ class Contents:
 
     def __repr__(self) -> str:
         kind, teachers = type(self).__name__, list(self.teachers)
-        return f"{kind}({self.location!r}, rows={self.num_rows}, teachers={teachers})"
+        return f"{kind}({self.location!r}, rows={self.info.num_real_rows}, teachers={teachers})"
 
     def _repr_html_(self) -> str:
         """Rows, pixels and finished shards, and a line for each teacher."""

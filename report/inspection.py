@@ -152,10 +152,9 @@ def render(description: Mapping[str, Any]) -> str:
     facts, splits = description, description["splits"]
     shape = "" if facts["rows"] == facts["images"] else f" in {counted(facts['rows'], 'view')}"
     state = "complete" if facts["complete"] else "unfinished"
-    num_shards = sum(owner["committed"] for owner in facts["owners"].values())
     lines = [
         f"{facts['path']}: {state}, {counted(facts['images'], 'image')}{shape}, "
-        f"{bytes_text(facts['bytes'])} in {counted(num_shards, 'shard')}, "
+        f"{bytes_text(facts['bytes'])} in {counted(facts['shards'], 'shard')}, "
         f"format {facts['format']}",
         f"usable rows: {splits['train']:,} for training, {splits['heldout']:,} held out",
         "",

@@ -147,7 +147,8 @@ def _plan(cache: Cache, teacher: str, kind: str, options: PassOptions) -> ArrayP
     if not plan.groups:
         raise DegenerateMoments(
             f"teacher {teacher}, {kind}: no row is left to take statistics of. All "
-            f"{cache.num_rows} rows are rejected, removed or held out; extract more images."
+            f"{cache.info.num_real_rows:,} rows are rejected, removed or held out; extract more "
+            "images."
         )
     return plan
 

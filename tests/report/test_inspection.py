@@ -22,6 +22,7 @@ def test_a_finished_cache_is_described_as_json(cache: Cache) -> None:
     assert found["bytes"] == sum(owner["bytes"] for owner in found["owners"].values())
     assert found["teachers"]["loud"]["fingerprint"] == cache.teacher("loud").fingerprint
     assert found["settings"]["shard_rows"] == 16
+    assert " in 4 shards, format 1\n" in render(found), "which every owner has"
     states = [s["state"] for t in found["teachers"].values() for s in t["statistics"].values()]
     assert states == ["ready"] * 3
 

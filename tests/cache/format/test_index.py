@@ -93,6 +93,7 @@ def test_lines_of_a_cache_with_several_segments(make_cache: CacheFactory) -> Non
     assert cache.image_id(32) == "new-0"
     assert cache.index()["row"].to_pylist() == [*range(20), *range(32, 42)]
     assert cache.index(["id"]).num_rows == cache.info.num_real_rows == 30
+    assert "rows=30, " in repr(cache), "without the padding between segments"
 
 
 def test_a_cache_with_many_segments_keeps_few_files_open(make_cache: CacheFactory) -> None:
