@@ -12,6 +12,8 @@ from .wording import error_text, percent_text
 READABLE_SHARE = 0.22
 """A part of a bar narrower than this has no room for its name; it is named below the bar."""
 
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
 MAX_ERROR = 1.5
 """Errors beyond fill the track: one that fails must not make all other bars a hair."""
 
@@ -72,6 +74,8 @@ class ErrorGroup:
     """What the error is of."""
     one: float
     """Where the constant lies."""
+    ticks: tuple[tuple[str, float], ...]
+    """Errors of the axis below the bars, and where they lie."""
     bars: tuple[ErrorBar, ...]
 
     @property
@@ -142,6 +146,7 @@ def error_groups(settings: Sequence[Setting]) -> list[ErrorGroup]:
                 kind=kind,
                 measure="squared error" if squared else "1 − cosine",
                 one=100 / most,
+                ticks=tuple((f"{at:g}", 100 * at / most) for at in TICKS if at <= most),
                 bars=tuple(bars),
             )
         )

@@ -19,7 +19,10 @@ from .wording import (
 )
 
 SUMMARY = "summary"
-SHOWN = ("normalizer", "patch_loss", "summary_loss", "balance", "lr")
+SHOWN = (
+    *("normalizer", "patch_loss", "summary_loss", "balance"),
+    *("lr", "min_lr", "warmup", "optimizer", "weight_decay"),
+)
 """Choices that are always said, whether they vary or not."""
 
 

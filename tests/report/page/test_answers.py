@@ -177,6 +177,7 @@ def test_settings_that_differ_in_several_keys_are_compared_with_the_best_and_say
     assert shown.columns == ("normalizer", "patch loss", "lr", "steps")
     assert dict(shown.lines)["far"] == ("none", "cosine", "0.01", "1")
     assert {"summary loss": "cosine", "balance": "equal"}.items() <= dict(shown.same).items()
+    assert {"optimizer": "adamw", "warmup": "0.05"}.items() <= dict(shown.same).items()
     assert trained([best]).lines == ()
 
 
@@ -255,6 +256,7 @@ def test_seeds_of_a_setting_that_fails_say_nothing_of_those_that_are_compared(
     groups = error_groups(settings_of(found))
     assert all(bar.width <= 100 for group in groups for bar in group.bars)
     assert groups[0].one > 60, "the constant is seen beside an error of 9"
+    assert ("1", groups[0].one) in groups[0].ticks, "the axis has it"
     assert [bar.is_cut for bar in groups[0].bars] == [False, False, True]
 
 
