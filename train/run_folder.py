@@ -50,6 +50,7 @@ class RunFolder:
         self.writer = CheckpointWriter(path, keep=run.config.keep_checkpoints)
         self._loggers: list[Logger] = []
         if first_step < run.num_steps:
+            publish.remove(path / DIVERGED)  # of an earlier attempt; it is written anew if need be
             self._loggers = open_loggers(
                 path, run.config, first_step=first_step, run_id=facts["run_id"]
             )

@@ -174,6 +174,11 @@ def test_any_function_of_sums_has_an_interval() -> None:
 
 def test_quantiles_of_student_are_those_of_scipy() -> None:
     for share in (0.005, 0.025, 0.1, 0.9):
+        for freedom in (1, 2):
+            wanted = stats.t.ppf(share, freedom)
+            assert t_quantile(share, freedom) == pytest.approx(wanted, rel=1e-9)
+        if share == 0.025:
+            assert t_quantile(share, 3) == pytest.approx(stats.t.ppf(share, 3), rel=2e-3)
         assert t_quantile(share, 6) == pytest.approx(stats.t.ppf(share, 6), rel=1e-3)
         assert t_quantile(share, 29) == pytest.approx(stats.t.ppf(share, 29), rel=1e-5)
 

@@ -204,6 +204,8 @@ def test_a_value_that_is_not_finite_stops_the_run_with_its_rows(
     assert len(facts["rows_not_finite"]) == 1
     assert set(facts["rows_not_finite"]) < set(facts["rows"])
     assert seen == [1, 2]
+    train(cache, tmp_path / "run", config)  # now without a NaN
+    assert not (tmp_path / "run" / "diverged.json").exists(), "it did not diverge in the end"
 
 
 CALLS = itertools.count()

@@ -19,18 +19,9 @@ from statistics import fmean, stdev
 import numpy as np
 from jaxtyping import Float
 
-from phistill.stats.intervals import Interval, difference, ratio
+from phistill.stats.intervals import LEVEL, Interval, difference, ratio, t_quantile
 
 from .results import CellResult
-
-# fmt: off
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-# fmt: on
-"""97.5 % points of Student's t with 1 to 30 degrees of freedom; beyond, 1.96 is within 4 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,5 +241,4 @@ def half_interval(values: Sequence[float]) -> float | None:
     n = len(values)
     if n < 2:
         return None
-    quantile = T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else 1.96
-    return quantile * stdev(values) / math.sqrt(n)
+    return -t_quantile((1 - LEVEL) / 2, n - 1) * stdev(values) / math.sqrt(n)
