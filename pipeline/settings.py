@@ -26,7 +26,7 @@ MAX_DEFAULT_ROWS = 2**12
 UNIT_PIXELS = {"cpu": 2**25, "cuda": 2**30, "mps": 2**27}
 """A shard is the unit of commit: what a killed run computes again. By default its inputs for the
 teacher that takes the largest have this many pixels at most, by device, which is a minute or a few
-of work: 1,024 rows of 1024 x 1024 on a GPU, 32 on a CPU (docs/extraction-at-scale.md). A rule and
+of work: 1,024 rows of 1024 x 1024 on a GPU, 32 on a CPU (docs/scale.md). A rule and
 no measurement, so that every machine with such a device chooses the same."""
 
 AUTO = "auto"

@@ -24,23 +24,9 @@ SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
         *("apng", "avif", "avifs", "bmp", "bw", "dib", "gif", "heic", "heif", "hif", "ico", "icb"),
-        *(
-            "j2c",
-            "j2k",
-            "jfif",
-            "jp2",
-            "jpc",
-            "jpe",
-            "jpeg",
-            "jpf",
-            "jpg",
-            "jpx",
-            "jxl",
-            "mpo",
-            "pbm",
-        ),
-        *("pcx", "pgm", "png", "pnm", "ppm", "qoi", "rgb", "rgba", "sgi", "tga", "tif"),
-        *("tiff", "vda", "vst", "webp"),
+        *("j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "jxl"),
+        *("mpo", "pbm", "pcx", "pgm", "png", "pnm", "ppm", "qoi", "rgb", "rgba", "sgi", "tga"),
+        *("tif", "tiff", "vda", "vst", "webp"),
     )
 )
 """Of what is decoded (``decode.rgb``), as files are named."""
