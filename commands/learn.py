@@ -125,6 +125,11 @@ def train(
     values |= dict(assignments)
     values |= {key: value for key, value in options.items() if value is not None}
     values |= {"loggers": loggers} if loggers else {}
+    if options["epochs"] is not None and values.get("num_steps"):
+        raise UsageError(
+            f"--epochs {options['epochs']:g} would not count beside num_steps="
+            f"{values['num_steps']}. Leave it out, or add --set num_steps=0."
+        )
     settings = TrainConfig.from_dict(values)
     refuse_as_out(out, settings, extend=extend)
     refuse_train_mistakes(caches, [settings])

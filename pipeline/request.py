@@ -104,6 +104,8 @@ def make_request(
             raise UsageError(f"two teachers are named {name!r}; name one with NAME=SOURCE:MODEL.")
     names.refuse_one_folder(spec.name for spec in specs)
     if options.codes is not None:
+        if not specs:
+            raise UsageError("--bits and --lost are for teachers that are added: name --teacher.")
         options.codes.check_names(spec.name for spec in specs)
     files = open_files(cache_path)
     if not store.exists(files):

@@ -194,7 +194,7 @@ class CodeSettings:
             if name not in names:
                 raise UsageError(
                     f"bits are given for {name!r}, which is none of the teachers to extract: "
-                    f"{', '.join(names) or 'none is named'}."
+                    f"{', '.join(names)}."
                 )
 
 
