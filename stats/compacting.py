@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def compact_cache(
     """
     source = cache if isinstance(cache, Cache) else store.open(cache)
     codecs = {
-        name: {KIND: fit_stored(source, name, KIND, value)}
+        name: {KIND: partial(fit_stored, source, name, KIND, value)}
         for name, value in teacher_bits(source, bits).items()
     }
     report = compact(

@@ -8,7 +8,7 @@ and coded; rows keep their numbers. Nothing is changed in the old cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -33,13 +33,16 @@ MAX_SEGMENTS = 256
 """Segments that holes may leave; beyond, the rows are packed and every later shard is rewritten.
 Each has an index file of its own, which every ``Cache.index`` reads."""
 
+Codecs = Mapping[str, Mapping[str, Callable[[], FittedCodec]]]
+"""By teacher and kind, what fits the codec."""
+
 
 def compact(
     source: Cache,
     out: str | Path | Files,
     *,
     drop_removed: bool = False,
-    codecs: Mapping[str, Mapping[str, FittedCodec]] | None = None,
+    codecs: Codecs | None = None,
     max_segments: int = MAX_SEGMENTS,
     workers: int = 4,
     progress: CopyProgress | None = None,
@@ -48,14 +51,15 @@ def compact(
     """Write ``source`` to ``out``, smaller; a stopped call goes on when repeated.
 
     ``drop_removed`` leaves out rows that were taken down: index and commit records of the copy do
-    not name the images either. ``codecs``, by teacher and kind, code features that the source has
-    as floats. ``reuse`` (``stats.fit.reuse``) takes over the statistics that hold for the copy.
+    not name the images either. ``codecs`` are for features that the source has as floats, and are
+    fitted when nothing else is left to refuse. ``reuse`` (``stats.fit.reuse``) takes over the
+    statistics that hold for the copy.
     Shards that are missing in a finished copy are made again. Raises UsageError when there is
     nothing to do or nothing is left, or ``out`` holds something else, CacheMismatch when it holds a
     cache as large of other images, teachers or codes, IncompleteCache for an unfinished cache.
     """
     source.require_complete()
-    coding = _coding(source, codecs or {})
+    _require_floats(source, codecs or {})
     if drop_removed and not source.info.removed:
         raise UsageError(
             f"{source.location} has no removed rows: there is nothing to drop. Take images down "
@@ -68,22 +72,24 @@ def compact(
     info = replace(source.info, segments=())
     if drop_removed:
         info = replace(info, removed=())
-    if exists(files):
-        there = Cache(files)
+    there = Cache(files) if exists(files) else None
+    if there is None:
+        require_own_place(files, source)
+    else:
         rows = [(segment.start, segment.num_rows) for segment in there.info.segments]
         if rows != [(part.start, len(part.rows)) for part in layout] or (
             replace(there.info, segments=()) != info
         ):
             raise UsageError(f"{files.location} is another cache already. Choose another place.")
-        with remedy("Choose another place.", CacheMismatch):
-            refuse_other_content(source, there, layout, coding.teachers)
-        if not any(there.missing_shards(owner) for owner in there.owners):
-            return CopyReport(there, 0, 0)
-    else:
-        require_own_place(files, source)
     with ExitStack() as held:
         with suppress(ReadOnlyPlace):  # nobody changes it there
             held.enter_context(_unchanged(source))
+        coding = _coding(source, codecs or {})
+        if there is not None:
+            with remedy("Choose another place.", CacheMismatch):
+                refuse_other_content(source, there, layout, coding.teachers)
+            if not any(there.missing_shards(owner) for owner in there.owners):
+                return CopyReport(there, 0, 0)
         held.enter_context(files.writing())
         return copy_rows(
             source,
@@ -112,17 +118,23 @@ def _unchanged(source: Cache) -> Iterator[None]:
         yield
 
 
-def _coding(source: Cache, codecs: Mapping[str, Mapping[str, FittedCodec]]) -> Coding:
-    for name, fitted in codecs.items():
-        if coded := set(source.teacher(name).codecs) & set(fitted):
+def _require_floats(source: Cache, codecs: Codecs) -> None:
+    for name, wanted in codecs.items():
+        if coded := set(source.teacher(name).codecs) & set(wanted):
             raise UsageError(
                 f"{source.location} holds {', '.join(sorted(coded))} of {name} as codes already; "
                 "what they lost does not come back. Compact the cache that they were made from."
             )
-    teachers = {name: coded_teacher(source.teacher(name), some) for name, some in codecs.items()}
+
+
+def _coding(source: Cache, codecs: Codecs) -> Coding:
+    fitted = {
+        name: {kind: fit() for kind, fit in wanted.items()} for name, wanted in codecs.items()
+    }
+    teachers = {name: coded_teacher(source.teacher(name), some) for name, some in fitted.items()}
     return Coding(
         teachers,
-        {name: {kind: one.codec for kind, one in some.items()} for name, some in codecs.items()},
+        {name: {kind: one.codec for kind, one in some.items()} for name, some in fitted.items()},
     )
 
 

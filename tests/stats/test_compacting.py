@@ -18,7 +18,7 @@ from phistill.cache.upkeep.remove import remove_images
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.cli import main
-from phistill.errors import CacheMismatch, MissingMoments, UsageError
+from phistill.errors import CacheMismatch, LockHeld, MissingMoments, UsageError
 from phistill.stats import METHODS, compact_cache, fit_stats, load_moments, load_normalizer
 from phistill.stats.fit.reuse import reuse_statistics
 from tests.stats.codes.conftest import features
@@ -189,6 +189,22 @@ def test_what_cannot_be_is_refused_in_one_line(make_cache: CacheFactory, tmp_pat
     copy = compact_cache(cache, tmp_path / "out", bits={"a": 2}).cache
     with pytest.raises(UsageError, match="patches of a as codes already"):
         compact_cache(copy, tmp_path / "again", bits=1)
+
+
+def test_a_place_and_a_lock_are_looked_at_before_codecs_are_fitted(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    """None can be here: there are no statistics."""
+    cache, out = make_cache(num_rows=20, teachers=TEACHERS), tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"other things \(thesis.tex"):
+        compact_cache(cache, out, bits=2)
+    with cache.writing(), pytest.raises(LockHeld, match="must not change while it is copied"):
+        compact_cache(cache, tmp_path / "free", bits=2)
+    with pytest.raises(MissingMoments):
+        compact_cache(cache, tmp_path / "free", bits=2)
+    assert not (tmp_path / "free").exists()
 
 
 def test_the_command_says_bits_bytes_and_loss_and_inspect_too(
