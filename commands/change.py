@@ -26,7 +26,8 @@ def merge(cache: str, other: str) -> None:
     opened = store.open(cache)
     with opened.writing():
         num_shards = run(opened, store.open(other), reuse=merge_kept_sums)
-    click.echo(f"{cache}: {counted(num_shards, 'shard')} copied from {other}.")
+    copied = f"{counted(num_shards, 'shard')} of pixels and teachers copied"
+    click.echo(f"{cache}: {copied if num_shards else 'nothing new to copy'} from {other}.")
     click.echo(f"Next: phistill fit-stats {cache}")
 
 
@@ -131,8 +132,8 @@ def compact(
         click.echo(f"{out} is complete: nothing to do.")
     else:
         click.echo(
-            f"{out}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} "
-            f"written, {counted(report.num_statistics, 'file')} of statistics taken over."
+            f"{out}: {bytes_text(report.num_bytes)} written, "
+            f"{counted(report.num_statistics, 'file')} of statistics taken over."
         )
     if text := codes_text(report.cache):
         click.echo(text)

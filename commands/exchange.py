@@ -77,9 +77,7 @@ def stage(
         )
     staged = report.cache
     if report.num_shards or report.num_statistics:
-        click.echo(
-            f"{dest}: {counted(report.num_shards, 'shard')}, {bytes_text(report.num_bytes)} copied."
-        )
+        click.echo(f"{dest}: {bytes_text(report.num_bytes)} copied.")
     else:
         click.echo(f"{dest} is complete: nothing to do.")
     click.echo(

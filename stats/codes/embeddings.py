@@ -90,10 +90,14 @@ def quantize(
 
     ``out`` becomes an npy file (n, bytes) of uint8, and ``out`` with the suffix .codec what decodes
     it. ``codec`` is one that was made before, to be used for these vectors too; ``num_bytes`` must
-    then be its own. Raises UsageError for files that are something else and for bytes that nothing
-    can be coded in, DegenerateMoments for vectors that are all the same.
+    then be its own. Raises UsageError for files that are something else, for an ``out`` that would
+    be written over one that is read and for bytes that nothing can be coded in, DegenerateMoments
+    for vectors that are all the same.
     """
     vectors = open_vectors(embeddings, 2)
+    _refuse_over(embeddings, out, codec_path(out))
+    if codec_path(out) == out:
+        raise UsageError(f"{out}: the codec gets this name. Call the codes otherwise, as in x.npy.")
     if not np.issubdtype(vectors.dtype, np.floating):
         raise UsageError(f"{embeddings} holds {vectors.dtype}; vectors must be floating-point.")
     order = np.random.default_rng(_SEED).permutation(len(vectors))
@@ -120,6 +124,8 @@ def dequantize(
     """Write the vectors of a file of codes as npy, (n, c) float32; its shape is returned."""
     data = open_vectors(codes, 2)
     fitted = load_codec(codec or codec_path(codes))
+    for read in (codes, codec or codec_path(codes)):
+        _refuse_over(read, out)
     width = int(np.prod(fitted.row_shape))
     _write(out, data, np.dtype(np.float32), width, fitted.decode, progress)
     return len(data), width
@@ -128,6 +134,13 @@ def dequantize(
 def codec_path(codes: Path) -> Path:
     """Beside a file of codes: what decodes them."""
     return codes.with_suffix(".codec")
+
+
+def _refuse_over(read: Path, *written: Path) -> None:
+    """UsageError where one of those ``written`` is the file that is ``read``."""
+    for path in written:
+        if path.exists() and path.samefile(read):
+            raise UsageError(f"{path} is read, and would be written over. Name another file.")
 
 
 def load_codec(path: Path) -> RowCodec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,15 @@ def test_one_of_a_thing_is_said_in_the_singular(make_cache: CacheFactory) -> Non
     assert counted(2, "pass", "passes") == "2 passes"
     code, out, _ = run("remove-images", make_cache().path, "image-00003")
     assert (code, "1 row removed" in out) == (0, True)
+
+
+def test_a_merge_that_had_nothing_to_copy_says_so(make_cache: CacheFactory, tmp_path: Path) -> None:
+    cache, copy = make_cache(), tmp_path / "copy"
+    shutil.copytree(cache.path, copy)
+    cache.forget_shard("a", 1)
+    said = [run("merge", cache.path, copy)[1].splitlines()[0] for _ in range(2)]
+    assert said[0] == f"{cache.path}: 1 shard of pixels and teachers copied from {copy}."
+    assert said[1] == f"{cache.path}: nothing new to copy from {copy}."
 
 
 def test_a_folder_in_the_place_of_a_file_is_no_full_disk(

@@ -79,6 +79,7 @@ def test_the_commands_take_down_name_duplicates_and_compact(
     code, text = run("compact", cache, out, "--drop-removed")
     assert code == 0, text
     assert "written" in text
+    assert "shard" not in text, "which every owner has as many of"
     assert store.open(out).rows(split="all").size == 57
     code, text = run("compact", cache, out, "--drop-removed")
     assert (code, "nothing to do" in text) == (0, True)

@@ -105,3 +105,19 @@ def test_refusals_say_what_was_wanted_and_leave_nothing(file: Path) -> None:
         refused("x", codec=file.with_name("text.npy"))
     assert not out.exists()
     assert not out.with_name("codes.npy.partial").exists()
+
+
+def test_what_is_read_is_never_written_over(file: Path) -> None:
+    codes = file.with_name("codes.npy")
+    quantize(file, codes, num_bytes=24)
+    before = {path: path.read_bytes() for path in file.parent.iterdir()}
+    (file.parent / "link.npy").symlink_to(file)
+    for out in (file, file.parent / "link.npy"):
+        with pytest.raises(UsageError, match="would be written over"):
+            quantize(file, out, num_bytes=24)
+    for out in (codes, codes.with_suffix(".codec")):
+        with pytest.raises(UsageError, match="would be written over"):
+            dequantize(codes, out)
+    with pytest.raises(UsageError, match="the codec gets this name"):
+        quantize(file, file.with_name("new.codec"), num_bytes=24)
+    assert {path: path.read_bytes() for path in before} == before
