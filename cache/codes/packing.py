@@ -10,6 +10,7 @@ n rows, m coefficients of a band, b bits of each, k coefficients of a point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,10 +69,12 @@ def numbers(data: Any, bits: int) -> Any:
     width = bits * at_once(bits)
     if width == 8:
         return xp.astype(data, xp.int32)
-    groups = xp.astype(xp.reshape(data, (data.shape[0], -1, bits)), xp.int64)
     if bits <= _WORD_BITS:
-        found = _parted(xp, groups, width, range(0, 8 * bits, width))
+        whole = math.lcm(width, 8) // 8
+        groups = xp.reshape(data, (data.shape[0], -1, whole))
+        found = _parted(xp, groups, width, range(0, 8 * whole, width))
     else:
+        groups = xp.reshape(data, (data.shape[0], -1, bits))
         first, more = divmod(4 * bits, 8)
         half = range(0, 4 * bits, bits)
         low = _parted(xp, groups[..., : bits - first], width, half)
@@ -81,11 +84,13 @@ def numbers(data: Any, bits: int) -> Any:
 
 
 def _parted(xp: Any, octets: Any, width: int, firsts: Sequence[int]) -> Any:
-    """The numbers of ``width`` bits that begin at these bits of bytes, int64 (n, g, bytes)."""
-    device = array_device(octets)
-    places = 8 * xp.arange(octets.shape[-1], dtype=xp.int64, device=device)
-    word = xp.sum(octets << places, axis=-1, keepdims=True, dtype=xp.int64)
-    return (word >> xp.asarray(list(firsts), dtype=xp.int64, device=device)) & (2**width - 1)
+    """The numbers of ``width`` bits that begin at these bits of bytes (n, g, at most 8)."""
+    num, device = octets.shape[-1], array_device(octets)
+    size, kind = (4, xp.int32) if num < 4 else (8, xp.int64)
+    word = xp.zeros((*octets.shape[:-1], size), dtype=xp.uint8, device=device)
+    word[..., :num] = octets
+    shifts = xp.asarray(list(firsts), dtype=kind, device=device)
+    return (word.view(kind) >> shifts) & (2**width - 1)
 
 
 def lookup(codebook: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "numbers q"]:

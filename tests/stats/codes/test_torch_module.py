@@ -17,6 +17,7 @@ CASES = {
     "odd": ((5, 3), 20, (5, 3)),
     "column": ((7, 1), 16, (7, 1)),
     "no grid": ((1, 4), 24, None),
+    "padded": ((3, 4), 5, (3, 4)),  # 60 coefficients, of which the last group holds four
 }
 
 
@@ -49,6 +50,31 @@ def test_a_normalizer_is_folded_into_decoding(name: str, method: str) -> None:
     error = normalizer.inverse_transform(found) - codec.decode(codes)
     assert np.sqrt(np.mean(np.square(error))) < 2.0**codec.unit_exponent
     assert np.abs(found - normalizer.transform(codec.decode(codes))).max() < 1e-3
+
+
+@pytest.mark.parametrize("bits", [0.5, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_for_training_is_a_unit_apart_at_any_bits(name: str, bits: float) -> None:
+    rows, codec = case(name, bits)
+    codes = codec.encode(rows)
+    error = CodecModule(codec)(torch.from_numpy(codes)).numpy() - codec.decode(codes)
+    single = np.finfo(np.float32).eps * np.abs(rows.astype(float)).max()
+    assert np.sqrt(np.mean(np.square(error))) < 2.0**codec.unit_exponent + 4 * single
+
+
+def test_rows_have_the_values_that_they_have_in_other_batches_and_after_other_rows() -> None:
+    """A batch is decoded in parts, in memory that the next one writes over."""
+    rows, codec = case("odd", 2)
+    module = CodecModule(codec)
+    codes = torch.from_numpy(np.tile(codec.encode(rows), (18, 1)))  # 3,600 rows, 3,495 at once
+    with torch.inference_mode():
+        few = module(codes[:7]).clone()
+    many = module(codes)
+    turned = module(codes.flip(0)).flip(0)
+    assert torch.equal(module(codes), many)
+    for other in (many[200:400], many[-200:], turned[:200]):
+        torch.testing.assert_close(many[:200], other, rtol=0, atol=1e-4)
+    torch.testing.assert_close(many[:7], few, rtol=0, atol=1e-4)
 
 
 def test_it_has_nothing_to_learn_and_nothing_to_save() -> None:
