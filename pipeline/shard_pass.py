@@ -36,7 +36,7 @@ from .rejects import RejectBudget
 from .request import Request
 from .runners import build_runners
 from .settings import ExtractOptions
-from .shards.coding import Coding, num_coders
+from .shards.coding import CodingQueue, num_coders
 from .shards.packing import Packing
 from .shards.stages import Stages, after
 from .shards.work import Output, Unit, Work
@@ -130,7 +130,7 @@ class ShardPass:
         self._num_writers = NUM_WRITERS.get(device.type, 2)
         self._num_coders = num_coders()
         self._landing: deque[Future[None]] = deque()
-        self._coding = Coding()
+        self._coding = CodingQueue()
         self._writing: deque[Future[None]] = deque()
         self._committing: deque[Future[CommitRecord]] = deque()
 

@@ -24,7 +24,7 @@ def num_coders() -> int:
     return max(1, min(MAX_CODERS, num_cores() // 2))
 
 
-class Coding:
+class CodingQueue:
     """Batches that are being coded; one thread puts them and takes them, in their order."""
 
     def __init__(self) -> None:

@@ -193,9 +193,11 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
     if spec.options.tokens_per_image is not None or spec.options.max_images is not None:
         return 0
     loose = shards_in_passing(cache.files, spec.teacher, spec.kind)
+    of_no_row = set(loose)
     for group in plan.groups:
         wanted = dict(_wanted(cache, plan, group))
         ours = [shard for shard in wanted if shard in loose]
+        of_no_row -= wanted.keys()
         whole = stored_partial(cache.files, spec, group).num_pieces == len(group.pieces)
         if whole and not ours:
             continue
@@ -216,6 +218,7 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
             publish_partial(cache.files, spec, group, Partial(len(group.pieces), result), 0)
         elif known != wanted and not whole:
             num_decoded += group.num_rows
+    cache.files.delete_all([shard_path(spec.teacher, spec.kind, one) for one in sorted(of_no_row)])
     return num_decoded
 
 

@@ -21,8 +21,10 @@ from phistill.cache.committed.record_table import RecordTable
 from phistill.cache.format.arrays import ArrayLayout, ShardFiles
 from phistill.cache.format.columns import Columns, encode
 from phistill.cache.upkeep.append import add_segment
+from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.pack import PackReport, pack, pack_what_is_free
-from phistill.cache.upkeep.remove import remove_teacher
+from phistill.cache.upkeep.remove import remove_images, remove_teacher
+from phistill.cache.upkeep.stage import Selection, stage
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import CorruptCache, PhistillError
 from tests.conftest import FULL, CacheFactory, facts, small_index, write_missing
@@ -131,6 +133,40 @@ def test_a_shard_that_was_taken_back_is_missing_and_a_new_commit_counts(
         assert 18 not in known.rows(split="all")
     assert pack(cache).num_packs == 2
     assert Cache(cache.path).commits("b")[1] == again
+
+
+def test_a_cache_that_is_packed_in_part_is_changed_and_copied_like_one_that_is_not(
+    make_cache: CacheFactory, tmp_path: Path
+) -> None:
+    single = make_cache(num_rows=100, rejects=(3, 99))
+    partly = packed(Cache(shutil.copytree(single.path, tmp_path / "partly")))
+    partly.forget_shard("a", 2)
+    for owner in partly.owners:
+        partly.forget_shard(owner, 4)
+    partly.forget_facts([4])
+    write_missing(partly, single)
+    assert len(single_files(partly)) == 1 + 3 + 1
+
+    def changed(cache: Cache) -> list[object]:
+        found: list[object] = [remove_images(cache, ["image-00020", "image-00035", "image-00070"])]
+        small = compact(cache, cache.path.with_suffix(".small"), drop_removed=True).cache
+        part = stage(cache, cache.path.with_suffix(".part"), Selection(num_rows=70)).cache
+        more = small_index(16).set_column(0, "row", [np.arange(112, 128)])
+        add_segment(cache, more.set_column(1, "id", [[f"new-{row}" for row in range(16)]]))
+        for owner in cache.owners:
+            cache.forget_shard(owner, 1)
+        cache.forget_facts([1])
+        copies = [verify(copy).findings for copy in (small, part)]
+        return [*found, small.digest(), part.digest(), copies, said_so_far(Cache(cache.path))]
+
+    assert changed(partly) == changed(single)
+
+
+def said_so_far(cache: Cache) -> list[object]:
+    """What a cache that misses shards says of the others."""
+    missing = [cache.missing_shards(owner) for owner in cache.owners]
+    findings = [(finding.owner, finding.shard) for finding in verify(cache).findings]
+    return [missing, findings, cache.rows(split="all").tolist(), cache.digest()]
 
 
 def test_a_removed_teacher_is_in_no_pack(make_cache: CacheFactory) -> None:

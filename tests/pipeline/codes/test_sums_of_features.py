@@ -20,6 +20,7 @@ from phistill.pipeline import ExtractOptions, extract
 from phistill.stats import fit_stats
 from phistill.stats.compacting import compact_cache
 from phistill.stats.fit.kept_sums import merge_kept_sums
+from phistill.stats.fit.places import shards_in_passing
 from phistill.stats.fit.reuse import reuse_statistics
 from tests.pipeline.codes.test_coded_extraction import coded, floats, require_same_moments
 
@@ -130,3 +131,17 @@ def test_a_copy_of_a_cache_whose_statistics_were_never_taken_has_the_sums(
     copy = stage(cache, tmp_path / "d", reuse=reuse_statistics).cache
     fit_stats(copy)
     require_same_moments(copy, plain)
+
+
+def test_a_shard_that_is_held_out_whole_leaves_no_sums_and_nothing_to_do(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    """As the last one, of a single image, may be."""
+    order = floats(folder, tmp_path / "f", f"t={tiny}")
+    held = tmp_path / "held.txt"
+    held.write_text("\n".join(order.lines(np.arange(12, 16), ["id"])["id"].to_pylist()))
+    cache = coded(folder, tmp_path / "c", f"t={tiny}", holdout_file=held)
+    fit_stats(cache)
+    assert not shards_in_passing(cache.files, "t", "patches")
+    with LocalFiles(cache.path).writing():  # nothing is locked
+        fit_stats(store.open(cache.path))
