@@ -189,7 +189,8 @@ def import_features(
     if report.num_repaired:
         click.echo(f"Damaged, and imported again: {counted(report.num_repaired, 'shard')}.")
     if report.num_shards:
-        click.echo(f"{cache}: {counted(report.num_shards, 'shard')} written.")
+        written = counted(report.num_shards, "shard")
+        click.echo(f"{cache}: {written} of pixels and teachers written.")
     else:
         click.echo(f"{cache} is complete: nothing to do.")
     click.echo(f"{counted(report.num_rows, 'row')}, teachers {', '.join(report.cache.teachers)}.")

@@ -133,6 +133,7 @@ def test_the_commands_export_and_import(make_cache: CacheFactory, tmp_path: Path
     assert "40 rows in a.patches.npy" in text
     code, text = run("import-features", out, "--cache", again)
     assert code == 0, text
+    assert "shards of pixels and teachers written" in text
     assert "teachers a" in text
     assert run("fit-stats", again)[0] == 0
     code, text = run("import-features", out, "--cache", again, "--grid", "a=4")
