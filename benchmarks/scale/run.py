@@ -22,6 +22,7 @@ machine.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import shutil
@@ -228,46 +229,50 @@ def order(options: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 
 def sharing(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """What one process and eight at once hold: memory of their own, and their share of files."""
+    """What one process and eight at once hold: memory of their own, and the cache's files."""
     num_rows, num_teachers = options.shared
-    cache, _ = make(folder, num_rows, num_teachers)
-    one, eight = _held(cache.path, 1), _held(cache.path, 8)
+    path = make(folder, num_rows, num_teachers)[0].path
+    gc.collect()  # or this process maps the same files, and has a share of them
     yield f"{num_rows:,} rows, {num_teachers} teachers and pixels, after the plan of a run."
     yield ""
-    yield "| | in all, MiB | anonymous, MiB | files mapped, MiB |"
-    yield "|---|---|---|---|"
-    for name, held in (("one process", one), ("eight processes", eight)):
-        yield f"| {name} | {held[0]:.0f} | {held[1]:.0f} | {held[2]:.0f} |"
-    over = " | ".join(f"{many / max(few, 1e-9):.2f}" for many, few in zip(eight, one, strict=True))
-    yield f"| eight over one | {over} |"
+    yield "| MiB | memory of each | files that each maps | files that they map together | ratio |"
+    yield "|---|---|---|---|---|"
+    for name, count in (("one process", 1), ("eight processes", 8)):
+        own, each, together = _held(path, count)
+        yield f"| {name} | {own:.1f} | {each:.1f} | {together:.1f} | {together / each:.2f} |"
 
 
 def _held(path: Path, count: int) -> tuple[float, float, float]:
-    """MiB in all, anonymous and of the cache's files that are mapped, summed over processes: what
-    each holds more than before the cache was opened, of mapped pages its proportional share."""
+    """MiB: anonymous memory of a process, above what it had before the cache was opened; pages of
+    the cache's files that a process maps; and the sum of all processes' shares of those.
+
+    The system maps what lies around a page that is touched, so that one process may map more than
+    another.
+    """
     command = [sys.executable, str(HERE / "stages.py"), "sharing"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, str(path)], **pipes) for _ in range(count)]  # type: ignore[call-overload]
     try:
-        anonymous = sum(float(process.stdout.readline()) for process in processes)
-        mapped = sum(_mapped(process.pid, path) for process in processes)
+        own = statistics.mean(float(process.stdout.readline()) for process in processes)
+        mapped = [_mapped(process.pid, path) for process in processes]
     finally:
         for process in processes:
             process.communicate("\n")
-    return anonymous + mapped, anonymous, mapped
+    each, shares = zip(*mapped, strict=True)
+    return own, statistics.mean(each), sum(shares)
 
 
-def _mapped(pid: int, path: Path) -> float:
-    """A process's share of the cache's files that it maps, in MiB."""
-    mapped = 0
+def _mapped(pid: int, path: Path) -> tuple[float, float]:
+    """MiB of a cache's files that a process maps, and its share of them."""
+    found = {"Rss:": 0, "Pss:": 0}
     inside = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         key, *values = line.split()
         if not key.endswith(":"):
             inside = len(values) > 4 and str(path) in line
-        elif key == "Pss:" and inside:
-            mapped += int(values[0])
-    return mapped / 1024
+        elif key in found and inside:
+            found[key] += int(values[0])
+    return found["Rss:"] / 1024, found["Pss:"] / 1024
 
 
 def formats(options: argparse.Namespace, folder: Path) -> Iterator[str]:
