@@ -129,10 +129,11 @@ def refuse_nothing_to_evaluate(run: Path, caches: Sequence[str], split: Split) -
 
     from phistill.cache.joined import open_caches
     from phistill.errors import IncompleteCache
+    from phistill.train.checkpoint import caches_of_run
 
     facts = json.loads((run / "config.json").read_bytes())
     teachers = list(facts["teachers"])
-    opened = open_caches(tuple(caches) or tuple(one["path"] for one in facts["caches"]))
+    opened = open_caches(tuple(caches or caches_of_run(facts)))
     if not any(len(one.rows(teachers, split)) for one in opened.caches):
         raise IncompleteCache(
             f"{opened.location} has no {split} row of {', '.join(teachers)}. Add --split train to "

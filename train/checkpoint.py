@@ -186,6 +186,18 @@ def nothing_in(run: Path) -> UsageError:
     return UsageError(f"{subject}: {why}. Make one with `phistill train CACHE --out {run}`.")
 
 
+def caches_of_run(facts: Mapping[str, Any]) -> list[str]:
+    """Paths of the caches a run was trained on; UsageError when one is not there any more."""
+    paths = [str(entry["path"]) for entry in facts["caches"]]
+    for path in paths:
+        if not store.exists(path):
+            raise UsageError(
+                f"the cache of this run, {path}, is not there any more. "
+                "Say where it is now with --cache" + (", once for each." if paths[1:] else ".")
+            )
+    return paths
+
+
 def prune(run: Path, keep: int) -> None:
     """Keep the last ``keep`` checkpoints and the best; the JSON goes first, then the tensors.
 

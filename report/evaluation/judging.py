@@ -22,7 +22,7 @@ from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.decode.rgb import DecodeRules
 from phistill.pipeline.decode.views import View
 from phistill.train import Verdict, load_run, mask_scores, verdict
-from phistill.train.evaluation.evaluate import caches_of_run
+from phistill.train.checkpoint import caches_of_run
 from phistill.train.evaluation.fidelity import EvalProgress
 
 from .label_maps import label_maps

@@ -239,6 +239,11 @@ def test_the_three_stages_and_what_follows_run_from_the_command_line(
     assert (code, (tmp_path / "later/model.safetensors").exists()) == (0, True)
     assert "The model card has no figures" in err
     assert "has no teacher 'a'" in err
+    cache.rename(tmp_path / "moved")
+    code, _, err = run("evaluate", out)
+    assert (code, f"the cache of this run, {cache}, is not" in err) == (2, True)
+    assert "Say where it is now with --cache" in err
+    assert "--cache" not in run("export", out, tmp_path / "last")[2], "export has no such option"
 
 
 def test_the_papers_methods_by_one_command_and_more_steps_by_an_option(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from phistill import cache as store
 from phistill.cache import Split
 from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.display import Table
 from phistill.errors import CorruptCache, IncompleteCache, RunMismatch, UsageError
 
+from ..checkpoint import caches_of_run
 from ..data.source import Source, parts_of
 from ..student.predict import load_run
 from .fidelity import EvalProgress, EvalRow, measure
@@ -72,23 +72,12 @@ def card_metrics(
     try:
         lines = evaluate(run, untrained=False, which=which, device=device)
     except (UsageError, IncompleteCache, RunMismatch, CorruptCache) as error:
-        log.info(f"The model card has no figures: {str(error).splitlines()[0]}")
+        fact = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        log.info(f"The model card has no figures: {fact}.")
         return []
     return [
         {"teacher": line.teacher, "kind": line.kind, **line.interval.to_dict()} for line in lines
     ]
-
-
-def caches_of_run(facts: Mapping[str, Any]) -> list[str]:
-    """Paths of the caches a run was trained on; UsageError when one is not there any more."""
-    paths = [str(entry["path"]) for entry in facts["caches"]]
-    for path in paths:
-        if not store.exists(path):
-            raise UsageError(
-                f"the cache of this run, {path}, is not there any more. "
-                "Say where it is now with --cache" + (", once for each." if paths[1:] else ".")
-            )
-    return paths
 
 
 def refuse_other_teachers(

@@ -24,10 +24,10 @@ from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.errors import UsageError
 from phistill.stats.intervals import Interval, by_image, interval
 
+from ..checkpoint import caches_of_run
 from ..data.source import Source, parts_of
 from ..data.stream import Rows
 from ..student.predict import load_run
-from .evaluate import caches_of_run
 from .features import FeatureReader
 from .fidelity import BATCH_ROWS
 from .index import images_of

@@ -17,10 +17,10 @@ from phistill.cache.joined import CacheArgument, open_caches
 from phistill.errors import UsageError
 from phistill.stats.intervals import without_interval
 
+from ..checkpoint import caches_of_run
 from ..data.source import PIXELS, Source, parts_of
 from ..student.predict import TrainedStudent, load_run
 from ..targets import SUMMARY, Target
-from .evaluate import caches_of_run
 from .fidelity import BATCH_ROWS
 from .index import column, images_of, labels_of
 from .tasks import CONSTANT, TaskScore, rate

@@ -21,10 +21,11 @@ from phistill.cache.joined import CacheArgument, JoinedCaches, open_caches
 from phistill.display import Table
 from phistill.stats.intervals import Interval, interval, values_and_ones
 
+from ..checkpoint import caches_of_run
 from ..data.source import Source, parts_of
 from ..data.stream import Rows
 from ..student.predict import load_run
-from .evaluate import caches_of_run, evaluate, refuse_other_teachers
+from .evaluate import evaluate, refuse_other_teachers
 from .features import FeatureReader
 from .fidelity import EvalProgress, EvalRow
 from .index import images_of, labels_of
