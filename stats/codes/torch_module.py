@@ -133,6 +133,8 @@ class CodecModule(nn.Module):
 
     def _encode(self, rows: Shaped[Tensor, "n ..."]) -> UInt8[Tensor, "n bytes"]:
         check_rows(tuple(rows.shape), self.codec.row_shape)
+        if not len(rows):
+            return rows.new_empty((0, self.codec.num_bytes), dtype=torch.uint8)
         tables = self._tables_on(rows.device)
         tokens = rows.reshape(len(rows), *self.codec.mean_row.shape)
         y = coding.transform(tables, self._layout, tokens).reshape(len(rows), -1)
@@ -145,6 +147,8 @@ class CodecModule(nn.Module):
     def decode(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
         """Rows of row_shape, float32: the bits of RowCodec.decode."""
         self._check(codes)
+        if not len(codes):
+            return self._nothing(codes.device)
         tables = self._tables_on(codes.device)
         y = coding.decode(tables, self._layout, codes)
         rows = coding.untransform(tables, self._layout, y)
@@ -154,11 +158,16 @@ class CodecModule(nn.Module):
     def forward(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
         """Decoded and normalised rows, float32, even under autocast."""
         self._check(codes)
+        if not len(codes):  # a share of a batch may hold no row of a teacher
+            return self._nothing(codes.device)
         with without_autocast(codes.device.type):
             return self._normalised(codes)
 
+    def _nothing(self, device: torch.device) -> Float[Tensor, "n ..."]:
+        return torch.empty((0, *self.codec.row_shape), device=device)
+
     def _normalised(self, codes: UInt8[Tensor, "n bytes"]) -> Float[Tensor, "n ..."]:
-        n, step = len(codes), max(1, len(codes))
+        n = step = len(codes)
         if codes.device.type == "cpu":
             step = max(1, min(n, _CPU_VALUES // self.codec.num_coefficients))
         scales, wholes, rest = self._numbers(codes)

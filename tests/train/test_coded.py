@@ -80,6 +80,14 @@ def test_codes_in_memory_and_on_disk_and_in_parts_give_the_same_student(
     assert same_bits(tensors(tmp_path / "codes"), tensors(tmp_path / "streams"))
 
 
+def test_a_batch_may_hold_no_row_of_a_teacher_whose_rows_are_codes(
+    learnable_cache: Cache, tmp_path: Path, make_config: Config
+) -> None:
+    config = make_config(partition="one", batch_size=2, accumulate=2, memory_bytes=0)
+    cache = coded(learnable_cache, tmp_path)
+    assert train(cache, tmp_path / "run", config).num_steps == config.num_steps
+
+
 def test_a_stopped_run_from_codes_ends_in_the_same_bits(
     learnable_cache: Cache, tmp_path: Path, make_config: Config
 ) -> None:

@@ -94,3 +94,12 @@ def test_refusals_are_those_of_the_codec() -> None:
         module(torch.zeros(2, 3, dtype=torch.uint8))
     with pytest.raises(UsageError, match=r"\(15, 20\)"):
         module.encode(bad[:, 1:])
+
+
+def test_no_rows_are_no_codes_and_back() -> None:
+    rows, codec = case("square", 2)
+    module = CodecModule(codec)
+    codes = module.encode(torch.from_numpy(rows[:0]))
+    assert np.array_equal(codes.numpy(), codec.encode(rows[:0]))
+    for decoded in (module.decode(codes), module(codes)):
+        assert decoded.shape == codec.decode(codes.numpy()).shape == (0, *codec.row_shape)
