@@ -22,7 +22,8 @@ from phistill.stats.codes import CodecModule, fit_codec
 from phistill.stats.normalizer.torch_module import NormalizerModule
 
 GRID = (16, 16)
-ROWS = 8
+ROWS = 32
+"""A small batch of training."""
 TURNS = 5
 
 
