@@ -226,7 +226,6 @@ def _stop_if_asked(stop: StopRequest, runs: Sequence[Run]) -> None:
     if number and not all(run.state.is_finished for run in runs):
         for run in runs:
             run.save()
-        for run in runs:
             run.wait_until_saved()
         raise Interrupted(
             f"stopped after step {runs[0].state.done}; everything is saved. "
