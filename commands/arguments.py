@@ -25,6 +25,17 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
             self.fail(str(error), param, ctx)
 
 
+class ListOption(click.Option):
+    """A list with commas, of a type that reads one; given again, it goes on."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **{"multiple": True, **given})
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        each = super().process_value(ctx, value)
+        return self.type.convert(",".join(value), self, ctx) if each else None
+
+
 def _duration(text: str) -> float:
     import re
 
@@ -202,6 +213,7 @@ teacher_option = click.option(
 )
 teachers_option = click.option(
     "--teachers",
+    cls=ListOption,
     type=NAMES,
     metavar="A,B",
     help="Only these teachers, comma-separated.  [default: all of the cache]",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .arguments import LOCATION, TEACHER_BITS, cache_argument, read_lines
+from .arguments import LOCATION, TEACHER_BITS, ListOption, cache_argument, read_lines
 from .verbosity import progress
 
 
@@ -97,6 +97,7 @@ def remove_images(
 @click.argument("out", type=LOCATION)
 @click.option(
     "--bits",
+    cls=ListOption,
     type=TEACHER_BITS,
     metavar="B|NAME=B,...",
     help="Store patches as codes of so many bits per channel, 0.25 to 8 (docs/compact.md).",

@@ -16,6 +16,7 @@ from .arguments import (
     PATH,
     SEEDS,
     TOML,
+    ListOption,
     caches_argument,
     device_option,
     json_option,
@@ -62,13 +63,16 @@ extend_option = click.option(
 @click.option("--out", required=True, type=PATH, help="Run folder.")
 @click.option(
     "--cache-weights",
+    cls=ListOption,
     type=NUMBERS,
     metavar="0.7,0.3",
     help="Shares of several caches in what is drawn.  [default: by their rows]",
 )
 @click.option("--config", type=TOML, metavar="FILE", help="TOML of settings.")
 @click.option("--normalizer", help="Of the patch targets.  [default: phi-s]")
-@click.option("--teachers", type=NAMES, metavar="A,B", help="[default: all of the cache]")
+@click.option(
+    "--teachers", cls=ListOption, type=NAMES, metavar="A,B", help="[default: all of the cache]"
+)
 @click.option("--student", help="A timm model.  [default: vit_small_patch16_224]")
 @click.option("--epochs", type=float, help="Passes over the training rows.  [default: 20]")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: 128]")
@@ -297,7 +301,9 @@ def export(run: Path, out: Path, which: str, onnx: bool) -> None:
 @click.option(
     "--preset", default="", metavar="methods", help="The twelve methods of PHI-S's paper."
 )
-@click.option("--seeds", type=SEEDS, metavar="0,1,2", help="Every cell once for each.")
+@click.option(
+    "--seeds", cls=ListOption, type=SEEDS, metavar="0,1,2", help="Every cell once for each."
+)
 @logger_option
 @stage_option
 @extend_option

@@ -21,6 +21,7 @@ from .arguments import (
     PATH,
     SHARE,
     TEACHER_BITS,
+    ListOption,
     autocast_option,
     cache_argument,
     device_option,
@@ -69,6 +70,7 @@ from .verbosity import LOG, progress
 @layout_options
 @click.option(
     "--bits",
+    cls=ListOption,
     type=TEACHER_BITS,
     metavar="B|NAME=B,...",
     help="Store the patches of new teachers as codes of so many bits per channel, 0.25 to 8; of a "

@@ -206,10 +206,12 @@ def reconstructed(
         read = {kind: floats.reader(teacher, kind).read for kind in cache.teacher(teacher).kinds}
         pilot = read["patches"](floats.rows([teacher], "train")[:PILOT])
         if codes == "mvq":
-            codes_of = mvq_codes(
+            trained = mvq_codes(
                 pilot, num_bytes, options.mvq_steps, options.threads, options.device
-            ).rival
-            coder = of_tokens(codes_of)
+            )
+            course = ", ".join(f"{share:.4f}" for share in trained.shares)
+            print(f"{teacher}: MVQ loses {course}, {trained.cpu_s:.0f} s", flush=True)
+            coder = of_tokens(trained.rival)
         else:
             coder = ours(pilot, cache.teacher(teacher).grid, num_bytes)
         for shard, record in floats.commits(teacher).items():

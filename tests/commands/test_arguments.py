@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 from click import BadParameter
 
-from phistill.commands.arguments import DURATION, NUM_BYTES
+from phistill.commands.arguments import (
+    DURATION,
+    NAMES,
+    NUM_BYTES,
+    NUMBERS,
+    SEEDS,
+    TEACHER_BITS,
+    ListOption,
+    Parsed,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,3 +39,45 @@ def test_what_is_no_size_and_no_duration_is_refused_with_an_example(text: str) -
     if text != "0":
         with pytest.raises(BadParameter, match="is not like 3h50m"):
             DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("type_", "given", "value"),
+    [
+        (NAMES, [], None),
+        (NAMES, ["--list", "b,a"], ["b", "a"]),
+        (NAMES, ["--list", "b", "--list", "a"], ["b", "a"]),
+        (SEEDS, ["--list", "0,1", "--list", "7"], (0, 1, 7)),
+        (NUMBERS, ["--list", "0.7", "--list", "0.3"], [0.7, 0.3]),
+        (TEACHER_BITS, ["--list", "clip=2", "--list", "ssl=0.5"], {"clip": 2.0, "ssl": 0.5}),
+        (TEACHER_BITS, ["--list", "2"], 2.0),
+    ],
+)
+def test_a_list_may_be_given_in_one_or_in_several(
+    type_: Parsed, given: list[str], value: object
+) -> None:
+    assert read_list(type_, given) == value
+
+
+@pytest.mark.parametrize(
+    ("type_", "given"),
+    [
+        (NAMES, ["--list", "", "--list", "a"]),
+        (SEEDS, ["--list", "0", "--list", "0"]),
+        (TEACHER_BITS, ["--list", "2", "--list", "ssl=1"]),
+        (TEACHER_BITS, ["--list", "2", "--list", "1"]),
+        (TEACHER_BITS, ["--list", "ssl=2", "--list", "ssl=1"]),
+    ],
+)
+def test_what_one_list_may_not_say_two_may_not(type_: Parsed, given: list[str]) -> None:
+    with pytest.raises(BadParameter):
+        read_list(type_, given)
+
+
+def read_list(type_: Parsed, given: list[str]) -> object:
+    @click.command()
+    @click.option("--list", "values", cls=ListOption, type=type_)
+    def command(values: object) -> object:
+        return values
+
+    return command.main(given, standalone_mode=False)
