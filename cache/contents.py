@@ -363,16 +363,18 @@ class Contents:
     def _pixels(self) -> tuple[str, ...]:
         return (names.PIXELS,) if self.info.pixel_size else ()
 
-    def reader(self, owner: str, kind: str) -> RowReader:
+    def reader(self, owner: str, kind: str, *, unbiased: bool = False) -> RowReader:
         """A reader of the pixels or of one kind of features, decoded where codes are stored.
 
+        ``unbiased`` decodes for training: on average right, not nearest (RowCodec.decode).
         Codes themselves are read from ``names.codes(kind)``. UsageError for what is not there.
         """
         codec = None
         if owner != names.PIXELS and kind in self.teacher(owner).codecs:
             codec = self.codec(owner, kind)
         if codec is not None:
-            return DecodedReader(self.array_reader(owner, names.codes(kind)), kind, codec)
+            codes = self.array_reader(owner, names.codes(kind))
+            return DecodedReader(codes, kind, codec, unbiased=unbiased)
         return self.array_reader(owner, kind)
 
     def array_reader(self, owner: str, kind: str) -> ArrayReader:

@@ -40,6 +40,7 @@ class CacheDataset(Dataset[Batch]):
     ``arrays`` maps teachers to kinds; None takes everything. ``rows`` defaults to the training rows
     that every named teacher has. A DataLoader hands over a whole batch of indices at once
     (``__getitems__``), which is read with one call per array; give it ``collate_fn=collate``.
+    ``unbiased`` decodes what is stored as codes for training, as ``Cache.reader`` does.
     Pickling sends only the path, so worker processes open the cache themselves.
     """
 
@@ -50,8 +51,9 @@ class CacheDataset(Dataset[Batch]):
         *,
         rows: NDArray[np.int64] | None = None,
         pixels: bool = True,
+        unbiased: bool = False,
     ) -> None:
-        self._rows = _RowReader(cache, arrays, pixels)
+        self._rows = _RowReader(cache, arrays, pixels, unbiased)
         self.rows = self._rows.default if rows is None else np.asarray(rows, np.int64)
 
     def __len__(self) -> int:
@@ -96,6 +98,7 @@ class CacheBatches(IterableDataset[Batch]):
         batch_size: int,
         rows: NDArray[np.int64] | None = None,
         pixels: bool = True,
+        unbiased: bool = False,
         order: str = "full",
         seed: int = 0,
         rank: int = 0,
@@ -109,7 +112,7 @@ class CacheBatches(IterableDataset[Batch]):
             )
         if world > 1 and not drop_last:
             raise UsageError(f"drop_last=False: world={world} ranks take the same number of steps.")
-        self._rows = _RowReader(cache, arrays, pixels)
+        self._rows = _RowReader(cache, arrays, pixels, unbiased)
         self._order = EpochOrder(
             rows=RowSet(self._rows.default if rows is None else np.unique(rows)),
             seed=seed,
@@ -152,10 +155,10 @@ class CacheBatches(IterableDataset[Batch]):
 class _RowReader:
     """The arrays of a cache that are asked for, opened in the process that reads."""
 
-    def __init__(self, cache: Cache, arrays: Arrays | None, pixels: bool) -> None:
+    def __init__(self, cache: Cache, arrays: Arrays | None, pixels: bool, unbiased: bool) -> None:
         if arrays is None:
             arrays = {name: cache.teacher(name).kinds for name in cache.teachers}
-        self._cache = cache
+        self._cache, self._unbiased = cache, unbiased
         self._arrays = [(name, kind) for name, kinds in arrays.items() for kind in kinds]
         if pixels and cache.info.pixel_size:
             self._arrays.insert(0, (names.PIXELS, names.PIXELS))
@@ -173,7 +176,9 @@ class _RowReader:
     def read(self, rows: NDArray[np.int64]) -> Batch:
         """Rows (n,) with one call for each array."""
         if self._readers is None:
-            self._readers = {key: self._cache.reader(*key) for key in self._arrays}
+            self._readers = {
+                key: self._cache.reader(*key, unbiased=self._unbiased) for key in self._arrays
+            }
         batch = {"row": torch.from_numpy(rows)}
         for (owner, kind), reader in self._readers.items():
             key = owner if owner == names.PIXELS else f"{owner}/{kind}"

@@ -117,9 +117,10 @@ class JoinedCaches:
         ]
         return np.concatenate(parts)
 
-    def reader(self, owner: str, kind: str) -> JoinedReader:
-        """A reader of one array over all caches."""
-        return JoinedReader([cache.reader(owner, kind) for cache in self.caches], self.starts)
+    def reader(self, owner: str, kind: str, *, unbiased: bool = False) -> JoinedReader:
+        """A reader of one array over all caches; see ``Cache.reader``."""
+        readers = [cache.reader(owner, kind, unbiased=unbiased) for cache in self.caches]
+        return JoinedReader(readers, self.starts)
 
     def codec(self, teacher: str, kind: str) -> RowCodec | None:
         """The codec that all caches have a kind stored with; None where one has it otherwise."""

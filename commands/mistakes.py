@@ -59,8 +59,7 @@ def refuse_as_out(out: Path, config: TrainConfig, *, extend: bool) -> None:
 
 def refuse_image_mistakes(images: str) -> None:
     """UsageError for images that are not there, an empty folder, and a cache in their place."""
-    from phistill import cache as store
-    from phistill.pipeline.images.open_source import has_braces, is_plugin, open_source
+    from phistill.pipeline.images.open_source import has_braces, is_cache, is_plugin, open_source
     from phistill.pipeline.images.source import SUFFIXES
     from phistill.pipeline.images.tars.fetched_tar import is_remote
     from phistill.pipeline.images.tree import CONTAINERS
@@ -69,7 +68,7 @@ def refuse_image_mistakes(images: str) -> None:
     if is_remote(images) or is_plugin(images) or has_braces(images) or path.is_file():
         return  # opening it costs more than a look
     suffixes = (*SUFFIXES, *CONTAINERS)
-    if store.exists(path) or not any(
+    if is_cache(path) or not any(
         found.name.lower().endswith(suffixes) for found in path.rglob("*")
     ):
         source = open_source(images)

@@ -30,7 +30,7 @@ from phistill.errors import UsageError
 from ..format import tensor_file
 from . import coding
 from .bands import Band, row_bytes
-from .levels import MAX_BITS, codebook
+from .levels import MAX_BITS, codebook, distortion
 from .packing import lookup
 
 FORMAT: Literal[1] = 1
@@ -166,6 +166,16 @@ class RowCodec:
             blocks={size: coding.hadamard(size) for size in coding.block_sizes(self.bands)},
         )
 
+    @cached_property
+    def unbiased_tables(self) -> coding.Tables:
+        """The same for decoding without bias: E[point | x] = (1 - distortion) x of a normal x,
+        because points are the means of their cells."""
+        further = {
+            bits: np.rint(points / (1 - distortion(bits)))
+            for bits, points in self.tables.lookups.items()
+        }
+        return self.tables._replace(lookups=further)
+
     def encode(self, rows: Shaped[np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n bytes"]:
         """Codes of rows of row_shape, of any float type.
 
@@ -206,16 +216,24 @@ class RowCodec:
         tables = self.tables._replace(mean_row=np.zeros_like(self.tables.mean_row))
         return coding.transform(tables, self.layout, apart[None]).reshape(-1)
 
-    def decode(self, codes: UInt8[np.ndarray, "n bytes"]) -> Float32[np.ndarray, "n ..."]:
+    def decode(
+        self, codes: UInt8[np.ndarray, "n bytes"], *, unbiased: bool = False
+    ) -> Float32[np.ndarray, "n ..."]:
         """Rows of row_shape, float32, the same bits wherever they are decoded.
+
+        By default with the least squared error, which draws coefficients of few bits towards their
+        mean: of a normal x, E[decoded | x] = a x and a < 1. ``unbiased`` decodes to 1 / a as far,
+        which is noisier and right on average: what is regressed on it comes out as on the features
+        (Bussgang 1952: decoded - a x is uncorrelated with all that is jointly normal with x).
 
         Raises UsageError for another shape or type.
         """
         check_codes(codes.shape, codes.dtype == np.uint8, self.num_bytes)
         rows = np.empty((len(codes), *self.row_shape), dtype=np.float32)
+        tables = self.unbiased_tables if unbiased else self.tables
         for part in self._chunks(len(codes)):
-            y = coding.decode(self.tables, self.layout, np.ascontiguousarray(codes[part]))
-            rows[part] = coding.untransform(self.tables, self.layout, y).reshape(rows[part].shape)
+            y = coding.decode(tables, self.layout, np.ascontiguousarray(codes[part]))
+            rows[part] = coding.untransform(tables, self.layout, y).reshape(rows[part].shape)
         return rows
 
     def lost_share(self, rows: Shaped[np.ndarray, "n ..."]) -> float:

@@ -15,14 +15,18 @@ from .codec import RowCodec
 class DecodedReader:
     """Decoded rows, float32; used like the ArrayReader of an array of floats.
 
+    ``unbiased`` as RowCodec.decode has it.
+
     ``codes`` reads the codes themselves, uint8 (n, codec.num_bytes).
     """
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, codes: ArrayReader, kind: str, codec: RowCodec) -> None:
+    def __init__(
+        self, codes: ArrayReader, kind: str, codec: RowCodec, *, unbiased: bool = False
+    ) -> None:
         self.owner, self.kind = codes.owner, kind
-        self.codes, self.codec = codes, codec
+        self.codes, self.codec, self.unbiased = codes, codec, unbiased
         self.row_shape = codec.row_shape
         self.row_bytes = math.prod(codec.row_shape) * self.dtype.itemsize
 
@@ -35,7 +39,7 @@ class DecodedReader:
                 f"out is {out.dtype} {out.shape}, must be {self.dtype} "
                 f"{(len(rows), *self.row_shape)}."
             )
-        values = self.codec.decode(self.codes.read(rows))
+        values = self.codec.decode(self.codes.read(rows), unbiased=self.unbiased)
         if out is None:
             return values
         out[...] = values

@@ -41,7 +41,10 @@ def retried(action: Callable[[], T], path: Path) -> T:
             if attempt + 1 < NUM_TRIES:
                 log.debug("%s not read, trying again: %s", path, error)
                 time.sleep(FIRST_WAIT_S * 4**attempt)
-    advice = out_of_files_text() if is_out_of_files(failure) else "Mend the disk."
+    if isinstance(failure, PermissionError):
+        advice = "Give this user the right to read it."
+    else:
+        advice = out_of_files_text() if is_out_of_files(failure) else "Mend the disk."
     raise SourceError(
         f"{path} cannot be read ({failure.strerror or failure}), tried {NUM_TRIES} times. "
         f"{advice} Nothing was recorded for it; run the same command again."

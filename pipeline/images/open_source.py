@@ -77,7 +77,7 @@ def _open(path: str | Path, options: SourceOptions) -> ImageSource:
     if is_too_long(path):
         raise UsageError(f"images {str(path)[:80]!r}... are too long to be a path.")
     if path.is_dir():
-        if store.exists(path):
+        if is_cache(path):
             raise UsageError(
                 f"{path} is a cache, where images are wanted. Give the images it was made from; "
                 "the shards of another cache are copied by `phistill merge`."
@@ -114,6 +114,14 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource:
             return FetchedTarSource.of_urls(check_urls(names), options)
         return _local_tars([path.parent / name for name in names], options)
     return ListSource(path, options)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is a cache. Of one that may not be entered, listing it says so."""
+    try:
+        return store.exists(folder)
+    except PermissionError:
+        return False
 
 
 def is_plugin(text: str) -> bool:

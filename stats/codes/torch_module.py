@@ -33,7 +33,8 @@ class CodecModule(nn.Module):
 
     ``forward`` decodes in float32 and applies a normalizer on the way, which costs no more than
     decoding alone. It rounds nothing to units, so that it differs from ``decode`` by about one.
-    It has no parameters, and none of its buffers is saved with a model.
+    ``unbiased`` decodes as ``RowCodec.decode(..., unbiased=True)`` does. It has no parameters, and
+    none of its buffers is saved with a model.
     """
 
     turn: Tensor
@@ -53,11 +54,13 @@ class CodecModule(nn.Module):
     rest_band: Tensor
     """(r,), the band of each of those."""
 
-    def __init__(self, codec: RowCodec, normalizer: Normalizer | None = None) -> None:
+    def __init__(
+        self, codec: RowCodec, normalizer: Normalizer | None = None, *, unbiased: bool = False
+    ) -> None:
         super().__init__()
         self.codec = codec
         self._layout = codec.layout
-        exact = codec.tables
+        exact = codec.unbiased_tables if unbiased else codec.tables
         self._exact = exact.map(torch.from_numpy)
         """Moved when it is used: float64, which not every device has."""
         width = exact.axes.shape[0]

@@ -61,7 +61,8 @@ def test_targets_are_the_decoded_features_under_the_normalizer_of_the_floats(
     for target in run.targets:
         normalizer = run.normalizers[target.key]
         assert normalizer.to_bytes() == plain.normalizers[target.key].to_bytes()
-        features = cache.reader(target.teacher, target.kind).read(batch.rows)
+        reader = cache.reader(target.teacher, target.kind, unbiased=True)
+        features = reader.read(batch.rows)
         if target.kind == "patches":
             assert batch.values[target.key].dtype == torch.uint8
             expected = normalizer.transform(features.reshape(-1, target.width))
@@ -145,6 +146,11 @@ def test_coded_and_float_caches_are_learnt_from_together(
     assert told == ["a/patches", "b/patches"]
     source = Source(open_caches(pair), resolve_run(open_caches(pair), make_config(), CPU).targets)
     assert not source.codecs, "decoded while they are read"
+    rows = np.flatnonzero(np.arange(source.caches.starts[1] + 9) >= source.caches.starts[1])
+    expected = pair[1].reader("a", "patches", unbiased=True).read(rows - source.caches.starts[1])
+    np.testing.assert_array_equal(source.read("a/patches", rows), expected)
+    nearest = pair[1].reader("a", "patches").read(rows - source.caches.starts[1])
+    np.testing.assert_array_equal(source.readers["a/patches"].read(rows), nearest)
     both = [pair[1], replace_location(pair[1], tmp_path / "other")]
     joined = open_caches(both)
     assert set(Source(joined, resolve_run(joined, make_config(), CPU).targets).codecs) == {

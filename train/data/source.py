@@ -64,11 +64,12 @@ class Source:
         self._stored = dict(self.readers)
         for target in targets:
             self.readers[target.key] = caches.reader(target.teacher, target.kind)
-            self._stored[target.key] = self.readers[target.key]
             if codec := caches.codec(target.teacher, target.kind):
                 self.codecs[target.key] = codec
                 name = names.codes(target.kind)
                 self._stored[target.key] = caches.reader(target.teacher, name)
+            else:
+                self._stored[target.key] = caches.reader(target.teacher, target.kind, unbiased=True)
         self.normalised: dict[str, bytes] = {}
         """By target key, the digest of the transform that its values have been through."""
         self._resident: dict[str, NDArray[Any]] = {}

@@ -64,12 +64,13 @@ class TargetTransform(nn.Module):
 
 class DecodingTransform:
     """y = W (decoded - mean) in float32 of codes (n, bytes), on their device: unpacked there, the
-    axes of the codec and W in one product."""
+    axes of the codec and W in one product. Decoded without bias: the nearest values would teach a
+    student to predict too little where codes are coarse."""
 
     is_identity = False
 
     def __init__(self, codec: RowCodec, normalizer: Normalizer, digest: bytes) -> None:
-        self._module = CodecModule(codec, normalizer)
+        self._module = CodecModule(codec, normalizer, unbiased=True)
         self.digest = hashlib.sha256(digest + codec.to_bytes()).digest()
         """Equal for transforms that give the same bits."""
 

@@ -96,6 +96,34 @@ def test_what_codes_lose_is_what_decoded_rows_lack(
     assert found.total == pytest.approx(np.sum(np.square(x - mean)), rel=1e-6)
 
 
+@pytest.mark.parametrize("bits", [0.25, 0.5, 1])
+def test_what_is_learnt_from_unbiased_rows_is_what_features_teach(bits: float) -> None:
+    """Features of few causes and much else: the least squares of them on the causes."""
+    random = np.random.default_rng(4)
+    spread = np.arange(1, 33) ** -0.25
+    causes = random.normal(size=(6000, 4)) @ random.normal(size=(4, 4))
+    x = causes @ random.normal(size=(4, 32)) / 8 + random.normal(size=(6000, 32))
+    x = (x * spread).astype(np.float32)
+    codec = fitted(x, None, bits, scaled=False)
+    codes = codec.encode(x)
+
+    def learnt(rows: np.ndarray) -> np.ndarray:
+        return np.linalg.lstsq(causes, rows - x.mean(axis=0), rcond=None)[0]
+
+    kept = codec.axes[:, codec.order[codec.order >= 0]].astype(np.float64)
+    truth = learnt(x) @ kept
+    slopes = [
+        np.sum(truth * (learnt(codec.decode(codes, unbiased=unbiased)) @ kept)) / np.sum(truth**2)
+        for unbiased in (False, True)
+    ]
+    assert slopes[0] < 0.9, "the nearest points teach too little"
+    assert slopes[1] == pytest.approx(1, abs=0.05)
+    errors = [
+        np.sum(np.square(codec.decode(codes, unbiased=unbiased) - x)) for unbiased in (False, True)
+    ]
+    assert errors[0] < errors[1], "and are nearer to each row"
+
+
 def test_the_bytes_do_not_depend_on_the_batch(rows: np.ndarray) -> None:
     codec = fitted(rows, (6, 6), 2)
     whole = codec.encode(rows)

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from phistill import cache as store
 from phistill.pipeline import CacheSettings, ExtractOptions, extract
 from phistill.pipeline.images.open_source import open_source
 from phistill.pipeline.images.source import MAX_KINDS, few_kinds
@@ -130,6 +132,20 @@ def test_a_folder_that_cannot_be_listed_stops_the_run_by_name(tmp_path: Path) ->
     source._tree = None  # type: ignore[attr-defined]
     with pytest.raises(SourceError, match="cannot be listed"):
         source.records()
+
+
+def test_a_folder_that_may_not_be_entered_is_no_cache_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from phistill.errors import SourceError
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(store, "exists", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match=r"cannot be listed \(Permission denied\)"):
+        open_source(tmp_path).records()
 
 
 def test_kinds_without_end_are_counted_together() -> None:

@@ -38,6 +38,19 @@ def test_torch_encodes_and_decodes_to_the_bits_of_numpy(name: str, bits: float) 
     assert np.array_equal(module.decode(codes).numpy(), codec.decode(codes.numpy()))
 
 
+@pytest.mark.parametrize("bits", [0.5, 2, 8])
+def test_unbiased_rows_are_those_of_numpy_too(bits: float) -> None:
+    rows, codec = case("square", bits)
+    codes = codec.encode(rows)
+    module = CodecModule(codec, unbiased=True)
+    expected = codec.decode(codes, unbiased=True)
+    assert np.array_equal(module.encode(torch.from_numpy(rows)).numpy(), codes)
+    assert np.array_equal(module.decode(torch.from_numpy(codes)).numpy(), expected)
+    error = module(torch.from_numpy(codes)).numpy() - expected
+    assert np.sqrt(np.mean(np.square(error))) < 2.0**codec.unit_exponent
+    assert not np.array_equal(expected, codec.decode(codes))
+
+
 @pytest.mark.parametrize("method", ["none", "phi-s", "standardize"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_normalizer_is_folded_into_decoding(name: str, method: str) -> None:
