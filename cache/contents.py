@@ -369,13 +369,10 @@ class Contents:
         ``unbiased`` decodes for training: on average right, not nearest (RowCodec.decode).
         Codes themselves are read from ``names.codes(kind)``. UsageError for what is not there.
         """
-        codec = None
-        if owner != names.PIXELS and kind in self.teacher(owner).codecs:
-            codec = self.codec(owner, kind)
-        if codec is not None:
-            codes = self.array_reader(owner, names.codes(kind))
-            return DecodedReader(codes, kind, codec, unbiased=unbiased)
-        return self.array_reader(owner, kind)
+        if owner == names.PIXELS or (codec := self.codec(owner, kind)) is None:
+            return self.array_reader(owner, kind)
+        codes = self.array_reader(owner, names.codes(kind))
+        return DecodedReader(codes, kind, codec, unbiased=unbiased)
 
     def array_reader(self, owner: str, kind: str) -> ArrayReader:
         """A reader of one array as it is stored; its zarr.json must say what the settings say."""

@@ -13,8 +13,8 @@ against the *float* features of held-out images, and by two of the teachers' own
 image retrieval through clip's text tower, IoU of mask's mattes. `table` tells what there is.
 
 Sources: float16; codes of so many bits (`phistill compact --bits`); mvq-N and ours-N, the
-reconstruction of multi-quantization's N bytes a token and of ours at the same bytes, each stored
-as float16 features.
+reconstruction of multi-quantization's N bytes a token and of ours at the same bytes, as training
+decodes them, each stored as float16 features.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def reconstructed(
 def ours(pilot: np.ndarray, grid: tuple[int, int], num_bytes: int) -> Rival:
     spectrum = RowSpectrum.of(Moments.of(pilot), [pilot], grid=grid)
     codec = spectrum.codec(num_bytes * pilot.shape[1])
-    return lambda rows: codec.decode(codec.encode(rows))
+    return lambda rows: codec.decode(codec.encode(rows), unbiased=True)  # as training decodes
 
 
 def of_tokens(coder: Rival) -> Rival:
