@@ -121,6 +121,7 @@ def compact(
     from phistill.report.inspection import codes_text
     from phistill.report.terminal import bytes_text
     from phistill.stats.compacting import compact_cache
+    from phistill.stats.fit.loading import is_fitted
 
     if bits is None and not drop_removed:
         raise UsageError("say what makes it smaller: --bits 2, or --drop-removed.")
@@ -140,7 +141,8 @@ def compact(
         click.echo(text)
     if drop_removed:
         click.echo(f"{cache} still holds the removed images; delete it when {out} is good.")
-    click.echo(f"Next: phistill fit-stats {out}")
+    following = f"train {out} --out runs/phi-s" if is_fitted(report.cache) else f"fit-stats {out}"
+    click.echo(f"Next: phistill {following}")
 
 
 @click.command()

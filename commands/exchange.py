@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from phistill.cache import Cache
 
 from .arguments import (
     LOCATION,
@@ -57,6 +54,7 @@ def stage(
     from phistill.cache.upkeep.stage import stage as run
     from phistill.errors import counted
     from phistill.report.terminal import bytes_text
+    from phistill.stats.fit.loading import is_fitted
     from phistill.stats.fit.reuse import reuse_statistics
 
     source = store.open(cache)
@@ -83,24 +81,10 @@ def stage(
     click.echo(
         f"{counted(staged.info.num_real_rows, 'row')}, teachers {', '.join(staged.teachers)}."
     )
-    if _has_statistics(staged):
+    if is_fitted(staged):
         click.echo(f"Next: phistill train {dest} --out runs/phi-s")
     elif split != "heldout":
         click.echo(f"Next: phistill fit-stats {dest}")
-
-
-def _has_statistics(cache: Cache) -> bool:
-    """Whether a cache can be trained from: statistics of all its teachers, and of these rows."""
-    from phistill.errors import MissingMoments, StaleMoments
-    from phistill.stats import load_moments
-
-    try:
-        for teacher in cache.teachers:
-            for kind in cache.teacher(teacher).kinds:
-                load_moments(cache, teacher, kind)
-    except (MissingMoments, StaleMoments):
-        return False
-    return True
 
 
 @click.command("import-features")
@@ -266,11 +250,13 @@ def export_features(
 @click.command()
 @click.argument("embeddings", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--bytes", "num_bytes", type=click.IntRange(min=1), required=True, help="A vector.")
+@click.option(
+    "--bytes", "num_bytes", type=click.IntRange(min=1), help="A vector; with --codec its own."
+)
 @click.option("--codec", type=PATH, help="Made before, to be used for these too.")
 @json_option
 def quantize(
-    embeddings: Path, out: Path, num_bytes: int, codec: Path | None, as_json: bool
+    embeddings: Path, out: Path, num_bytes: int | None, codec: Path | None, as_json: bool
 ) -> None:
     """Code embeddings in a few bytes each.
 

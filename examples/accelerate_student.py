@@ -43,7 +43,7 @@ def main(path: str, teacher: str, epochs: int) -> float:
     targets = NormalizerModule(load_normalizer(cache, teacher, "patches")).to(accelerator.device)
     # Each process reads its own rows, so the loader is not handed to accelerate.
     batches = CacheBatches(
-        cache, {teacher: ["patches"]}, batch_size=32,
+        cache, {teacher: ["patches"]}, batch_size=32, unbiased=True,
         rank=accelerator.process_index, world=accelerator.num_processes,
     )  # fmt: skip
     for epoch in range(epochs):

@@ -58,7 +58,7 @@ def main(path: str, teacher: str, epochs: int) -> float:
         max_epochs=epochs, callbacks=[EachEpochAnew()], logger=False, enable_checkpointing=False
     )
     batches = CacheBatches(
-        cache, {teacher: ["patches"]}, batch_size=32,
+        cache, {teacher: ["patches"]}, batch_size=32, unbiased=True,
         rank=trainer.global_rank, world=trainer.world_size,
     )  # fmt: skip
     trainer.fit(Student(cache, teacher), DataLoader(batches, batch_size=None))

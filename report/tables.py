@@ -60,8 +60,8 @@ def verdict_text(found: Verdict) -> str:
     parts = [evaluation_table(found.lines)]
     if coded := sorted({line.column for line in found.lines if line.of_codes}):
         parts.append(
-            f"Measured against decoded codes: {', '.join(coded)}. For the features themselves give "
-            "a cache that has them: --against CACHE."
+            f"Measured against decoded codes: {', '.join(coded)}. Errors hold their noise too, the "
+            "same for every student. For the features give a cache that has them: --against CACHE."
         )
     parts += ["", "How alike to the teacher"]
     rows = [

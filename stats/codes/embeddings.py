@@ -82,17 +82,17 @@ def quantize(
     embeddings: Path,
     out: Path,
     *,
-    num_bytes: int,
+    num_bytes: int | None = None,
     codec: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuantizeReport:
     """Code the vectors of an npy file (n, c) in at most ``num_bytes`` each.
 
     ``out`` becomes an npy file (n, bytes) of uint8, and ``out`` with the suffix .codec what decodes
-    it. ``codec`` is one that was made before, to be used for these vectors too; ``num_bytes`` must
-    then be its own. Raises UsageError for files that are something else, for an ``out`` that would
-    be written over one that is read and for bytes that nothing can be coded in, DegenerateMoments
-    for vectors that are all the same.
+    it. ``codec`` is one that was made before, to be used for these vectors too; ``num_bytes``, if
+    given, must then be its own. Raises UsageError for files that are something else, for an ``out``
+    that would be written over one that is read and for bytes that nothing can be coded in,
+    DegenerateMoments for vectors that are all the same.
     """
     vectors = open_vectors(embeddings, 2)
     _refuse_over(embeddings, out, codec_path(out))
@@ -103,8 +103,13 @@ def quantize(
     order = np.random.default_rng(_SEED).permutation(len(vectors))
     num_measured = min(MEASURED, len(vectors) // 10)
     measured, rest = order[:num_measured], order[num_measured:]
-    fitted = _fitted(vectors, rest[:FIT_VECTORS], num_bytes) if codec is None else load_codec(codec)
-    if codec is not None and fitted.num_bytes != num_bytes:
+    if codec is not None:
+        fitted = load_codec(codec)
+    elif num_bytes is not None:
+        fitted = _fitted(vectors, rest[:FIT_VECTORS], num_bytes)
+    else:
+        raise UsageError("say how many bytes a vector may take: --bytes 64, or --codec FILE.")
+    if num_bytes is not None and codec is not None and fitted.num_bytes != num_bytes:
         raise UsageError(
             f"{codec} codes in {fitted.num_bytes} bytes, and {num_bytes} were asked for."
         )

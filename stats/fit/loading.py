@@ -101,6 +101,17 @@ def load_merged(cache: Cache, teacher: str, kind: str) -> tuple[PassResult, Merg
     return result, facts
 
 
+def is_fitted(cache: Cache) -> bool:
+    """Whether a cache can be trained from: statistics of all its teachers, and of these rows."""
+    try:
+        for teacher in cache.teachers:
+            for kind in cache.teacher(teacher).kinds:
+                load_moments(cache, teacher, kind)
+    except (MissingMoments, StaleMoments):
+        return False
+    return True
+
+
 def refuse_missing(cache: Cache, teacher: str, kind: str) -> None:
     """MissingMoments when fit_stats has not run; nothing is read."""
     cache.teacher(teacher).width(kind)

@@ -18,7 +18,7 @@ from phistill.cli import main
 from phistill.compute.signals import Interrupted
 from phistill.errors import RunMismatch
 from phistill.stats import METHODS, compact_cache
-from phistill.train import TrainConfig, cells, evaluate, sweep, train
+from phistill.train import TrainConfig, cells, evaluate, load_run, sweep, train
 from phistill.train import checkpoint as checkpoints
 from phistill.train.data.loader import Loader
 from phistill.train.data.source import Source
@@ -173,6 +173,25 @@ def test_a_run_is_not_gone_on_with_on_other_codes(
     train(learnable_cache, tmp_path / "run", make_config())
     with pytest.raises(RunMismatch, match="stored otherwise"):
         train(coded(learnable_cache, tmp_path), tmp_path / "run", make_config())
+
+
+def test_an_error_against_codes_is_of_rows_that_favour_no_shrunken_student(
+    learnable_cache: Cache, tmp_path: Path, make_config: Config
+) -> None:
+    cache = coded(learnable_cache, tmp_path, 0.5)
+    train(cache, tmp_path / "run", make_config())
+    found = {row.column: row for row in evaluate(tmp_path / "run") if row.student == "trained"}
+    rows = cache.rows(split="heldout")
+    pixels = torch.from_numpy(cache.reader("pixels", "pixels").read(rows))
+    predicted = load_run(tmp_path / "run", device="cpu").predict(pixels)["a"]["patches"]
+    mse = {
+        unbiased: np.square(
+            predicted.numpy() - cache.reader("a", "patches", unbiased=unbiased).read(rows)
+        ).mean()
+        for unbiased in (False, True)
+    }
+    assert found["a/patches"].mse == pytest.approx(mse[True], rel=1e-4)
+    assert abs(mse[True] - mse[False]) > 1e-3 * mse[True]
 
 
 def test_an_evaluation_says_against_what_it_measured(

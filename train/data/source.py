@@ -58,18 +58,21 @@ class Source:
         self.caches, self.targets = caches, tuple(targets)
         self.readers: dict[str, JoinedReader] = {PIXELS: caches.reader(PIXELS, PIXELS)}
         """Of pixels and features, decoded where codes are stored."""
+        self.unbiased: dict[str, JoinedReader] = {}
+        """Of features to learn from and to measure errors by; see ``Cache.reader``."""
         self.codecs: dict[str, RowCodec] = {}
         """By target key, of targets whose rows are read and kept as codes (n, bytes): those that
         all caches store with one codec."""
         self._stored = dict(self.readers)
         for target in targets:
-            self.readers[target.key] = caches.reader(target.teacher, target.kind)
-            if codec := caches.codec(target.teacher, target.kind):
+            teacher, kind = target.teacher, target.kind
+            reader = self.readers[target.key] = caches.reader(teacher, kind)
+            if _is_coded(caches, target):
+                reader = caches.reader(teacher, kind, unbiased=True)
+            self._stored[target.key] = self.unbiased[target.key] = reader
+            if codec := caches.codec(teacher, kind):
                 self.codecs[target.key] = codec
-                name = names.codes(target.kind)
-                self._stored[target.key] = caches.reader(target.teacher, name)
-            else:
-                self._stored[target.key] = caches.reader(target.teacher, target.kind, unbiased=True)
+                self._stored[target.key] = caches.reader(teacher, names.codes(kind))
         self.normalised: dict[str, bytes] = {}
         """By target key, the digest of the transform that its values have been through."""
         self._resident: dict[str, NDArray[Any]] = {}

@@ -5,7 +5,9 @@ mean of the *training* rows:
     patches     error = mean |p - y|^2 / mean |m - y|^2           (the unexplained variance)
     directions  error = mean (1 - cos(p, y)) / mean (1 - cos(m, y))
 so that 0 is the teacher itself and 1 no better than the constant. Summaries are directions unless
-the summary loss was MSE.
+the summary loss was MSE. Values that are stored as codes are decoded without bias: the nearest
+would prefer students that predict too little. The noise of the codes is then part of the error, the
+same for all students.
 
 n images, k = 4 columns.
 """
@@ -221,7 +223,7 @@ def measure(
         with full_float32():
             predictions = student.predict(pixels)
         for target in student.targets:
-            value = torch.from_numpy(source.readers[target.key].read(block)).to(device)
+            value = torch.from_numpy(source.unbiased[target.key].read(block)).to(device)
             sums[target.key].add(predictions[target.teacher][target.kind], value)
         if progress is not None:
             progress(min(start + BATCH_ROWS, len(rows)), len(rows))

@@ -71,7 +71,7 @@ class DecodingTransform:
 
     def __init__(self, codec: RowCodec, normalizer: Normalizer, digest: bytes) -> None:
         self._module = CodecModule(codec, normalizer, unbiased=True)
-        self.digest = hashlib.sha256(digest + codec.to_bytes()).digest()
+        self.digest = hashlib.sha256(b"unbiased" + digest + codec.to_bytes()).digest()
         """Equal for transforms that give the same bits."""
 
     def of_codes(self, codec: RowCodec) -> DecodingTransform:

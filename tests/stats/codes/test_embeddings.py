@@ -63,6 +63,10 @@ def test_more_vectors_with_a_codec_that_was_made_before(file: Path) -> None:
     again = file.with_name("again.npy")
     quantize(file.with_name("more.npy"), again, num_bytes=16, codec=file.with_name("first.codec"))
     assert np.array_equal(np.load(again), np.load(first)[:77])
+    quantize(file.with_name("more.npy"), again, codec=file.with_name("first.codec"))
+    assert np.array_equal(np.load(again), np.load(first)[:77])
+    with pytest.raises(UsageError, match="say how many bytes"):
+        quantize(file, file.with_name("none.npy"))
 
 
 def test_a_few_vectors_are_fitted_on_and_measured_by_none(tmp_path: Path) -> None:
