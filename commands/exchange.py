@@ -251,7 +251,7 @@ def export_features(
 @click.argument("embeddings", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(
-    "--bytes", "num_bytes", type=click.IntRange(min=1), help="A vector; with --codec its own."
+    "--bytes", "num_bytes", type=click.IntRange(min=1), help="Of a vector; not needed with --codec."
 )
 @click.option("--codec", type=PATH, help="Made before, to be used for these too.")
 @json_option

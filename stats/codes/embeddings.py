@@ -105,14 +105,14 @@ def quantize(
     measured, rest = order[:num_measured], order[num_measured:]
     if codec is not None:
         fitted = load_codec(codec)
+        if num_bytes not in (None, fitted.num_bytes):
+            raise UsageError(
+                f"{codec} codes in {fitted.num_bytes} bytes, and {num_bytes} were asked for."
+            )
     elif num_bytes is not None:
         fitted = _fitted(vectors, rest[:FIT_VECTORS], num_bytes)
     else:
         raise UsageError("say how many bytes a vector may take: --bytes 64, or --codec FILE.")
-    if num_bytes is not None and codec is not None and fitted.num_bytes != num_bytes:
-        raise UsageError(
-            f"{codec} codes in {fitted.num_bytes} bytes, and {num_bytes} were asked for."
-        )
     report = _measure(vectors, measured, rest[:CANDIDATES], fitted)
     publish_bytes(codec_path(out), fitted.to_bytes())
     _write(out, vectors, np.dtype(np.uint8), fitted.num_bytes, fitted.encode, progress)
