@@ -14,8 +14,9 @@ newest() {
 
 python=${PYTHON:-$(newest)}
 echo "newest versions: $("$python" --version)"
+# Not --upgrade: in a new environment it changes nothing but the disk, where it lays 5 GB of wheels a second time.
 .venv/bin/uv venv --quiet --clear --python "$python" .newest
-.venv/bin/uv pip install --quiet --compile-bytecode --upgrade --python .newest/bin/python -e '.[all]' --group dev
+.venv/bin/uv pip install --quiet --compile-bytecode --python .newest/bin/python -e '.[all]' --group dev
 .venv/bin/uv pip list --quiet --python .newest/bin/python | grep -E "^(zarr|numpy|torch|timm|transformers|pyarrow|dask) "
 .newest/bin/phistill --version
 OMP_NUM_THREADS=1 .newest/bin/python -m pytest -q -n auto -m "not slow and not root" "$@"
