@@ -30,7 +30,7 @@ from phistill.errors import UsageError
 from ..format import tensor_file
 from . import coding
 from .bands import Band, row_bytes
-from .levels import MAX_BITS, codebook, distortion
+from .levels import MAX_BITS, codebook
 from .packing import lookup
 
 FORMAT: Literal[1] = 1
@@ -50,6 +50,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unit_exponent: int
     bands: list[tuple[int, int]]
     """Bits and coefficients of each."""
+    distortions: dict[int, float]
     scaled: bool
 
 
@@ -91,6 +92,8 @@ class RowCodec:
     """Standard deviation of each in units; 0 where there is none."""
     codebooks: Mapping[int, Int[np.ndarray, "p k"]]
     """Points (2^(b k), k) of each b in use, whole numbers of 2^-15."""
+    distortions: Mapping[int, float]
+    """Mean squared error that the points of each b in use leave of a standard normal."""
 
     def __post_init__(self) -> None:
         t, c = self.mean_row.shape
@@ -111,6 +114,7 @@ class RowCodec:
                 and np.abs(self.codebooks[b.bits]).max() < coding.LARGEST_POINT
                 for b in self.bands
             ),
+            "distortions": all(0 <= self.distortions[b.bits] < 1 for b in self.bands),
         }
         wrong = [name for name, right in checks.items() if not right]
         if wrong:
@@ -171,7 +175,7 @@ class RowCodec:
         """The same for decoding without bias: E[point | x] = (1 - distortion) x of a normal x,
         because points are the means of their cells."""
         further = {
-            bits: np.rint(points / (1 - distortion(bits)))
+            bits: np.rint(points / (1 - self.distortions[bits]))
             for bits, points in self.tables.lookups.items()
         }
         return self.tables._replace(lookups=further)
@@ -254,20 +258,22 @@ class RowCodec:
             row_shape=self.row_shape,
             unit_exponent=self.unit_exponent,
             bands=[(band.bits, band.size) for band in self.bands],
+            distortions=dict(self.distortions),
             scaled=self.scaled,
         )
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"codebook{bits}": book for bits, book in self.codebooks.items()}
-        return tensor_file.encode(arrays, msgspec.to_builtins(facts))
+        return tensor_file.encode(arrays, msgspec.to_builtins(facts, str_keys=True))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RowCodec:
         """Read to_bytes() back; UsageError when the bytes are something else or were changed."""
         try:
             arrays, metadata = tensor_file.decode(data)
-            facts = msgspec.convert(metadata, _Facts)
+            facts = msgspec.convert(metadata, _Facts, str_keys=True)
             bands = tuple(Band(bits, size) for bits, size in facts.bands)
             codebooks = {band.bits: arrays[f"codebook{band.bits}"] for band in bands}
+            distortions = {band.bits: facts.distortions[band.bits] for band in bands}
             tables = {name: arrays[name] for name in _ARRAYS}
         except (ValueError, KeyError, msgspec.ValidationError) as error:
             raise UsageError(
@@ -280,6 +286,7 @@ class RowCodec:
             bands=bands,
             scaled=facts.scaled,
             codebooks=codebooks,
+            distortions=distortions,
             **tables,
         )
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped
 
 from phistill.cache.codes import coding
 from phistill.cache.codes.codec import RowCodec, check_rows
-from phistill.cache.codes.levels import codebook
+from phistill.cache.codes.levels import codebook, distortion
 from phistill.errors import UsageError
 
 from ..moments.moments import Moments
@@ -239,6 +239,7 @@ class RowSpectrum:
             order=order.astype(np.int32),
             spread=spread.astype(np.float32),
             codebooks={band.bits: codebook(band.bits) for band in bands},
+            distortions={band.bits: distortion(band.bits) for band in bands},
         )
 
     def limit(self, bits: float) -> float:

@@ -28,6 +28,7 @@ def test_golden_codes_decode_to_the_same_bits(name: str) -> None:
     path, arrays = golden(name)
     codec = RowCodec.from_bytes(path.read_bytes())
     assert np.array_equal(codec.decode(arrays["codes"]), arrays["decoded"])
+    assert np.array_equal(codec.decode(arrays["codes"], unbiased=True), arrays["unbiased"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,4 +49,6 @@ def test_the_lines_of_the_page_decode_without_phistill(name: str) -> None:
     made: dict[str, Any] = {}
     exec(lines, made)  # noqa: S102  # our own page
     path, arrays = golden(name)
-    assert np.array_equal(made["decode"](path, arrays["codes"]), arrays["decoded"])
+    decode, codes = made["decode"], arrays["codes"]
+    assert np.array_equal(decode(path, codes), arrays["decoded"])
+    assert np.array_equal(decode(path, codes, unbiased=True), arrays["unbiased"])

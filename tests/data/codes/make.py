@@ -25,7 +25,10 @@ def main() -> None:
         codec = fit_codec(Moments.of(rows), [rows], grid=grid, num_bytes=num_bytes)
         (HERE / f"{name}.codec.safetensors").write_bytes(codec.to_bytes())
         codes = codec.encode(rows[:8])
-        np.savez(HERE / f"{name}.npz", rows=rows[:8], codes=codes, decoded=codec.decode(codes))
+        decoded, unbiased = codec.decode(codes), codec.decode(codes, unbiased=True)
+        np.savez(
+            HERE / f"{name}.npz", rows=rows[:8], codes=codes, decoded=decoded, unbiased=unbiased
+        )
 
 
 if __name__ == "__main__":
