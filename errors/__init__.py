@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class PhistillError(Exception):
@@ -128,6 +129,7 @@ def suggestion(names: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """``1 shard``, ``2,000 shards``; ``plural`` where it is not the noun with an s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """``1 shard``, ``2,000 shards``, ``0.5 bits``; ``plural`` where it is not noun and s."""
+    told = f"{number:,}" if isinstance(number, Integral) else f"{number:.3g}"
+    return f"{told} {noun if told == '1' else plural or noun + 's'}"

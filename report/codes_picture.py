@@ -15,7 +15,7 @@ from jaxtyping import Float
 from phistill.cache.codes import bytes_for
 from phistill.cache.codes.bands import Band
 from phistill.cache.codes.levels import distortion
-from phistill.errors import UsageError
+from phistill.errors import UsageError, counted
 from phistill.stats.codes import RowSpectrum
 from phistill.stats.codes.allocation import water_level
 
@@ -87,7 +87,7 @@ def _panel(axes: Axes, name: str, spectrum: RowSpectrum, bits: float) -> None:
     axes.set_ylim(max(low, water * 1e-3) / 8, float(variances[0]) * 2)
     axes.set_xlim(1, len(variances))
     share = 16 / codec.bits
-    axes.set_title(f"{name}: {bits:g} bits, {share:.3g}x smaller than float16", fontsize=9)
+    axes.set_title(f"{name}: {counted(bits, 'bit')}, {share:.3g}x smaller than float16", fontsize=9)
     axes.set_xlabel("coefficient, by variance; below, the bits of its band")
     axes.set_ylabel("variance, mean 1")
     axes.legend(frameon=False, fontsize=8, loc="upper right")

@@ -121,9 +121,9 @@ def _codes_line(kind: str, facts: Mapping[str, Any]) -> str:
     told = "" if lost is None else f"; they lose {lost:.2%} of the variance, at most "
     told += "" if lost is None else f"{facts['lost_most']:.2%} in a shard"
     return (
-        f"{kind} as codes: {facts['bits']:.3g} bits per channel, {bytes_text(facts['row_bytes'])} "
-        f"a row, 1/{facts['times_smaller']:.3g} of {DTYPES[kind].name}{told} (pilot "
-        f"{facts['lost_pilot']:.2%})"
+        f"{kind} as codes: {counted(facts['bits'], 'bit')} per channel, "
+        f"{bytes_text(facts['row_bytes'])} a row, 1/{facts['times_smaller']:.3g} of "
+        f"{DTYPES[kind].name}{told} (pilot {facts['lost_pilot']:.2%})"
     )
 
 

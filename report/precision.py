@@ -83,8 +83,8 @@ def precision_text(
         for row in rows
     ]
     header = (f"{name} patches", "per row", "in all", "time", "lost", "dB", "cosine", "limit dB")
-    told = f"{bits:.2g} bits lose" if bits is not None else "more than 8 bits are needed to lose"
-    return f"{table_text(header, lines)}\n{told} {LOSS:.0%} at most."
+    told = counted(bits, "bit") if bits is not None else "more than 8 bits"
+    return f"{table_text(header, lines)}\n{LOSS:.0%} lost at most: {told}."
 
 
 def _decibel(share: float) -> str:

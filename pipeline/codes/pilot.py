@@ -94,8 +94,9 @@ def fit_to_pilot(
         block=max(1, READ_BYTES // row_bytes),
     )
     log.info(
-        f"{name}: {fitted.codec.bits:.3g} bits per channel, {fitted.codec.num_bytes:,} bytes a row "
-        f"instead of {row_bytes:,}; they lose {fitted.lost_share:.2%} of the variance of "
+        f"{name}: {counted(fitted.codec.bits, 'bit')} per channel, "
+        f"{fitted.codec.num_bytes:,} bytes a row instead of {row_bytes:,}; they lose "
+        f"{fitted.lost_share:.2%} of the variance of "
         f"{counted(num_rows, 'image')}."
     )
     return fitted
@@ -123,9 +124,9 @@ def require_same_codes(cache: Cache, teacher: str, settings: CodeSettings) -> No
     if not SPENT_SHARE * budget <= stored.num_bytes <= budget:
         had = 8 * stored.num_bytes / math.prod(info.row_shape(KIND))
         raise CacheMismatch(
-            f"{teacher} of {cache.location} is stored in {had:.3g} bits per channel, but this run "
-            f"asks for {bits:g}. Leave --bits out to go on with those, or extract into another "
-            "cache."
+            f"{teacher} of {cache.location} is stored in {counted(had, 'bit')} per channel, but "
+            f"this run asks for {bits:g}. Leave --bits out to go on with those, or "
+            "extract into another cache."
         )
 
 

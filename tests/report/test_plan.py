@@ -118,7 +118,7 @@ def test_precision_is_measured_on_images_and_told(images: Path) -> None:
     text = render(planned)
     assert "t patches" in text
     assert all(words in text for words in ("in all", "time", "limit dB"))
-    assert "lose 2% at most" in text
+    assert "2% lost at most" in text
     json.dumps(planned.to_dict(), allow_nan=False)
     assert "patches" not in render(plan(images, [TEACHER], num_sample=2, device="cpu"))
 
