@@ -260,9 +260,9 @@ def quantize(
 ) -> None:
     """Code embeddings in a few bytes each.
 
-    EMBEDDINGS is an npy file (n, c); OUT becomes one of uint8 (n, bytes), and OUT with the suffix
-    .codec what decodes it (docs/codes.md). Says what is lost, and how often the nearest neighbour
-    is still found, on vectors that the codec was not fitted on.
+    EMBEDDINGS is an npy file (n, c); OUT, X.npy, becomes one of uint8 (n, bytes), and X.codec what
+    decodes it (docs/codes.md). Says what is lost, and how often the nearest neighbour is still
+    found, on up to a thousand vectors that a new codec is not fitted on.
 
     \b
     phistill quantize clip.npy codes.npy --bytes 64
@@ -272,6 +272,7 @@ def quantize(
     import math
     from dataclasses import asdict
 
+    from phistill.errors import counted
     from phistill.stats.codes.embeddings import codec_path
     from phistill.stats.codes.embeddings import quantize as run
 
@@ -287,10 +288,17 @@ def quantize(
         click.echo(json.dumps(asdict(report)))
         return
     click.echo(
-        f"{out}: {report.num_vectors:,} vectors of {report.width} in {report.num_bytes} bytes "
-        f"each. What decodes them: {codec_path(out)}"
+        f"{out}: {counted(report.num_vectors, 'vector')} of {report.width} in "
+        f"{counted(report.num_bytes, 'byte')} each. What decodes them: {codec_path(out)}"
     )
-    if report.num_measured:
+    if 0 < report.num_fitted < report.width:
+        click.echo(
+            f"The codec was fitted on {counted(report.num_fitted, 'vector')} of {report.width} "
+            "channels; it wants more vectors than channels."
+        )
+    if report.lost_share is None:
+        click.echo("Too few vectors to measure what is lost.")
+    else:
         decibel = -10 * math.log10(report.lost_share) if report.lost_share else math.inf
         found = ", ".join(f"recall@{k} {share:.3f}" for k, share in report.recall.items())
         click.echo(

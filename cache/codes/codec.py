@@ -39,7 +39,12 @@ FORMAT: Literal[1] = 1
 _CHUNK_VALUES = 2**19
 """Coefficients that are worked on at once: 4 MiB of float64 for each step."""
 
+_MOST_EXPONENT = 900
+"""Of a unit, to either side: sums of units are finite."""
+
 _ARRAYS = ("mean_row", "axes", "down", "across", "order", "spread")
+_NDIM = {"order": 1, "spread": 1}
+"""2 of all others."""
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,17 +101,26 @@ class RowCodec:
     """Mean squared error that the points of each b in use leave of a standard normal."""
 
     def __post_init__(self) -> None:
+        for name in _ARRAYS:
+            array, ndim = getattr(self, name), _NDIM.get(name, 2)
+            dtype = np.int32 if name == "order" else np.float32
+            if array.dtype != dtype or array.ndim != ndim or not np.isfinite(array).all():
+                raise UsageError(
+                    f"{name} of this codec is {array.dtype} {array.shape}; wanted are finite "
+                    f"{np.dtype(dtype)} of {ndim} dimensions."
+                )
         t, c = self.mean_row.shape
         h, w = self.grid
         m = sum(band.size for band in self.bands)
         checks = {
+            "unit_exponent": abs(self.unit_exponent) <= _MOST_EXPONENT,
             "row_shape": self.row_shape == ((t, c) if len(self.row_shape) == 2 else (c,)),
             "axes": self.axes.shape == (c, c),
             "grid": h * w == t and self.down.shape == (h, h) and self.across.shape == (w, w),
             "bands": m > 0 and all(b.size > 0 and b.size % 8 == 0 for b in self.bands),
             "order": self.order.shape == (m,)
             and -1 <= self.order.min() <= self.order.max() < t * c,
-            "spread": self.spread.shape == (m,) and bool(np.isfinite(self.spread).all()),
+            "spread": self.spread.shape == (m,),
             "codebooks": all(
                 1 <= b.bits <= MAX_BITS
                 and self.codebooks[b.bits].shape == codebook(b.bits).shape
@@ -114,11 +128,11 @@ class RowCodec:
                 and np.abs(self.codebooks[b.bits]).max() < coding.LARGEST_POINT
                 for b in self.bands
             ),
-            "distortions": all(0 <= self.distortions[b.bits] < 1 for b in self.bands),
+            "distortions": all(0 <= self.distortions.get(b.bits, -1) < 1 for b in self.bands),
         }
         wrong = [name for name, right in checks.items() if not right]
         if wrong:
-            raise UsageError(f"{', '.join(wrong)} of this codec fit to nothing. Fit it again.")
+            raise UsageError(f"{' and '.join(wrong)} of this codec cannot be right.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -273,12 +287,11 @@ class RowCodec:
             facts = msgspec.convert(metadata, _Facts, str_keys=True)
             bands = tuple(Band(bits, size) for bits, size in facts.bands)
             codebooks = {band.bits: arrays[f"codebook{band.bits}"] for band in bands}
-            distortions = {band.bits: facts.distortions[band.bits] for band in bands}
             tables = {name: arrays[name] for name in _ARRAYS}
         except (ValueError, KeyError, msgspec.ValidationError) as error:
             raise UsageError(
-                f"These {len(data)} bytes are not a codec of format {FORMAT} ({error}). "
-                "Fit it again."
+                f"This is not a codec of format {FORMAT}: "
+                f"{f'{error} is missing' if isinstance(error, KeyError) else error}."
             ) from error
         return cls(
             row_shape=facts.row_shape,
@@ -286,7 +299,7 @@ class RowCodec:
             bands=bands,
             scaled=facts.scaled,
             codebooks=codebooks,
-            distortions=distortions,
+            distortions=facts.distortions,
             **tables,
         )
 

@@ -41,7 +41,9 @@ def read_codec(files: Files, path: str, stored: StoredCodec) -> RowCodec:
     try:
         data = files.read(path)
         codec = RowCodec.from_bytes(data)
-    except (FileNotFoundError, UsageError) as error:
+    except FileNotFoundError as error:
+        raise _lost(files, path, "It is not there.") from error
+    except UsageError as error:
         raise _lost(files, path, str(error)) from error
     if hashlib.sha256(data).hexdigest() != stored.sha256 or codec.num_bytes != stored.num_bytes:
         raise _lost(files, path, "It is another codec than the one that the codes were made with.")
@@ -51,5 +53,5 @@ def read_codec(files: Files, path: str, stored: StoredCodec) -> RowCodec:
 def _lost(files: Files, path: str, why: str) -> CorruptCache:
     return CorruptCache(
         f"{files.where(path)}: {why} Codes cannot be read without it. Restore the file from a "
-        "copy, or make the compact cache again."
+        "copy; without one, `stage --teachers` keeps the other teachers."
     )

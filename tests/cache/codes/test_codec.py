@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +260,30 @@ def test_a_codebook_of_another_step_is_refused(rows: np.ndarray) -> None:
     before = {bits: (book // 16).astype(np.int16) for bits, book in codec.codebooks.items()}
     with pytest.raises(UsageError, match="codebooks of this codec"):
         replace(codec, codebooks=before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("unit_exponent", 1023),
+        ("mean_row", np.zeros(36, np.float32)),
+        ("mean_row", np.full((36, 48), np.nan, np.float32)),
+        ("axes", np.full((48, 48), np.inf, np.float32)),
+        ("order", np.arange(8.0)),
+        ("order", np.zeros(8, bool)),
+        ("spread", np.ones(3)),
+        ("distortions", {}),
+        ("distortions", {1: 0.3}),
+        ("distortions", dict.fromkeys(range(1, 15), 1.0)),
+        ("distortions", dict.fromkeys(range(1, 15), np.nan)),
+        ("distortions", dict.fromkeys(range(1, 15), -0.1)),
+    ],
+)
+def test_arrays_and_facts_that_cannot_be_are_named(rows: np.ndarray, name: str, value: Any) -> None:
+    codec = fitted(rows, (6, 6), 2)
+    assert codec.mean_row.shape == (36, 48)
+    with pytest.raises(UsageError, match=f"{name} of this codec"):
+        replace(codec, **{name: value})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from phistill.cache.storage.publish import PublishError
 from phistill.errors import DegenerateMoments, UsageError
 from phistill.stats.codes.embeddings import dequantize, neighbour_recall, quantize
 
@@ -72,7 +73,17 @@ def test_more_vectors_with_a_codec_that_was_made_before(file: Path) -> None:
 def test_a_few_vectors_are_fitted_on_and_measured_by_none(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", vectors(10, 8)[:5])
     report = quantize(tmp_path / "x.npy", tmp_path / "c.npy", num_bytes=8)
-    assert (report.num_measured, report.recall) == (0, {})
+    assert (report.num_fitted, report.num_measured) == (5, 0)
+    assert (report.lost_share, report.recall) == (None, {})
+
+
+@pytest.mark.parametrize("exponent", [-100, 100])
+def test_what_is_reported_does_not_depend_on_the_unit(file: Path, exponent: int) -> None:
+    report = quantize(file, file.with_name("c.npy"), num_bytes=12)
+    np.save(file, vectors() * np.float32(2.0**exponent))
+    scaled = quantize(file, file.with_name("c.npy"), num_bytes=12)
+    assert scaled.recall == report.recall
+    assert scaled.lost_share == pytest.approx(report.lost_share, rel=1e-5)
 
 
 def test_refusals_say_what_was_wanted_and_leave_nothing(file: Path) -> None:
@@ -84,18 +95,26 @@ def test_refusals_say_what_was_wanted_and_leave_nothing(file: Path) -> None:
         "flat": np.ones(5, np.float32),
         "ints": np.ones((5, 4), np.int64),
         "same": np.ones((50, 4), np.float32),
+        "one": np.ones((1, 4), np.float32),
+        "objects": np.array([[None]]),
     }.items():
         np.save(file.with_name(f"{name}.npy"), array)
 
     def refused(name: str, num_bytes: int = 8, codec: Path | None = None) -> None:
         quantize(file.with_name(f"{name}.npy"), out, num_bytes=num_bytes, codec=codec)
 
-    with pytest.raises((UsageError, DegenerateMoments), match="NaN or infinity"):
+    with pytest.raises(UsageError, match=r"bad\.npy: vector 2,999, counted from 0, holds NaN"):
         refused("bad")
     with pytest.raises(UsageError, match=r"wanted \(vectors, channels\)"):
         refused("flat")
     with pytest.raises(UsageError, match="int64; vectors must be floating"):
         refused("ints")
+    with pytest.raises(UsageError, match="holds 1 vector, and a codec is fitted on two"):
+        refused("one")
+    with pytest.raises(UsageError, match="not a readable npy"):
+        refused("objects")
+    with pytest.raises(UsageError, match="is not there"):
+        refused("none")
     with pytest.raises(DegenerateMoments, match="the same"):
         refused("same")
     with pytest.raises(UsageError, match="num_bytes=0"):
@@ -122,6 +141,54 @@ def test_what_is_read_is_never_written_over(file: Path) -> None:
     for out in (codes, codes.with_suffix(".codec")):
         with pytest.raises(UsageError, match="would be written over"):
             dequantize(codes, out)
-    with pytest.raises(UsageError, match="the codec gets this name"):
-        quantize(file, file.with_name("new.codec"), num_bytes=24)
+    folder = file.with_name("folder.npy")
+    folder.mkdir()
+    for name, why in (("new.codec", "codes are an npy file"), ("folder.npy", "is not a file")):
+        with pytest.raises(UsageError, match=why):
+            quantize(file, file.with_name(name), num_bytes=24)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_codes_never_lie_beside_a_codec_that_is_not_theirs(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails: both files are those of before, or there are no codes."""
+    out, codec = file.with_name("codes.npy"), file.with_name("codes.codec")
+    quantize(file, out, num_bytes=24)
+    before = out.read_bytes(), codec.read_bytes()
+    other = file.with_name("other.npy")
+    np.save(other, vectors()[:, ::-1])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(PublishError, match="No space left"):
+            quantize(other, out, num_bytes=24)
+    assert (out.read_bytes(), codec.read_bytes()) == before
+    with monkeypatch.context() as patched:
+        patched.setattr("phistill.stats.codes.embeddings.publish_bytes", full)
+        with pytest.raises(PublishError, match="No space left"):
+            quantize(other, out, num_bytes=24)
+    assert not out.exists()
+    assert codec.read_bytes() == before[1]
+    quantize(other, out, num_bytes=24)
+    dequantize(out, file.with_name("back.npy"))
+    back = np.load(file.with_name("back.npy"))
+    assert np.square(back - np.load(other)).sum() < 0.1 * np.square(back).sum()
+
+
+def test_files_that_do_not_belong_together_are_named(file: Path) -> None:
+    quantize(file, file.with_name("codes.npy"), num_bytes=24)
+    np.save(file.with_name("narrow.npy"), vectors()[:, :7])
+    with pytest.raises(
+        UsageError, match=r"narrow\.npy holds vectors of 7 channels; .*codes\.codec"
+    ):
+        quantize(
+            file.with_name("narrow.npy"),
+            file.with_name("c.npy"),
+            codec=file.with_name("codes.codec"),
+        )
+    with pytest.raises(UsageError, match=r"x\.npy holds float32 \(3000, 64\); .*codes\.codec"):
+        dequantize(file, file.with_name("back.npy"), codec=file.with_name("codes.codec"))
