@@ -272,7 +272,7 @@ def quantize(
     import math
     from dataclasses import asdict
 
-    from phistill.errors import counted
+    from phistill.errors import counted, percent
     from phistill.stats.codes.embeddings import codec_path
     from phistill.stats.codes.embeddings import quantize as run
 
@@ -302,7 +302,7 @@ def quantize(
         decibel = -10 * math.log10(report.lost_share) if report.lost_share else math.inf
         found = ", ".join(f"recall@{k} {share:.3f}" for k, share in report.recall.items())
         click.echo(
-            f"Lost: {report.lost_share:.2%} of the variance ({decibel:.1f} dB). Nearest of "
+            f"Lost: {percent(report.lost_share)} of the variance ({decibel:.1f} dB). Nearest of "
             f"{report.num_candidates:,}: {found} ({report.num_measured:,} queries)."
         )
 

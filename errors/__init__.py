@@ -133,3 +133,8 @@ def counted(number: float, noun: str, plural: str = "") -> str:
     """``1 shard``, ``2,000 shards``, ``0.5 bits``; ``plural`` where it is not noun and s."""
     told = f"{number:,}" if isinstance(number, Integral) else f"{number:.3g}"
     return f"{told} {noun if told == '1' else plural or noun + 's'}"
+
+
+def percent(share: float) -> str:
+    """``12%``, ``0.64%``, ``0.0003%``: two digits, whatever the size."""
+    return f"{float(f'{100 * share:.2g}'):.10g}%"

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from phistill import cache as store
 from phistill.cache import Cache
-from phistill.cache.codes import coded_teacher
+from phistill.cache.codes import FittedCodec, coded_teacher
 from phistill.cache.upkeep.append import add_segment
 from phistill.cache.upkeep.verify import discard, verify
 from phistill.errors import LockHeld, OutOfTime, UsageError
@@ -75,12 +75,18 @@ def first_runners(request: Request) -> dict[str, TeacherRunner]:
 
 def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) -> Prepared:
     """Make or change the cache as asked for. The caller holds everything; ``built`` are the
-    teachers of ``first_runners``, used if the cache still does not exist."""
+    teachers of ``first_runners``, used if the cache still does not exist.
+
+    All that may refuse the request comes before rows and teachers are added."""
     stored = request.open()
     runners = dict(built) if built and stored is None else requested_runners(request, stored)
+    if stored is not None:
+        _require_same(stored, request, runners)
     cache = stored or _create(request, runners.values())
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
+    new = {name: runner for name, runner in runners.items() if name not in cache.teachers}
+    codecs = {name: _codec(cache, request, runner) for name, runner in new.items()}
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views, request.records, request.source)
     num_new = 0 if stored is None else _append(cache, request)
@@ -91,35 +97,38 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         ):
             if file is not None:
                 log.info(f"{option} is for images that are added; those of the cache keep theirs.")
-    for runner in runners.values():
-        _add_teacher(cache, request, runner)
+    for name, runner in new.items():
+        if (fitted := codecs[name]) is None:
+            cache.add_teacher(runner.info)
+        else:
+            cache.add_teacher(coded_teacher(runner.info, {KIND: fitted}), {KIND: fitted.codec})
     return Prepared(
         cache, runners, report=PrepareReport(num_repaired, num_new, dict(request.source.left_out))
     )
 
 
-def _add_teacher(cache: Cache, request: Request, runner: TeacherRunner) -> None:
-    """Add a teacher, with a codec where it is to be coded, unless the cache has it."""
-    info, codes = runner.info, request.options.codes
-    if info.name in cache.teachers:
-        require_equal(cache, info, ANOTHER_NAME)
-        if codes is not None:
-            require_same_codes(cache, info.name, codes)
-        return
-    fitted = None
-    if codes is not None:
-        fitted = fit_to_pilot(
-            cache,
-            request.source,
-            runner,
-            codes,
-            num_workers=request.options.num_workers,
-            mode=request.options.decode,
-        )
-    if fitted is None:
-        cache.add_teacher(info)
-    else:
-        cache.add_teacher(coded_teacher(info, {KIND: fitted}), {KIND: fitted.codec})
+def _require_same(cache: Cache, request: Request, runners: Mapping[str, TeacherRunner]) -> None:
+    """CacheMismatch where a teacher of the cache is another here, or is stored otherwise."""
+    for name, runner in runners.items():
+        if name in cache.teachers:
+            require_equal(cache, runner.info, ANOTHER_NAME)
+            if request.options.codes is not None:
+                require_same_codes(cache, name, request.options.codes)
+
+
+def _codec(cache: Cache, request: Request, runner: TeacherRunner) -> FittedCodec | None:
+    """Of a new teacher's patches, where they are to be coded."""
+    options = request.options
+    if options.codes is None:
+        return None
+    return fit_to_pilot(
+        cache,
+        request.source,
+        runner,
+        options.codes,
+        num_workers=options.num_workers,
+        mode=options.decode,
+    )
 
 
 def _append(cache: Cache, request: Request) -> int:

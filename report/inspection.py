@@ -19,7 +19,7 @@ from phistill.cache.committed.commits import Commits
 from phistill.cache.format import names
 from phistill.cache.format.info import DTYPES
 from phistill.display import table_text
-from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted
+from phistill.errors import CorruptCache, MissingMoments, StaleMoments, counted, percent
 from phistill.pipeline.images.source import USED, left_out_text
 from phistill.stats import PassOptions, load_description, load_options
 from phistill.stats.compacting import SUSPICIOUS
@@ -118,12 +118,12 @@ def codes_text(cache: Cache) -> str:
 
 def _codes_line(kind: str, facts: Mapping[str, Any]) -> str:
     lost = facts["lost_mean"]
-    told = "" if lost is None else f"; they lose {lost:.2%} of the variance, at most "
-    told += "" if lost is None else f"{facts['lost_most']:.2%} in a shard"
+    told = "" if lost is None else f"; they lose {percent(lost)} of the variance, at most "
+    told += "" if lost is None else f"{percent(facts['lost_most'])} in a shard"
     return (
         f"{kind} as codes: {counted(facts['bits'], 'bit')} per channel, "
         f"{bytes_text(facts['row_bytes'])} a row, 1/{facts['times_smaller']:.3g} of "
-        f"{DTYPES[kind].name}{told} (pilot {facts['lost_pilot']:.2%})"
+        f"{DTYPES[kind].name}{told} (pilot {percent(facts['lost_pilot'])})"
     )
 
 

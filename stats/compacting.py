@@ -23,7 +23,7 @@ from phistill.cache.format import names
 from phistill.cache.upkeep.compact import compact
 from phistill.cache.upkeep.copying import CopyProgress, CopyReport
 from phistill.compute.blas import one_blas_thread
-from phistill.errors import UsageError, counted
+from phistill.errors import UsageError, counted, percent
 
 from .codes.fit import RowSpectrum
 from .codes.precision import bits_for_loss
@@ -58,8 +58,9 @@ SUSPICIOUS = 2.0
 Bits = float | Mapping[str, float]
 """Bits per channel and token: of every teacher, or by teacher."""
 
-Budget = Callable[[RowSpectrum, NDArray[Any]], int]
-"""Bytes of a row, by the pilot's spectrum and pilot rows that are not in it."""
+Budget = Callable[[RowSpectrum, Callable[[], NDArray[Any]]], int]
+"""Bytes of a row, by the pilot's spectrum and the pilot rows that are not in it, where asked for.
+"""
 
 
 def compact_cache(
@@ -145,7 +146,8 @@ def fit_pilot(
 ) -> FittedCodec:
     """Fit a codec on four fifths of ``num_rows`` pilot rows and measure it on the rest.
 
-    ``read`` gives the rows of some positions, at most ``block`` at a time. ``moments`` may be of
+    ``read`` gives the rows of some positions, ``block`` at a time unless a budget wants those that
+    are measured at once. ``moments`` may be of
     all rows. Errors as RowSpectrum.of, and UsageError for a budget that cannot be kept.
     """
     every = np.arange(num_rows)
@@ -158,28 +160,29 @@ def fit_pilot(
 
     with one_blas_thread():  # or the last bits depend on the number of cores
         spectrum = RowSpectrum.of(moments, blocks(every[fitted].tolist()), grid=grid)
-        codec = spectrum.codec(budget(spectrum, next(blocks(every[measured].tolist()))))
+        num_bytes = budget(spectrum, lambda: read(every[measured]))
+        codec = spectrum.codec(num_bytes)
         lost = total = 0.0
         for rows in blocks(every[measured].tolist()):
             found = codec.measured(rows)
             lost, total = lost + found.lost, total + found.total
-    return FittedCodec(codec, lost / total if total > 0 else 0.0)
+    return FittedCodec(codec, lost / total if total > 0 else 0.0, num_bytes)
 
 
 def bits_budget(bits: float) -> Budget:
     """So many bits per channel and token."""
-    return lambda spectrum, rows: bytes_for(bits, spectrum.basis.row_shape)
+    return lambda spectrum, measured: bytes_for(bits, spectrum.basis.row_shape)
 
 
 def loss_budget(teacher: str, lost_share: float) -> Budget:
     """The fewest bits that lose at most this share of the variance."""
 
-    def num_bytes(spectrum: RowSpectrum, rows: NDArray[Any]) -> int:
-        bits = bits_for_loss(spectrum, rows, lost_share)
+    def num_bytes(spectrum: RowSpectrum, measured: Callable[[], NDArray[Any]]) -> int:
+        bits = bits_for_loss(spectrum, measured(), lost_share)
         if bits is None:
             raise UsageError(
-                f"{teacher}: codes of {MAX_BITS:g} bits lose more than {lost_share:g} of the "
-                "variance of the pilot. Allow more, or store the features as they are."
+                f"{teacher}: codes of {MAX_BITS:g} bits lose more than {percent(lost_share)} of "
+                "the variance of the pilot. Allow more, or store the features as they are."
             )
         return bytes_for(bits, spectrum.basis.row_shape)
 
@@ -198,8 +201,8 @@ def unlike_pilot(cache: Cache) -> list[str]:
                 shown = ", ".join(map(str, bad[:10].tolist())) + (", ..." if bad.size > 10 else "")
                 texts.append(
                     f"{name} {kind}: {counted(bad.size, 'shard')} of {len(commits)} ({shown}) lose "
-                    f"up to {lost.max():.2%} of the variance, the pilot lost "
-                    f"{stored.lost_share:.2%}: it was not like them. Take more bits, or a pilot "
-                    "that holds such images."
+                    f"up to {percent(lost.max())} of the variance, the pilot lost "
+                    f"{percent(stored.lost_share)}: it was not like them. In a new cache take more "
+                    "bits, or a pilot that holds such images."
                 )
     return texts

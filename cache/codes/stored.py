@@ -21,6 +21,8 @@ class FittedCodec(NamedTuple):
     codec: RowCodec
     lost_share: float
     """Of the variance of pilot rows that it was not fitted on."""
+    budget: int
+    """Bytes of a row that it was allowed."""
 
 
 def coded_teacher(teacher: TeacherInfo, codecs: Mapping[str, FittedCodec]) -> TeacherInfo:
@@ -28,6 +30,7 @@ def coded_teacher(teacher: TeacherInfo, codecs: Mapping[str, FittedCodec]) -> Te
     entries = {
         kind: StoredCodec(
             sha256=hashlib.sha256(fitted.codec.to_bytes()).hexdigest(),
+            budget=fitted.budget,
             num_bytes=fitted.codec.num_bytes,
             lost_share=fitted.lost_share,
         )

@@ -242,6 +242,8 @@ class StoredCodec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     sha256: str
     """Of its file."""
+    budget: int
+    """Bytes of a row that it was allowed."""
     num_bytes: int
     """Of a row."""
     lost_share: float

@@ -17,7 +17,7 @@ from phistill.cache import Cache
 from phistill.cache.codes import FittedCodec, bytes_for
 from phistill.cache.format.split import decide_sides
 from phistill.compute.blas import one_blas_thread
-from phistill.errors import CacheMismatch, UsageError, counted
+from phistill.errors import CacheMismatch, UsageError, counted, percent
 from phistill.stats import Moments
 from phistill.stats.compacting import (
     KIND,
@@ -39,8 +39,8 @@ from ..teachers.runner import TeacherRunner
 
 log = logging.getLogger(__name__)
 
-SPENT_SHARE = 0.8
-"""Of its budget, what a codec takes at least where the features fill it."""
+ROUNDING = 1e-6
+"""Of a loss that is measured in parts of other sizes."""
 
 PILOT_BYTES = 2**30
 """Of a pilot's features at most, which are held in memory."""
@@ -96,18 +96,14 @@ def fit_to_pilot(
     log.info(
         f"{name}: {counted(fitted.codec.bits, 'bit')} per channel, "
         f"{fitted.codec.num_bytes:,} bytes a row instead of {row_bytes:,}; they lose "
-        f"{fitted.lost_share:.2%} of the variance of "
-        f"{counted(num_rows, 'image')}."
+        f"{percent(fitted.lost_share)} of the variance of images that it was not fitted on."
     )
     return fitted
 
 
 def require_same_codes(cache: Cache, teacher: str, settings: CodeSettings) -> None:
-    """CacheMismatch where a teacher of the cache is not stored in the bits that are asked for.
-
-    A codec takes what it was given, or less where nothing is left to be coded; with a loss instead
-    of bits any codec will do.
-    """
+    """CacheMismatch where a teacher of the cache is not stored in the bits that are asked for, or
+    lost more of its pilot than is allowed."""
     info, bits = cache.teacher(teacher), settings.bits_of(teacher)
     stored = info.codecs.get(KIND)
     if bits is None and settings.lost_share is None:
@@ -118,15 +114,18 @@ def require_same_codes(cache: Cache, teacher: str, settings: CodeSettings) -> No
             f"Leave --bits and --lost out, or make a copy: phistill compact {cache.location} OUT "
             "--bits B."
         )
-    if bits is None:
-        return
-    budget = bytes_for(bits, info.row_shape(KIND))
-    if not SPENT_SHARE * budget <= stored.num_bytes <= budget:
-        had = 8 * stored.num_bytes / math.prod(info.row_shape(KIND))
+    if bits is not None and bytes_for(bits, info.row_shape(KIND)) != stored.budget:
+        had = 8 * stored.budget / math.prod(info.row_shape(KIND))
         raise CacheMismatch(
             f"{teacher} of {cache.location} is stored in {counted(had, 'bit')} per channel, but "
             f"this run asks for {bits:g}. Leave --bits out to go on with those, or "
             "extract into another cache."
+        )
+    if settings.lost_share is not None and stored.lost_share > settings.lost_share + ROUNDING:
+        raise CacheMismatch(
+            f"The codes of {teacher} of {cache.location} lose {percent(stored.lost_share)} of "
+            f"the variance, but this run allows {percent(settings.lost_share)}. Leave --lost out "
+            "to go on with those, or extract into another cache."
         )
 
 

@@ -62,7 +62,7 @@ def main(location: str | Path, mode: str = "packed") -> None:
             data = (CODES / "patches.codec.safetensors").read_bytes()
             codecs = {"patches": RowCodec.from_bytes(data)}
             teacher = TeacherInfo(name="t", grid=(5, 3), widths={"patches": 20, "summary": 3})
-            teacher = coded_teacher(teacher, {"patches": FittedCodec(codecs["patches"], 0.01)})
+            teacher = coded_teacher(teacher, {"patches": FittedCodec(codecs["patches"], 0.01, 160)})
         if "t" not in cache.teachers:
             cache.add_teacher(teacher, codecs)
         if mode == "again":

@@ -35,7 +35,7 @@ CODEC = fit_codec(Moments.of(ROWS), [ROWS], grid=(4, 3), num_bytes=bytes_for(2, 
 
 def coded_cache(path: Path, codec: RowCodec = CODEC, rows: Any = ROWS) -> Cache:
     """Every row of ROWS, coded by the cache; row 17 is rejected."""
-    teacher = coded_teacher(TEACHER, {"patches": FittedCodec(codec, 0.02)})
+    teacher = coded_teacher(TEACHER, {"patches": FittedCodec(codec, 0.02, codec.num_bytes)})
     cache = empty_cache(path, [], num_rows=NUM_ROWS, shard_rows=16)
     cache.add_teacher(teacher, {"patches": codec})
     for shard in cache.info.shards():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,15 +199,44 @@ def test_what_cannot_be_is_refused(folder: Path, tiny: str, tmp_path: Path) -> N
     plain = floats(folder, tmp_path / "f", f"t={tiny}")
     with pytest.raises(CacheMismatch, match="stored as float16"):
         coded(folder, plain.path, f"t={tiny}")
-    coded(folder, tmp_path / "c", f"t={tiny}")
-    with pytest.raises(CacheMismatch, match="bits per channel, but this run asks"):
-        coded(folder, tmp_path / "c", f"t={tiny}", codes=CodeSettings(bits=1))
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    had = 8 * cache.teacher("t").codecs["patches"].budget / 96
+    for bits in (had - 0.25, had + 0.25):
+        with pytest.raises(CacheMismatch, match="2 bits per channel, but this run asks"):
+            coded(folder, cache.path, f"t={tiny}", codes=CodeSettings(bits=bits))
+    lost = cache.teacher("t").codecs["patches"].lost_share
+    with pytest.raises(CacheMismatch, match="of the variance, but this run allows"):
+        coded(folder, cache.path, f"t={tiny}", codes=CodeSettings(lost_share=lost / 2))
+    coded(folder, cache.path, f"t={tiny}", codes=CodeSettings(lost_share=lost))
     few = tmp_path / "few"
     few.mkdir()
     for number in range(12):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(few / f"{number}.png")
     with pytest.raises(UsageError, match="a codec needs 20"):
         coded(few, tmp_path / "few.cache", f"t={tiny}")
+
+
+def test_a_refused_request_leaves_the_cache_as_it_was(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    """Rows and teachers are added when nothing can be refused any more."""
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    more = tmp_path / "more"
+    shutil.copytree(folder, more)
+    for number in range(5):
+        Image.new("RGB", (20, 20), (number, 9, 0)).save(more / f"{number}.png")
+    digest = cache.digest()
+    for teachers, codes, error in (
+        ([f"t={tiny}"], CodeSettings(bits=1), CacheMismatch),
+        ([f"t={tiny}?scale=3"], None, CacheMismatch),
+        ([f"u={tiny}"], CodeSettings(lost_share=1e-12), UsageError),
+        ([f"u={tiny}", f"t={tiny}"], CodeSettings(bits={"u": 2, "t": 1}), CacheMismatch),
+        ([f"u={tiny}", f"v={tiny}"], CodeSettings(lost_share=1e-12), UsageError),
+    ):
+        with pytest.raises(error):
+            coded(more, cache.path, *teachers, codes=codes, append=True)
+        assert store.open(cache.path).digest() == digest
+        assert store.open(cache.path).teachers == ("t",)
 
 
 def test_two_workers_make_the_cache_that_one_makes(folder: Path, tiny: str, tmp_path: Path) -> None:
