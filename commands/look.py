@@ -67,6 +67,7 @@ def verify(
     from phistill.cache.upkeep.verify import verify as check
     from phistill.errors import UsageError
     from phistill.report.verification import render
+    from phistill.stats.fit.kept_sums import lost_sums
 
     if live is not None and images is None:
         raise UsageError("--live needs the images: phistill verify CACHE IMAGES --live 8.")
@@ -75,7 +76,7 @@ def verify(
     opened = store.open(cache)
     with progress("verify") as bar:
         report = check(opened, progress=bar.bytes)
-    click.echo(render(report, opened))
+    click.echo(render(report, opened, notes=lost_sums(opened)))
     if report.findings:
         sys.exit(1)
     if live is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from phistill.cache import Cache
 from phistill.cache.upkeep.verify import VerifyReport
@@ -11,9 +11,10 @@ from phistill.errors import counted
 from .terminal import bytes_text
 
 
-def render(report: VerifyReport, cache: Cache) -> str:
-    """A line per finding, then what to do."""
-    return "\n".join([*(str(finding) for finding in report.findings), *_verdict(report, cache)])
+def render(report: VerifyReport, cache: Cache, notes: Sequence[str] = ()) -> str:
+    """A line per finding, then what to do, then what else there is to know."""
+    findings = map(str, report.findings)
+    return "\n".join([*findings, *_verdict(report, cache), *notes])
 
 
 def _verdict(report: VerifyReport, cache: Cache) -> Iterator[str]:
@@ -41,5 +42,5 @@ def _verdict(report: VerifyReport, cache: Cache) -> Iterator[str]:
                 f"Mend {', '.join(sorted(features & imported))} with: phistill import-features "
                 f"FEATURES --cache {cache.location} --repair"
             )
-        if any(finding.statistics for finding in report.damaged):
+        if any(found.statistics and not found.irreplaceable for found in report.damaged):
             yield f"Mend statistics with: phistill fit-stats {cache.location} --repair"

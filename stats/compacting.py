@@ -27,7 +27,7 @@ from phistill.errors import UsageError, counted, percent
 
 from .codes.fit import RowSpectrum
 from .codes.precision import bits_for_loss
-from .fit.loading import load_moments
+from .fit.loading import load_moments, stored_options
 from .fit.reuse import reuse_statistics
 from .moments.moments import Moments
 
@@ -123,6 +123,14 @@ def fit_stored(cache: Cache, teacher: str, kind: str, bits: float) -> FittedCode
     """
     info = cache.teacher(teacher)
     moments = load_moments(cache, teacher, kind)
+    options = stored_options(cache, teacher, kind)
+    assert options is not None, "they go with moments"
+    if options.max_images is not None or options.tokens_per_image is not None:
+        raise UsageError(
+            f"The statistics of {teacher} in {cache.location} are of a sample. A copy of codes "
+            "keeps the sums of all features, which cannot be taken afterwards: first phistill "
+            f"fit-stats {cache.location}"
+        )
     rows = cache.rows([teacher], "train")[:PILOT_ROWS]  # rows are in random order
     reader = cache.reader(teacher, kind)
     return fit_pilot(

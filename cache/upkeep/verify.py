@@ -45,7 +45,9 @@ class Finding:
     unfinished: bool = False
     """Nothing is damaged: the shard was never committed."""
     statistics: bool = False
-    """It is about moments or a normalizer, which ``fit-stats --repair`` makes again."""
+    """It is about moments or a normalizer."""
+    irreplaceable: bool = False
+    """``fit-stats --repair`` cannot make it again, as it makes other statistics."""
 
     @property
     def is_of_facts(self) -> bool:
@@ -111,8 +113,17 @@ def damaged_statistics(cache: Cache, teachers: Sequence[str] | None = None) -> l
             except FileNotFoundError:
                 continue  # replaced in between
             except (ValueError, OSError) as error:
-                what = str(error) + _what_is_lost(cache, name, path)
-                findings.append(Finding(name, None, path, what, statistics=True))
+                lost = _what_is_lost(cache, name, path)
+                findings.append(
+                    Finding(
+                        name,
+                        None,
+                        path,
+                        str(error) + lost,
+                        statistics=True,
+                        irreplaceable=bool(lost),
+                    )
+                )
     return findings
 
 

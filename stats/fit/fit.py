@@ -27,6 +27,7 @@ from phistill.errors import (
     MissingMoments,
     StaleMoments,
     UsageError,
+    percent,
 )
 
 from ..coarse import coarse_channels
@@ -85,7 +86,11 @@ def fit_stats(
     arrays = [(name, kind) for name in chosen for kind in cache.teacher(name).kinds]
     cache.catalogue.look_again()
     cache.require_complete(chosen)
-    is_whole = not repair or not damaged_statistics(cache, chosen)
+    damaged = damaged_statistics(cache, chosen) if repair else []
+    for finding in damaged:
+        if finding.irreplaceable:
+            warnings.warn(str(finding), stacklevel=2)
+    is_whole = all(finding.irreplaceable for finding in damaged)
     done = {array: _current(cache, *array, options) for array in arrays} if is_whole else {}
     in_passing = any(shards_in_passing(cache.files, *array) for array in arrays)
     if done and all(done.values()) and not in_passing:
@@ -94,7 +99,8 @@ def fit_stats(
     with cache.writing():
         if repair:
             for finding in damaged_statistics(cache, chosen):
-                cache.files.delete(finding.path)
+                if not finding.irreplaceable:
+                    cache.files.delete(finding.path)
         done = {array: _current(cache, *array, options) for array in arrays}
         missing = [array for array in arrays if done[array] is None]
         for (name, kind), found in done.items():
@@ -103,8 +109,9 @@ def fit_stats(
         for teacher, kind in arrays:
             if kind in cache.teacher(teacher).codecs:
                 plan = plan_array(cache, teacher, kind, options)
-                if num_decoded := take_kept_sums(cache, plan):
-                    warnings.warn(_decoded_text(cache, plan, num_decoded), stacklevel=2)
+                num_decoded = take_kept_sums(cache, plan)
+                if text := _codes_text(cache, plan, num_decoded):
+                    warnings.warn(text, stacklevel=2)
         with sharing_readers(cache):
             fits = run_passes(
                 cache.files, plans, finish=finish, scheduler=scheduler, progress=progress
@@ -130,15 +137,31 @@ def _current(cache: Cache, teacher: str, kind: str, options: PassOptions) -> Des
     return facts.description if same else None
 
 
-def _decoded_text(cache: Cache, plan: ArrayPlan, num_decoded: int) -> str:
-    teacher, kind = plan.spec.teacher, plan.spec.kind
-    lost = cache.teacher(teacher).codecs[kind].lost_share
-    return (
+def _codes_text(cache: Cache, plan: ArrayPlan, num_decoded: int) -> str:
+    """What a pass over codes is of, where that is not all it was asked for."""
+    teacher, kind, options = plan.spec.teacher, plan.spec.kind, plan.spec.options
+    if not num_decoded:
+        return (
+            f"{teacher} {kind}: exact changes nothing. The sums of the features were taken in "
+            "float32 products, while they were coded."
+            if options.exact
+            else ""
+        )
+    lost = percent(cache.teacher(teacher).codecs[kind].lost_share)
+    told = (
         f"{teacher} {kind}: {num_decoded:,} of {plan.num_rows:,} rows are summed as they are "
-        f"decoded, without the {lost:.2%} of the variance that codes lose. The sums of their "
-        "features were taken when they were coded and are not there: images of their shards were "
-        f"taken down since, or files were lost. Restore {moments_folder(teacher, kind)}/ from a "
-        "copy where there is one; else features must be extracted again for exact statistics."
+        f"decoded, without the {lost} of the variance that codes lose. "
+    )
+    if options.max_images is not None or options.tokens_per_image is not None:
+        return told + (
+            "The sums that were taken of the features, while they were coded, are of all rows and "
+            "tokens: a pass without a sample is exact, and takes no longer."
+        )
+    return told + (
+        "The sums that were taken of the features, while they were coded, are of other rows or "
+        "not there. Where images were taken down or some rows were staged, that is so for good; "
+        f"lost files of {cache.location}/{moments_folder(teacher, kind)}/ may be restored from a "
+        "copy."
     )
 
 

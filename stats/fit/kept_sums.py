@@ -29,7 +29,7 @@ from phistill.cache import Cache, CommitRecord
 from phistill.cache.format.info import DTYPES
 from phistill.cache.format.split import decide_sides
 from phistill.compute.blas import one_blas_thread
-from phistill.errors import CorruptCache
+from phistill.errors import CorruptCache, counted
 
 from ..moments.moments import Accumulator
 from ..moments.pass_result import PassResult
@@ -40,8 +40,8 @@ from .partials import (
     rows_of_block,
     stored_partial,
 )
-from .pieces import ArrayPlan, Group, PassOptions, piece_key
-from .places import group_path, groups_kept, shard_path, shards_in_passing
+from .pieces import ArrayPlan, Group, PassOptions, piece_key, plan_array
+from .places import group_path, groups_kept, moments_folder, shard_path, shards_in_passing
 
 
 class KeptShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,13 +185,12 @@ def forget_sums_in_passing(cache: Cache, teacher: str, kind: str) -> None:
 
 def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
     """Make the partials of a coded array from the sums that were kept; the caller holds the cache.
-    Returns the rows that have none, and which are summed as they are decoded.
-
-    Nothing is done for samples of the rows or tokens.
+    Returns the rows that have none, and which are summed as they are decoded: all where they or
+    their tokens are a sample, of which no sums were kept.
     """
     spec, num_decoded = plan.spec, 0
     if spec.options.tokens_per_image is not None or spec.options.max_images is not None:
-        return 0
+        return plan.num_rows
     loose = shards_in_passing(cache.files, spec.teacher, spec.kind)
     of_no_row = set(loose)
     for group in plan.groups:
@@ -220,6 +219,35 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
             num_decoded += group.num_rows
     cache.files.delete_all([shard_path(spec.teacher, spec.kind, one) for one in sorted(of_no_row)])
     return num_decoded
+
+
+def lost_sums(cache: Cache) -> list[str]:
+    """A sentence for each array of codes of which some shard has no sums of its features.
+
+    Sums that are there, of other rows than there are now, are not lost; nor are damaged ones, which
+    ``verify`` finds.
+    """
+    texts = []
+    for teacher in cache.teachers:
+        for kind in cache.teacher(teacher).codecs:
+            plan = plan_array(cache, teacher, kind, PassOptions())
+            kept = groups_kept(cache.files, teacher, kind)
+            loose = shards_in_passing(cache.files, teacher, kind)
+            shards = [
+                shard
+                for group in plan.groups
+                if group.number not in kept
+                for shard, _ in _wanted(cache, plan, group)
+                if shard not in loose
+            ]
+            if shards:
+                texts.append(
+                    f"{teacher} {kind}: {moments_folder(teacher, kind)}/ has no sums of the "
+                    f"features of {counted(len(shards), 'shard')}, of which codes alone are "
+                    "stored. Statistics that are there stay as they are; new ones are of the "
+                    "decoded rows. Restore the folder from a copy, if there is one."
+                )
+    return texts
 
 
 def keep_sums_of(cache: Cache, plan: ArrayPlan, group: Group, result: PassResult) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from phistill.cache import Cache
@@ -96,7 +97,7 @@ def _of_floats(source: Cache, target: Cache, plan: ArrayPlan) -> int:
     before = plan_array(source, teacher, kind, plan.spec.options)
     theirs = {group.number: group for group in before.groups}
     images = [cache.facts([teacher]).images for cache in (source, target)]
-    all_rows = plan.spec.options == PassOptions()
+    all_rows = replace(plan.spec.options, exact=False) == PassOptions()
     num_files = 0
     for group in plan.groups:
         other = theirs.get(group.number, group)

@@ -102,7 +102,10 @@ def test_statistics_fitted_again_with_other_options_come_back_exactly(
     cache = coded(folder, tmp_path / "c", f"t={tiny}")
     fit_stats(cache)
     before = load_moments(cache, "t", "patches")
-    fit_stats(cache, max_images=10)  # of decoded rows, in the same files
+    with pytest.warns(UserWarning, match="are summed as they are decoded, .* a pass without a sam"):
+        fit_stats(cache, max_images=10)  # in the same files
+    with pytest.warns(UserWarning, match="t patches: exact changes nothing"):
+        fit_stats(cache, exact=True)
     fit_stats(cache)
     after = load_moments(cache, "t", "patches")
     assert before.scatter.tobytes() == after.scatter.tobytes()

@@ -16,10 +16,12 @@ from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.upkeep.merge import merge
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
+from phistill.errors import UsageError
 from phistill.pipeline import ExtractOptions, extract
+from phistill.report.verification import render
 from phistill.stats import fit_stats
 from phistill.stats.compacting import compact_cache
-from phistill.stats.fit.kept_sums import merge_kept_sums
+from phistill.stats.fit.kept_sums import lost_sums, merge_kept_sums
 from phistill.stats.fit.places import shards_in_passing
 from phistill.stats.fit.reuse import reuse_statistics
 from tests.pipeline.codes.test_coded_extraction import coded, floats, require_same_moments
@@ -109,6 +111,39 @@ def test_damaged_sums_are_named_with_what_is_lost(folder: Path, tiny: str, tmp_p
     path.write_bytes(path.read_bytes()[:-1])
     (finding,) = verify(cache).findings
     assert "sums of features that their codes alone are stored of. Restore it" in str(finding)
+    assert "fit-stats" not in render(verify(cache), cache)
+    with pytest.warns(UserWarning, match="Restore it from a copy"):
+        fit_stats(cache, repair=True)
+    assert verify(cache).findings == (finding,), "what cannot be made again stays named"
+
+
+def test_lost_sums_are_named(folder: Path, tiny: str, tmp_path: Path) -> None:
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    moments = cache.path / "teachers/t/moments/patches"
+    assert lost_sums(cache) == []
+    shutil.copytree(cache.path, tmp_path / "fresh")
+    (tmp_path / "fresh/teachers/t/moments/patches/shard-000003.safetensors").unlink()
+    assert "features of 1 shard, of which" in lost_sums(store.open(tmp_path / "fresh"))[0]
+    fit_stats(cache)
+    assert lost_sums(cache) == []
+    next(moments.glob("floats-*")).unlink()
+    (text,) = lost_sums(cache)
+    assert "teachers/t/moments/patches/ has no sums of the features of 11 shards" in text
+    plain = floats(folder, tmp_path / "f", f"t={tiny}")
+    assert lost_sums(plain) == []
+
+
+def test_sums_that_a_copy_would_lack_are_asked_for_before(
+    folder: Path, tiny: str, tmp_path: Path
+) -> None:
+    plain = floats(folder, tmp_path / "f", f"t={tiny}")
+    fit_stats(plain, max_images=10)
+    with pytest.raises(UsageError, match=r"are of a sample.* first phistill fit-stats .*f$"):
+        compact_cache(plain, tmp_path / "c", bits=2)
+    fit_stats(plain, exact=True)
+    small = compact_cache(plain, tmp_path / "c", bits=2).cache
+    assert lost_sums(small) == []
+    require_same_moments(small, plain)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside fit-stats"])
