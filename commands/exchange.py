@@ -208,6 +208,11 @@ def import_features(
 @split_option("all")
 @click.option("--pixels", is_flag=True, help="The student's pixels too.")
 @click.option(
+    "--unbiased",
+    is_flag=True,
+    help="Decode codes for training instead of as near as can be (docs/compact.md).",
+)
+@click.option(
     "--rows-per-tar", type=click.IntRange(min=1), default=1000, show_default=True, help="For tars."
 )
 def export_features(
@@ -217,12 +222,13 @@ def export_features(
     teachers: list[str] | None,
     split: Any,
     pixels: bool,
+    unbiased: bool,
     rows_per_tar: int,
 ) -> None:
     """Write a cache's features as npy arrays or tars.
 
-    The values are those of the cache, bit for bit, and ids.parquet says which image each row is.
-    import-features makes a cache of them again.
+    The values are those of the cache, bit for bit, and ids.parquet says which image each row is;
+    codes are decoded. import-features makes a cache of them again.
 
     \b
     phistill export-features my.cache feats/ --teachers dino --split train
@@ -240,6 +246,7 @@ def export_features(
             teachers=tuple(teachers or ()),
             split=split,
             pixels=pixels,
+            unbiased=unbiased,
             rows_per_tar=rows_per_tar,
             progress=lambda done, total: bar(done, total, "rows"),
         )

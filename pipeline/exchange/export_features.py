@@ -47,13 +47,16 @@ def export_features(
     teachers: Sequence[str] = (),
     split: Split = "all",
     pixels: bool = False,
+    unbiased: bool = False,
     rows_per_tar: int = ROWS_PER_TAR,
     progress: ExportProgress | None = None,
 ) -> ExportReport:
     """Write the rows that every chosen teacher has into a new folder, in the cache's order.
 
-    ``pixels`` adds the student's pixels. What a stopped call left in the folder is written again.
-    Raises IncompleteCache when there is no such row, UsageError for a folder with other things.
+    ``pixels`` adds the student's pixels. Codes are written as the float32 rows nearest to the
+    features, with ``unbiased`` as rows to learn from (RowCodec.decode). What a stopped call
+    left in the folder is written again. Raises IncompleteCache when there is no such row,
+    UsageError for a folder with other things and for ``unbiased`` where there are no codes.
     """
     if format not in FORMATS:
         raise UsageError(f"format={format!r} is not one of {', '.join(FORMATS)}.")
@@ -66,6 +69,11 @@ def export_features(
     if pixels:
         cache.shapes(names.PIXELS)  # UsageError when none are stored
         fields.append(PIXELS)
+    if unbiased and not any(cache.teacher(name).codecs for name in chosen):
+        raise UsageError(
+            f"unbiased is a way to decode codes, and {', '.join(chosen)} of {cache.location} "
+            "have none: their features are written as they are."
+        )
     rows = cache.rows(chosen, split)
     if not rows.size:
         raise IncompleteCache(
@@ -77,19 +85,22 @@ def export_features(
     if (folder / FACTS).exists() and not (folder / MARK).exists():
         raise UsageError(f"{folder} holds exported features already. Choose another folder.")
     table = _table(cache, chosen, rows)
-    selection = Selection(cache=cache, fields=fields, rows=rows, table=table, progress=progress)
+    selection = Selection(
+        cache=cache, fields=fields, rows=rows, table=table, unbiased=unbiased, progress=progress
+    )
     with filling(folder):
         if format == "npy":
             files = write_npy(selection, folder)
         else:
             files = write_tars(selection, folder, rows_per_tar)
-        facts = json.dumps(_facts(cache, chosen, len(rows)), indent=1, sort_keys=True)
+        facts = json.dumps(_facts(cache, chosen, len(rows), unbiased), indent=1, sort_keys=True)
         publish.publish_bytes(folder / FACTS, facts.encode())
     return ExportReport(folder, len(rows), (*files, FACTS))
 
 
-def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, Any]:
+def _facts(cache: Cache, teachers: Sequence[str], num_rows: int, unbiased: bool) -> dict[str, Any]:
     info = cache.info
+    decoded = "unbiased" if unbiased else "nearest"
     has_split = "split" in cache.index_columns()
     return {
         "format": 1,
@@ -100,7 +111,11 @@ def _facts(cache: Cache, teachers: Sequence[str], num_rows: int) -> dict[str, An
         "split": "given" if has_split else "hash",
         "views": list(info.views),
         "teachers": {
-            name: {"grid": list(teacher.grid), "identity": teacher.identity}
+            name: {
+                "grid": list(teacher.grid),
+                "identity": teacher.identity,
+                "decoded": dict.fromkeys(teacher.codecs, decoded),
+            }
             for name in teachers
             for teacher in [cache.teacher(name)]
         },

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from phistill.cache import Cache
+from phistill.cache import Cache, RowReader
 from phistill.cache.storage import publish
 from phistill.cache.storage.positional import fsync_folder
 
@@ -37,7 +37,12 @@ class Selection:
     fields: Sequence[Field]
     rows: NDArray[np.int64]
     table: pa.Table
+    unbiased: bool
+    """Codes are decoded for training; see Cache.reader."""
     progress: ExportProgress | None
+
+    def reader(self, field: Field) -> RowReader:
+        return self.cache.reader(*field, unbiased=self.unbiased)
 
     def report(self, num_done: int) -> None:
         """Tell how many rows are written, counted once per field."""
@@ -49,7 +54,7 @@ def write_npy(chosen: Selection, folder: Path) -> list[str]:
     """An array per field and the table; returns the names of the files."""
     files, num_done = [], 0
     for field in chosen.fields:
-        reader = chosen.cache.reader(*field)
+        reader = chosen.reader(field)
         shape = (len(chosen.rows), *reader.row_shape)
         name = f"{field_name(field)}.npy"
         with _published(folder / name) as file:
@@ -70,7 +75,7 @@ def write_npy(chosen: Selection, folder: Path) -> list[str]:
 def write_tars(chosen: Selection, folder: Path, rows_per_tar: int) -> list[str]:
     """Tars of ``rows_per_tar`` samples; members carry no time and no owner, so bytes repeat."""
     rows, lines = chosen.rows, chosen.table.to_pylist()
-    readers = {field: chosen.cache.reader(*field) for field in chosen.fields}
+    readers = {field: chosen.reader(field) for field in chosen.fields}
     files = []
     for number, first in enumerate(range(0, len(rows), rows_per_tar)):
         name = f"features-{number:06d}.tar"

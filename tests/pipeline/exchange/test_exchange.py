@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -138,3 +139,27 @@ def test_the_commands_export_and_import(make_cache: CacheFactory, tmp_path: Path
     assert run("fit-stats", again)[0] == 0
     code, text = run("import-features", out, "--cache", again, "--grid", "a=4")
     assert (code, "NAME=H,W" in text) == (2, True)
+
+
+@pytest.mark.parametrize(("unbiased", "said"), [(False, "nearest"), (True, "unbiased")])
+def test_codes_are_exported_decoded_as_asked_for(tmp_path: Path, unbiased: bool, said: str) -> None:
+    cache = Cache(Path(__file__).parents[2] / "data" / "cache-v1-coded")
+    for format in ("npy", "webdataset"):
+        report = export_features(cache, tmp_path / format, format=format, unbiased=unbiased)
+        facts = json.loads((report.path / "features.json").read_text())
+        assert facts["teachers"]["t"]["decoded"] == {"patches": said}
+    rows = pq.read_table(tmp_path / "npy" / "ids.parquet")["row"].to_numpy()
+    stored = np.load(tmp_path / "npy" / "t.patches.npy")
+    assert np.array_equal(stored, cache.reader("t", "patches", unbiased=unbiased).read(rows))
+    assert not np.array_equal(
+        stored, cache.reader("t", "patches", unbiased=not unbiased).read(rows)
+    )
+    with tarfile.open(tmp_path / "webdataset" / "features-000000.tar") as tar:
+        files = [tar.extractfile(name) for name in tar.getnames() if name.endswith(".patches.npy")]
+        first = np.load(io.BytesIO(files[0].read() if files[0] else b""))
+    assert np.array_equal(first, stored[0])
+
+
+def test_exact_features_are_not_decoded(make_cache: CacheFactory, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unbiased is a way to decode codes"):
+        export_features(make_cache(), tmp_path / "out", unbiased=True)
