@@ -378,7 +378,9 @@ class Contents:
         """A reader of one array as it is stored; its zarr.json must say what the settings say."""
         shapes = self.shapes(owner)
         if kind not in shapes:
-            raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
+            decoded = () if owner == names.PIXELS else self.teacher(owner).kinds
+            known = ", ".join(dict.fromkeys([*decoded, *shapes]))
+            raise UsageError(f"{owner} has no {kind}; it has {known}.")
         if not self.files.is_far:  # it is for zarr; where it costs a request, `verify` looks at it
             path = names.metadata(names.array(owner, kind))
             expected = self.array_document(owner, kind)

@@ -121,9 +121,12 @@ def _unchanged(source: Cache) -> Iterator[None]:
 def _require_floats(source: Cache, codecs: Codecs) -> None:
     for name, wanted in codecs.items():
         if coded := set(source.teacher(name).codecs) & set(wanted):
+            floats = [f"{other}=B" for other in codecs if not source.teacher(other).codecs]
+            rest = f" Of the others: --bits {','.join(floats)}" if floats else ""
             raise UsageError(
-                f"{source.location} holds {', '.join(sorted(coded))} of {name} as codes already; "
-                "what they lost does not come back. Compact the cache that they were made from."
+                f"{source.location} holds {', '.join(sorted(coded))} of {name} as codes already, "
+                "and what they lost does not come back: for fewer bits compact the cache that "
+                f"they were made from, if there is one.{rest}"
             )
 
 

@@ -130,7 +130,7 @@ def _refuse_differences(target: Cache, source: Cache) -> None:
         for key, (here, there) in _differences(target.teacher(name), source.teacher(name)).items():
             raise CacheMismatch(
                 f"teacher {name}: {key} is {there!r} in {source.location}, {here!r} in "
-                f"{target.location}; only caches of the same teachers can be merged."
+                f"{target.location}; only caches of the same teachers, stored alike, can be merged."
             )
 
 

@@ -141,6 +141,12 @@ def _worst_maps(
     return found
 
 
+def _coded(settings: Sequence[Setting]) -> list[str]:
+    """What students were compared with as decoded codes."""
+    rows = [row for one in settings for run in one.runs for row in run.evaluation]
+    return sorted({row.column for row in rows if row.of_codes})
+
+
 def render(
     cache: CacheFacts,
     settings: Sequence[Setting],
@@ -181,6 +187,7 @@ def render(
             ranking=setting_lines(settings, diverged),
             runs_text=runs_text(settings, diverged),
             errors=error_groups(settings),
+            coded=_coded(settings),
             worst=worst,
             cache=cache,
             bars=share_bars(cache),

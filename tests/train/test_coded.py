@@ -217,3 +217,9 @@ def test_an_evaluation_says_against_what_it_measured(
 
     assert "Measured against decoded codes: a/patches, b/patches." in text()
     assert "decoded codes" not in text("--against", str(learnable_cache.path))
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(
+        main, ["report", str(cache.path), str(tmp_path / "run"), "--out", str(page)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Of a/patches, b/patches the cache has codes" in page.read_text("utf-8")
