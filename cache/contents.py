@@ -165,12 +165,13 @@ class Contents:
 
         CorruptCache when its file is not the one that the teacher's group names.
         """
-        stored = self.teacher(teacher).codecs.get(kind)
+        info = self.teacher(teacher)
+        stored = info.codecs.get(kind)
         if stored is None:
             return None
         if stored.sha256 not in self._codecs:
             path = names.codec(teacher, kind)
-            self._codecs[stored.sha256] = read_codec(self.files, path, stored)
+            self._codecs[stored.sha256] = read_codec(self.files, path, stored, info.row_shape(kind))
         return self._codecs[stored.sha256]
 
     def codecs(self, teacher: str) -> dict[str, RowCodec]:
@@ -370,6 +371,8 @@ class Contents:
         Codes themselves are read from ``names.codes(kind)``. UsageError for what is not there.
         """
         if owner == names.PIXELS or (codec := self.codec(owner, kind)) is None:
+            if owner != names.PIXELS and kind not in self.shapes(owner):
+                self.teacher(owner).row_shape(kind)  # UsageError lists the kinds there are
             return self.array_reader(owner, kind)
         codes = self.array_reader(owner, names.codes(kind))
         return DecodedReader(codes, kind, codec, unbiased=unbiased)
@@ -378,9 +381,7 @@ class Contents:
         """A reader of one array as it is stored; its zarr.json must say what the settings say."""
         shapes = self.shapes(owner)
         if kind not in shapes:
-            decoded = () if owner == names.PIXELS else self.teacher(owner).kinds
-            known = ", ".join(dict.fromkeys([*decoded, *shapes]))
-            raise UsageError(f"{owner} has no {kind}; it has {known}.")
+            raise UsageError(f"{owner} has no {kind}; it has {', '.join(shapes)}.")
         if not self.files.is_far:  # it is for zarr; where it costs a request, `verify` looks at it
             path = names.metadata(names.array(owner, kind))
             expected = self.array_document(owner, kind)

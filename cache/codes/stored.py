@@ -39,8 +39,11 @@ def coded_teacher(teacher: TeacherInfo, codecs: Mapping[str, FittedCodec]) -> Te
     return replace(teacher, codecs={**teacher.codecs, **entries})
 
 
-def read_codec(files: Files, path: str, stored: StoredCodec) -> RowCodec:
-    """The codec of a teacher; CorruptCache when its file is missing or not the one it names."""
+def read_codec(
+    files: Files, path: str, stored: StoredCodec, row_shape: tuple[int, ...]
+) -> RowCodec:
+    """The codec of a teacher's rows of this shape; CorruptCache when its file is missing or not the
+    one it names."""
     try:
         data = files.read(path)
         codec = RowCodec.from_bytes(data)
@@ -50,6 +53,8 @@ def read_codec(files: Files, path: str, stored: StoredCodec) -> RowCodec:
         raise _lost(files, path, str(error)) from error
     if hashlib.sha256(data).hexdigest() != stored.sha256 or codec.num_bytes != stored.num_bytes:
         raise _lost(files, path, "It is another codec than the one that the codes were made with.")
+    if codec.row_shape != row_shape:
+        raise _lost(files, path, f"It codes rows of {codec.row_shape}, and these are {row_shape}.")
     return codec
 
 

@@ -194,10 +194,12 @@ def _metadata(cache: Cache) -> Iterator[Finding]:
                 yield Finding(owner, None, path, str(error))
         for kind, stored in cache.teacher(owner).codecs.items() if owner in cache.teachers else ():
             path = names.codec(owner, kind)
+            row_shape = cache.teacher(owner).row_shape(kind)
             try:
-                read_codec(cache.files, path, stored)
+                read_codec(cache.files, path, stored, row_shape)
             except (CorruptCache, OSError) as error:
-                yield Finding("", None, path, str(error))
+                what = str(error).removeprefix(f"{cache.files.where(path)}: ")
+                yield Finding("", None, path, what)
 
 
 def _records(cache: Cache, owner: str) -> tuple[list[CommitRecord], list[Finding]]:

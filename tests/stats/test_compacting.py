@@ -187,7 +187,9 @@ def test_what_cannot_be_is_refused_in_one_line(make_cache: CacheFactory, tmp_pat
     with pytest.raises(UsageError, match="no teacher 'c'"):
         compact_cache(cache, tmp_path / "out", bits={"c": 2})
     copy = compact_cache(cache, tmp_path / "out", bits={"a": 2}).cache
-    with pytest.raises(UsageError, match="patches of a as codes already.* Of the others: --bits b=B"):
+    with pytest.raises(
+        UsageError, match=r"patches of a as codes already.* Of the others: --bits b=B"
+    ):
         compact_cache(copy, tmp_path / "again", bits=1)
 
 

@@ -157,7 +157,9 @@ def test_a_codec_that_was_changed_or_lost_is_named(tmp_path: Path) -> None:
         with pytest.raises(CorruptCache, match=r"codecs/patches\.safetensors"):
             opened.reader("a", "patches")
         report = verify(opened)
-        assert [finding.path for finding in report.findings] == [names.codec("a", "patches")]
+        (finding,) = report.findings
+        assert finding.path == names.codec("a", "patches")
+        assert str(finding).count("patches.safetensors") == 1
         with pytest.raises(CorruptCache, match="Restore that file"):
             discard(opened, report)
 
