@@ -170,8 +170,8 @@ class Contents:
         if stored is None:
             return None
         if stored.sha256 not in self._codecs:
-            path = names.codec(teacher, kind)
-            self._codecs[stored.sha256] = read_codec(self.files, path, stored, info.row_shape(kind))
+            path, row_shape = names.codec(teacher, kind), info.row_shape(kind)
+            self._codecs[stored.sha256] = read_codec(self.files, path, stored, row_shape)
         return self._codecs[stored.sha256]
 
     def codecs(self, teacher: str) -> dict[str, RowCodec]:
