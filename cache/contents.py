@@ -371,8 +371,6 @@ class Contents:
         Codes themselves are read from ``names.codes(kind)``. UsageError for what is not there.
         """
         if owner == names.PIXELS or (codec := self.codec(owner, kind)) is None:
-            if owner != names.PIXELS and kind not in self.shapes(owner):
-                self.teacher(owner).row_shape(kind)  # UsageError lists the kinds there are
             return self.array_reader(owner, kind)
         codes = self.array_reader(owner, names.codes(kind))
         return DecodedReader(codes, kind, codec, unbiased=unbiased)
