@@ -109,7 +109,7 @@ def quantize(
     """
     vectors = open_vectors(embeddings, 2)
     if out.suffix != SUFFIX:
-        raise UsageError(f"{out}: codes are an npy file. Call it {out.with_suffix(SUFFIX)}.")
+        raise UsageError(f"{out}: codes are an npy file. Name it so: codes{SUFFIX}.")
     _refuse_over(embeddings, out, codec_path(out))
     if not np.issubdtype(vectors.dtype, np.floating):
         raise UsageError(f"{embeddings} holds {vectors.dtype}; vectors must be floating-point.")

@@ -146,6 +146,9 @@ def test_what_is_read_is_never_written_over(file: Path) -> None:
     for name, why in (("new.codec", "codes are an npy file"), ("folder.npy", "is not a file")):
         with pytest.raises(UsageError, match=why):
             quantize(file, file.with_name(name), num_bytes=24)
+    for out in (Path(), Path("/")):
+        with pytest.raises(UsageError, match="codes are an npy file"):
+            quantize(file, out, num_bytes=24)
     assert {path: path.read_bytes() for path in before} == before
 
 
