@@ -76,7 +76,8 @@ def verify(
     opened = store.open(cache)
     with progress("verify") as bar:
         report = check(opened, progress=bar.bytes)
-    click.echo(render(report, opened, notes=lost_sums(opened)))
+    notes = lost_sums(opened) if not report.damaged else ()  # records that are read are whole
+    click.echo(render(report, opened, notes))
     if report.findings:
         sys.exit(1)
     if live is None:

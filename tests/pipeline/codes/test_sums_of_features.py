@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import phistill.cache as store
@@ -16,6 +17,7 @@ from phistill.cache.storage.local_files import LocalFiles
 from phistill.cache.upkeep.merge import merge
 from phistill.cache.upkeep.stage import stage
 from phistill.cache.upkeep.verify import verify
+from phistill.cli import main
 from phistill.errors import UsageError
 from phistill.pipeline import ExtractOptions, extract
 from phistill.report.verification import render
@@ -129,6 +131,13 @@ def test_lost_sums_are_named(folder: Path, tiny: str, tmp_path: Path) -> None:
     next(moments.glob("floats-*")).unlink()
     (text,) = lost_sums(cache)
     assert "teachers/t/moments/patches/ has no sums of the features of 11 shards" in text
+    result = CliRunner().invoke(main, ["verify", str(cache.path)])
+    assert (result.exit_code, text in result.output) == (0, True)
+    pack = next(path for path in (cache.path / "packs").rglob("*") if "/t/" in str(path))
+    pack.write_bytes(pack.read_bytes()[:-9])
+    result = CliRunner().invoke(main, ["verify", str(cache.path)])
+    assert result.exit_code == 1
+    assert f"{pack.name}: " in result.output
     plain = floats(folder, tmp_path / "f", f"t={tiny}")
     assert lost_sums(plain) == []
 
