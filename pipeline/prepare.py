@@ -77,7 +77,8 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     """Make or change the cache as asked for. The caller holds everything; ``built`` are the
     teachers of ``first_runners``, used if the cache still does not exist.
 
-    All that may refuse the request comes before rows and teachers are added."""
+    What the cache has refuses a request before rows are added, and pilots refuse it before teachers
+    are."""
     stored = request.open()
     runners = dict(built) if built and stored is None else requested_runners(request, stored)
     if stored is not None:
@@ -85,8 +86,6 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
     cache = stored or _create(request, runners.values())
     cache.files.sweep()
     num_repaired = _repair(cache) if request.options.repair else 0
-    new = {name: runner for name, runner in runners.items() if name not in cache.teachers}
-    codecs = {name: _codec(cache, request, runner) for name, runner in new.items()}
     if request.options.add_views and (views := missing_views(cache, request.settings.views)):
         add_views(cache, views, request.records, request.source)
     num_new = 0 if stored is None else _append(cache, request)
@@ -97,6 +96,9 @@ def prepare(request: Request, built: Mapping[str, TeacherRunner] | None = None) 
         ):
             if file is not None:
                 log.info(f"{option} is for images that are added; those of the cache keep theirs.")
+    new = {name: runner for name, runner in runners.items() if name not in cache.teachers}
+    # Of all rows: where there were few, the pilot is of those that were added.
+    codecs = {name: _codec(cache, request, runner) for name, runner in new.items()}
     for name, runner in new.items():
         if (fitted := codecs[name]) is None:
             cache.add_teacher(runner.info)

@@ -39,7 +39,7 @@ FORMAT: Literal[1] = 1
 _CHUNK_VALUES = 2**19
 """Coefficients that are worked on at once: 4 MiB of float64 for each step."""
 
-_MOST_EXPONENT = 900
+_MOST_EXPONENT = 200
 """Of a unit, to either side: sums of units are finite."""
 
 _ARRAYS = ("mean_row", "axes", "down", "across", "order", "spread")
@@ -104,18 +104,24 @@ class RowCodec:
         for name in _ARRAYS:
             array, ndim = getattr(self, name), _NDIM.get(name, 2)
             dtype = np.int32 if name == "order" else np.float32
-            if array.dtype != dtype or array.ndim != ndim or not np.isfinite(array).all():
+            if (
+                array.dtype != dtype
+                or array.ndim != ndim
+                or array.size == 0
+                or not np.isfinite(array).all()
+            ):
                 raise UsageError(
                     f"{name} of this codec is {array.dtype} {array.shape}; wanted are finite "
-                    f"{np.dtype(dtype)} of {ndim} dimensions."
+                    f"{np.dtype(dtype)} of {ndim} dimensions, and some."
                 )
         t, c = self.mean_row.shape
         h, w = self.grid
         m = sum(band.size for band in self.bands)
         checks = {
             "unit_exponent": abs(self.unit_exponent) <= _MOST_EXPONENT,
-            "row_shape": self.row_shape == ((t, c) if len(self.row_shape) == 2 else (c,)),
+            "row_shape": self.row_shape == (t, c) or (t == 1 and self.row_shape == (c,)),
             "axes": self.axes.shape == (c, c),
+            "turns": all(np.abs(turn).max() <= 1 for turn in (self.axes, self.down, self.across)),
             "grid": h * w == t and self.down.shape == (h, h) and self.across.shape == (w, w),
             "bands": m > 0 and all(b.size > 0 and b.size % 8 == 0 for b in self.bands),
             "order": self.order.shape == (m,)
@@ -125,7 +131,7 @@ class RowCodec:
                 1 <= b.bits <= MAX_BITS
                 and self.codebooks[b.bits].shape == codebook(b.bits).shape
                 and self.codebooks[b.bits].dtype == np.int32
-                and np.abs(self.codebooks[b.bits]).max() < coding.LARGEST_POINT
+                and np.abs(self.codebooks[b.bits].astype(np.int64)).max() < coding.LARGEST_POINT
                 for b in self.bands
             ),
             "distortions": all(0 <= self.distortions.get(b.bits, -1) < 1 for b in self.bands),

@@ -144,7 +144,7 @@ def discard(cache: Cache, report: VerifyReport) -> int:
 
     Damaged facts go too: whoever commits the shard again brings the same ones, or is refused. The
     shards count as missing afterwards, so that ``extract`` makes them again. Returns how many.
-    Damaged statistics are deleted, and ``fit_stats`` makes them again.
+    Damaged statistics are deleted where ``fit_stats`` can make them again.
     Raises CorruptCache for damage that no extraction can undo (the index, the root).
     """
     hopeless = [finding for finding in report.damaged if not finding.owner]
@@ -160,7 +160,8 @@ def discard(cache: Cache, report: VerifyReport) -> int:
     cache.forget_facts(lost)
     for finding in report.damaged:
         if finding.statistics:
-            cache.files.delete(finding.path)
+            if not finding.irreplaceable:
+                cache.files.delete(finding.path)
         elif finding.shard is None:
             cache.restore_metadata(finding.owner)
     return len(shards)

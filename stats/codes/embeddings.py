@@ -76,17 +76,17 @@ def neighbour_recall(
     """Share of the queries whose nearest vector is among the k nearest of the decoded ones.
 
     ``nearest`` are numbers of vectors, by squared distance to the vectors themselves. Queries are
-    not coded.
+    not coded. Of vectors that are decoded alike any may come first, with equal chances.
     """
-    found = dict.fromkeys(ks, 0)
+    found = dict.fromkeys(ks, 0.0)
     squares = np.einsum("nc,nc->n", decoded, decoded)
     for start in range(0, len(queries), 256):
         part = slice(start, start + 256)
         distance = squares - 2 * (queries[part] @ decoded.T)
         own = np.take_along_axis(distance, nearest[part, None], axis=1)
-        rank = np.sum(distance < own, axis=1)
+        nearer, alike = (np.sum(which, axis=1) for which in (distance < own, distance == own))
         for k in ks:
-            found[k] += int(np.sum(rank < k))
+            found[k] += float(np.sum(np.clip((k - nearer) / alike, 0, 1)))
     return {k: count / len(queries) for k, count in found.items()}
 
 
@@ -100,8 +100,8 @@ def quantize(
 ) -> QuantizeReport:
     """Code the vectors of an npy file (n, c) in at most ``num_bytes`` each.
 
-    ``out``, X.npy, becomes an npy file (n, bytes) of uint8, and X.codec what decodes it: both of
-    them, or what was there before is left. ``codec`` is one that was made before, to be used for
+    ``out``, X.npy, becomes an npy file (n, bytes) of uint8, and X.codec what decodes it: codes never
+    lie beside another codec. ``codec`` is one that was made before, to be used for
     these vectors too; ``num_bytes``, if given, must then be its own. Raises UsageError for files
     that are something else, NaN or infinity, an ``out`` that would be written over what is read
     or is no file, and bytes that nothing can be coded in, DegenerateMoments for vectors that are
@@ -136,13 +136,20 @@ def quantize(
         )
     report = _measure(vectors, measured, rest[:CANDIDATES], fitted, num_fitted)
 
-    def publish_codec() -> None:
-        out.unlink(missing_ok=True)  # codes never lie beside a codec that is not theirs
-        publish_bytes(codec_path(out), fitted.to_bytes())
+    ready = out.with_name(f"{codec_path(out).name}.ready")
 
-    _write(
-        out, vectors, np.dtype(np.uint8), fitted.num_bytes, fitted.encode, progress, publish_codec
-    )
+    def place_codec() -> None:
+        out.unlink(missing_ok=True)  # codes never lie beside a codec that is not theirs
+        ready.replace(codec_path(out))
+
+    try:
+        publish_bytes(ready, fitted.to_bytes())
+        _write(
+            out, vectors, np.dtype(np.uint8), fitted.num_bytes, fitted.encode, progress, place_codec
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            ready.unlink()
     return report
 
 
@@ -210,12 +217,14 @@ def open_vectors(path: Path, ndim: int) -> Shaped[np.ndarray, "n c"]:
 
 def _require_finite(vectors: Shaped[np.ndarray, "n c"], path: Path) -> None:
     for start in range(0, len(vectors), BLOCK):
-        finite = np.isfinite(vectors[start : start + BLOCK]).all(axis=1)
+        with np.errstate(over="ignore"):
+            block = vectors[start : start + BLOCK].astype(np.float32)
+        finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             number = start + int(np.argmin(finite))
             raise UsageError(
-                f"{path}: vector {number:,}, counted from 0, holds NaN or infinity. Only finite "
-                "vectors can be coded."
+                f"{path}: vector {number:,}, counted from 0, holds NaN, infinity or more than "
+                "float32 can. Only finite vectors can be coded."
             )
 
 
@@ -277,7 +286,7 @@ def _write(
     before: Callable[[], None] | None = None,
 ) -> None:
     """An npy file (n, width) of changed blocks, whole or as it was; ``before`` is called when all
-    is written, and has yet to get its name.
+    is written and has yet to get its name.
 
     Raises PublishError where the file system refuses it.
     """

@@ -142,8 +142,8 @@ def _codes_text(cache: Cache, plan: ArrayPlan, num_decoded: int) -> str:
     teacher, kind, options = plan.spec.teacher, plan.spec.kind, plan.spec.options
     if not num_decoded:
         return (
-            f"{teacher} {kind}: exact changes nothing. The sums of the features were taken in "
-            "float32 products, while they were coded."
+            f"{teacher} {kind}: exact changes nothing. The sums of the features stay as they were "
+            "taken when they were coded."
             if options.exact
             else ""
         )

@@ -201,19 +201,27 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
         if whole and not ours:
             continue
         path = group_path(spec.teacher, spec.kind, group.number, of="floats")
-        result, known = _read(cache, path, spec.width)
+        sums, done = _read(cache, path, spec.width), []
+        if sums is None:  # left to be restored, and what would be added to it too
+            num_decoded += 0 if whole else group.num_rows
+            continue
+        result, known = sums
         with one_blas_thread():
             for shard in ours:
-                part, entries = _read(cache, shard_path(spec.teacher, spec.kind, shard), spec.width)
+                sums = _read(cache, shard_path(spec.teacher, spec.kind, shard), spec.width)
+                if sums is None:
+                    continue
+                part, entries = sums
+                done.append(shard)
                 if shard not in known and entries == {shard: wanted[shard]}:
                     if group.number == 0 and len(known).bit_count() == 1:
                         result = result.sketched()
                     result, known = result + part, known | entries
-        if ours and known:
+        if done and known:
             data = result.to_bytes(KeptFacts(shards=list(known.values())))
             cache.files.publish(path, [data])
-        cache.files.delete_all([shard_path(spec.teacher, spec.kind, shard) for shard in ours])
-        if known == wanted and not whole:
+        cache.files.delete_all([shard_path(spec.teacher, spec.kind, shard) for shard in done])
+        if known == wanted and (done or not whole):  # or it may be of decoded rows
             publish_partial(cache.files, spec, group, Partial(len(group.pieces), result), 0)
         elif known != wanted and not whole:
             num_decoded += group.num_rows
@@ -224,28 +232,26 @@ def take_kept_sums(cache: Cache, plan: ArrayPlan) -> int:
 def lost_sums(cache: Cache) -> list[str]:
     """A sentence for each array of codes of which some shard has no sums of its features.
 
-    Sums that are there, of other rows than there are now, are not lost; nor are damaged ones, which
+    Sums that are there, of other rows than there are now, count; so do damaged ones, which
     ``verify`` finds.
     """
     texts = []
     for teacher in cache.teachers:
         for kind in cache.teacher(teacher).codecs:
             plan = plan_array(cache, teacher, kind, PassOptions())
-            kept = groups_kept(cache.files, teacher, kind)
             loose = shards_in_passing(cache.files, teacher, kind)
-            shards = [
-                shard
-                for group in plan.groups
-                if group.number not in kept
-                for shard, _ in _wanted(cache, plan, group)
-                if shard not in loose
-            ]
-            if shards:
+            num_lost = 0
+            for group in plan.groups:
+                path = group_path(teacher, kind, group.number, of="floats")
+                if (kept := _read(cache, path, plan.spec.width)) is not None:
+                    known = loose | kept[1].keys()
+                    num_lost += sum(shard not in known for shard, _ in _wanted(cache, plan, group))
+            if num_lost:
                 texts.append(
                     f"{teacher} {kind}: {moments_folder(teacher, kind)}/ has no sums of the "
-                    f"features of {counted(len(shards), 'shard')}, of which codes alone are "
-                    "stored. Statistics that are there stay as they are; new ones are of the "
-                    "decoded rows. Restore the folder from a copy, if there is one."
+                    f"features of {counted(num_lost, 'shard')}, of which codes alone are stored. "
+                    "Statistics that are there stay as they are; new ones are of the decoded rows. "
+                    "A copy of some rows may have none; lost files may be restored from a copy."
                 )
     return texts
 
@@ -286,8 +292,10 @@ def _merge_file(
     move: Callable[[int], int],
 ) -> None:
     width = target.teacher(teacher).row_shape(kind)[-1]
-    theirs, known = _read(source, paths[0], width)
-    ours, there = _read(target, paths[1], width)
+    sums = [_read(cache, path, width) for cache, path in zip((source, target), paths, strict=True)]
+    if sums[0] is None or sums[1] is None:
+        return
+    (theirs, known), (ours, there) = sums[0], sums[1]
     moved = {move(shard): replace(kept, shard=move(shard)) for shard, kept in known.items()}
     if not moved or moved.keys() & there.keys():
         return
@@ -318,14 +326,16 @@ def _wanted(cache: Cache, plan: ArrayPlan, group: Group) -> Iterator[tuple[int, 
         yield shard, KeptShard(shard=shard, codec=codec, images=record.facts, rows=_hex(used))
 
 
-def _read(cache: Cache, path: str, width: int) -> tuple[PassResult, dict[int, KeptShard]]:
-    """Sums and what they are of; of nothing where there is no whole file."""
+def _read(cache: Cache, path: str, width: int) -> tuple[PassResult, dict[int, KeptShard]] | None:
+    """Sums and what they are of; of nothing where there is no file, None for a damaged one."""
     try:
         result, facts = PassResult.from_bytes(
             cache.files.read(path), cache.files.where(path), KeptFacts
         )
-    except (FileNotFoundError, CorruptCache):
+    except FileNotFoundError:
         return PassResult.zero(width), {}
+    except CorruptCache:
+        return None
     return result, {kept.shard: kept for kept in facts.shards}
 
 

@@ -269,6 +269,11 @@ def test_a_codebook_of_another_step_is_refused(rows: np.ndarray) -> None:
         ("mean_row", np.zeros(36, np.float32)),
         ("mean_row", np.full((36, 48), np.nan, np.float32)),
         ("axes", np.full((48, 48), np.inf, np.float32)),
+        ("unit_exponent", 600),
+        ("row_shape", (48,)),
+        ("bands", ()),
+        ("order", np.zeros(0, np.int32)),
+        ("turns", None),
         ("order", np.arange(8.0)),
         ("order", np.zeros(8, bool)),
         ("spread", np.ones(3)),
@@ -282,8 +287,9 @@ def test_a_codebook_of_another_step_is_refused(rows: np.ndarray) -> None:
 def test_arrays_and_facts_that_cannot_be_are_named(rows: np.ndarray, name: str, value: Any) -> None:
     codec = fitted(rows, (6, 6), 2)
     assert codec.mean_row.shape == (36, 48)
-    with pytest.raises(UsageError, match=f"{name} of this codec"):
-        replace(codec, **{name: value})
+    changed = {name: value} if name != "turns" else {"axes": codec.axes * 3}
+    with pytest.raises(UsageError, match=f"{name}.* of this codec"):
+        replace(codec, **changed)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

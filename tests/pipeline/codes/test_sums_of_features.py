@@ -119,13 +119,44 @@ def test_damaged_sums_are_named_with_what_is_lost(folder: Path, tiny: str, tmp_p
     assert verify(cache).findings == (finding,), "what cannot be made again stays named"
 
 
+@pytest.mark.parametrize("name", ["shard-*3.*", "floats-*"])
+def test_damaged_sums_stay_until_they_are_restored(
+    folder: Path, tiny: str, tmp_path: Path, name: str
+) -> None:
+    cache = coded(folder, tmp_path / "c", f"t={tiny}")
+    if name == "floats-*":
+        fit_stats(cache)
+    whole = store.open(shutil.copytree(cache.path, tmp_path / "whole"))
+    path = next((cache.path / "teachers/t/moments/patches").glob(name))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    codes = next((cache.path / "teachers/t/patches-codes/c").rglob("2/**/0"))
+    codes.write_bytes(codes.read_bytes()[:-1])
+    repaired = ExtractOptions(repair=True, num_workers=1)
+    cache = extract(folder, cache.path, options=repaired).cache
+    with pytest.warns(UserWarning) as caught:
+        fit_stats(cache, repair=True)
+    assert "Restore it from a copy" in str(caught[0].message)
+    assert [found.path for found in verify(cache).findings] == [str(path.relative_to(cache.path))]
+    path.write_bytes(data)
+    cache, whole = grown(cache, folder, 3, seed=4), grown(whole, folder, 3, seed=4)
+    fit_stats(cache)
+    fit_stats(whole)
+    require_same_moments(cache, whole)
+    assert lost_sums(cache) == []
+
+
 def test_lost_sums_are_named(folder: Path, tiny: str, tmp_path: Path) -> None:
     cache = coded(folder, tmp_path / "c", f"t={tiny}")
     moments = cache.path / "teachers/t/moments/patches"
     assert lost_sums(cache) == []
     shutil.copytree(cache.path, tmp_path / "fresh")
     (tmp_path / "fresh/teachers/t/moments/patches/shard-000003.safetensors").unlink()
-    assert "features of 1 shard, of which" in lost_sums(store.open(tmp_path / "fresh"))[0]
+    fresh = store.open(tmp_path / "fresh")
+    assert "features of 1 shard, of which" in lost_sums(fresh)[0]
+    with pytest.warns(UserWarning, match="are summed as they are decoded"):
+        fit_stats(fresh)
+    assert "features of 1 shard, of which" in lost_sums(fresh)[0]
     fit_stats(cache)
     assert lost_sums(cache) == []
     next(moments.glob("floats-*")).unlink()

@@ -57,6 +57,13 @@ def test_the_recall_it_reports_is_that_of_brute_force(file: Path) -> None:
     assert more == sorted(more)
 
 
+def test_vectors_that_are_decoded_alike_come_first_by_chance() -> None:
+    queries = np.zeros((40, 2))
+    decoded = np.ones((20, 2))
+    found = neighbour_recall(queries, decoded, np.arange(40) % 20, ks=(1, 10, 20))
+    assert found == pytest.approx({1: 0.05, 10: 0.5, 20: 1.0})
+
+
 def test_more_vectors_with_a_codec_that_was_made_before(file: Path) -> None:
     first = file.with_name("first.npy")
     quantize(file, first, num_bytes=16)
@@ -171,11 +178,12 @@ def test_codes_never_lie_beside_a_codec_that_is_not_theirs(
             quantize(other, out, num_bytes=24)
     assert (out.read_bytes(), codec.read_bytes()) == before
     with monkeypatch.context() as patched:
-        patched.setattr("phistill.stats.codes.embeddings.publish_bytes", full)
+        patched.setattr("pathlib.Path.replace", full)  # of the codec, when the codes are gone
         with pytest.raises(PublishError, match="No space left"):
             quantize(other, out, num_bytes=24)
     assert not out.exists()
     assert codec.read_bytes() == before[1]
+    assert not [path for path in file.parent.iterdir() if path.suffix in (".ready", ".partial")]
     quantize(other, out, num_bytes=24)
     dequantize(out, file.with_name("back.npy"))
     back = np.load(file.with_name("back.npy"))
