@@ -155,8 +155,8 @@ def fit_pilot(
     """Fit a codec on four fifths of ``num_rows`` pilot rows and measure it on the rest.
 
     ``read`` gives the rows of some positions, ``block`` at a time unless a budget wants those that
-    are measured at once. ``moments`` may be of
-    all rows. Errors as RowSpectrum.of, and UsageError for a budget that cannot be kept.
+    are measured at once. ``moments`` may be of all rows. Errors as RowSpectrum.of, and UsageError
+    for a budget that cannot be kept.
     """
     every = np.arange(num_rows)
     measured = every % MEASURED_SHARE == 0 if num_rows >= MIN_MEASURED else np.ones(num_rows, bool)

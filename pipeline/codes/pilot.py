@@ -123,8 +123,8 @@ def require_same_codes(cache: Cache, teacher: str, settings: CodeSettings) -> No
         )
     if settings.lost_share is not None and stored.lost_share > settings.lost_share + ROUNDING:
         raise CacheMismatch(
-            f"The codes of {teacher} of {cache.location} lose {percent(stored.lost_share)} of "
-            f"the variance, but this run allows {percent(settings.lost_share)}. Leave --lost out "
+            f"The codes of {teacher} of {cache.location} lose {stored.lost_share:.4%} of "
+            f"the variance, but this run allows {settings.lost_share:.4%}. Leave --lost out "
             "to go on with those, or extract into another cache."
         )
 

@@ -101,11 +101,11 @@ def quantize(
     """Code the vectors of an npy file (n, c) in at most ``num_bytes`` each.
 
     ``out``, X.npy, becomes an npy file (n, bytes) of uint8, X.codec what decodes it: codes never
-    lie beside another codec. ``codec`` is one that was made before, to be used for
-    these vectors too; ``num_bytes``, if given, must then be its own. Raises UsageError for files
-    that are something else, NaN or infinity, an ``out`` that would be written over what is read
-    or is no file, and bytes that nothing can be coded in, DegenerateMoments for vectors that are
-    all the same.
+    lie beside another codec. ``codec`` is one that was made before, to be used for these vectors
+    too; ``num_bytes``, if given, must then be its own. Raises UsageError for files that are
+    something else, NaN or infinity, an ``out`` that would be written over what is read or is no
+    file, and bytes that nothing can be coded in, DegenerateMoments for vectors that are all the
+    same.
     """
     vectors = open_vectors(embeddings, 2)
     if out.suffix != SUFFIX:
